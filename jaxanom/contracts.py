@@ -1,0 +1,71 @@
+"""The function tuples by which methods, transports, samplers and metrics plug in."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optax
+
+from jaxanom.types import Batch, Frozen, Metrics, Params, Predictions, PRNGKey
+
+LossFn = Callable[[Params, Frozen, Batch, PRNGKey], tuple[Any, Metrics]]
+"""(params, frozen, batch, key) -> (scalar float32 loss, scalar metrics)."""
+
+PredictFn = Callable[[Params, Frozen, Batch, PRNGKey], Predictions]
+EncodeFn = Callable[[Frozen, Batch], Batch]
+
+
+class Sampler(NamedTuple):
+    """A walk: `step(state, row) -> (state, info)` drops into `jax.lax.scan`."""
+
+    init: Callable[[Any], Any]
+    step: Callable[[Any, Any], tuple[Any, Any]]
+
+
+class Metric(NamedTuple):
+    """A streamed metric over padded, sharded batches.
+
+    Attributes:
+      init: () -> state.
+      update: (state, predictions, batch) -> state; ignores rows with `valid` False.
+      finalize: state -> dict of floats.
+    """
+
+    init: Callable[[], Any]
+    update: Callable[[Any, Predictions, Batch], Any]
+    finalize: Callable[[Any], dict[str, float]]
+
+
+class Phase(NamedTuple):
+    """One stage of training.
+
+    Attributes:
+      name: also its key in `config.phases`.
+      loss_fn: what is minimised; the mean is over the global batch.
+      trainable: path patterns (full-match regular expressions over "a/b/c" parameter
+        paths); the rest gets no gradient and no optimiser state.
+      transport: couples particles between gradient and optimiser.
+    """
+
+    name: str
+    loss_fn: LossFn
+    trainable: tuple[str, ...] = (".*",)
+    transport: optax.GradientTransformation = optax.identity()
+
+
+class Method(NamedTuple):
+    """A paper as functions.
+
+    Attributes:
+      init: key -> (params, frozen); frozen weights are arguments everywhere.
+      phases: in training order.
+      predict: anomaly maps and image scores, or None for a method that only generates.
+      encode: (frozen, batch) -> batch; run once over the data and cached, so that a
+        frozen tower is paid for once. None leaves batches as they are.
+      generate: (params, frozen, batch, key) -> dict of arrays; None for detectors.
+    """
+
+    init: Callable[[PRNGKey], tuple[Params, Frozen]]
+    phases: tuple[Phase, ...]
+    predict: PredictFn | None = None
+    encode: EncodeFn | None = None
+    generate: Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Any]] | None = None

@@ -1,0 +1,98 @@
+"""The run record: what was asked, with which versions, and what came out.
+
+A run directory holds `config.json` (as resolved), `record.json` (versions, machine,
+splits, results) and `metrics.jsonl` (one JSON object a line, in order of writing).
+"""
+
+import importlib.metadata
+import json
+import os
+import platform
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("jaxanom", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Returns installed versions of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def machine() -> dict[str, Any]:
+    """Returns processor, core count and accelerator kind of this process."""
+    import jax
+
+    devices = jax.devices()
+    return {
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "device_kind": devices[0].device_kind,
+        "num_devices": len(devices),
+    }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, sort_keys=True)
+            file.write("\n")
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      ValueError: the file is not JSON; names the file.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a JSON file: {error}") from error
+
+
+def update_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Merges top-level keys into a JSON object on disk."""
+    path = Path(path)
+    current = read_json(path) if path.exists() else {}
+    write_json(path, {**current, **values})
+
+
+def append_metrics(path: Path, row: Mapping[str, Any]) -> None:
+    """Appends one JSON line and hands it to the operating system at once."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(dict(row)) + "\n")
+        file.flush()
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Yields the rows of a metrics file; a last line cut short by a kill is dropped."""
+    path = Path(path)
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError as error:
+            if number == len(lines):
+                return
+            raise ValueError(f"{path}:{number} is not a JSON line: {error}") from error

@@ -1,0 +1,104 @@
+"""Trees of arrays by path: split, merge, flatten, measure."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from jaxanom.types import Array
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns {"a/b/c": leaf} for a nested dict."""
+    return traverse_util.flatten_dict(tree, sep="/")
+
+
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Inverse of `flatten`."""
+    return traverse_util.unflatten_dict(dict(flat), sep="/")
+
+
+def split(
+    tree: Mapping[str, Any], patterns: Sequence[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Splits a nested dict by parameter path.
+
+    Args:
+      tree: nested dict of leaves.
+      patterns: regular expressions, matched against the whole path "a/b/c".
+
+    Returns:
+      (selected, rest); `merge(selected, rest)` is the input again.
+
+    Raises:
+      ValueError: no path matches; the message shows paths that exist.
+    """
+    flat = flatten(tree)
+    compiled = [re.compile(pattern) for pattern in patterns]
+    chosen = {
+        path: leaf
+        for path, leaf in flat.items()
+        if any(pattern.fullmatch(path) for pattern in compiled)
+    }
+    if flat and not chosen:
+        shown = ", ".join(list(flat)[:5])
+        raise ValueError(
+            f"no parameter path matches {list(patterns)}; paths look like: {shown}"
+        )
+    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
+    return unflatten(chosen), unflatten(rest)
+
+
+def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
+    """Joins two nested dicts with disjoint leaves.
+
+    Raises:
+      ValueError: a path occurs in both.
+    """
+    flat_first, flat_second = flatten(first), flatten(second)
+    both = sorted(flat_first.keys() & flat_second.keys())
+    if both:
+        raise ValueError(f"parameter paths occur twice: {both[:5]}")
+    return unflatten({**flat_first, **flat_second})
+
+
+def ravel_particles(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
+    """Flattens leaves [P, ...] into one matrix [P, D], float32, and the way back."""
+    leaves, treedef = jax.tree.flatten(tree)
+    num_particles = leaves[0].shape[0]
+    shapes = [leaf.shape for leaf in leaves]
+    dtypes = [leaf.dtype for leaf in leaves]
+    widths = [leaf.size // num_particles for leaf in leaves]
+    matrix = jnp.concatenate(
+        [leaf.reshape(num_particles, -1).astype(jnp.float32) for leaf in leaves], axis=1
+    )
+
+    def unravel(flat: Array) -> Any:
+        ends = [sum(widths[: i + 1]) for i in range(len(widths))]
+        parts = jnp.split(flat, ends[:-1], axis=1)
+        return treedef.unflatten(
+            [
+                part.reshape(shape).astype(dtype)
+                for part, shape, dtype in zip(parts, shapes, dtypes, strict=True)
+            ]
+        )
+
+    return matrix, unravel
+
+
+def num_params(tree: Any) -> int:
+    """Returns the number of values in all leaves."""
+    return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
+
+
+def all_finite(tree: Any) -> Array:
+    """Returns a scalar bool: every value of every floating leaf is finite."""
+    finite = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)

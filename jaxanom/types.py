@@ -1,0 +1,41 @@
+"""Aliases and field names shared by every package.
+
+Batches are plain dicts of arrays, so that they place, pad and scan like any tree:
+
+| key           | shape              | meaning                                          |
+|---------------|--------------------|--------------------------------------------------|
+| `image`       | [B, H, W, 3]       | float32 in [0, 1]                                |
+| `mask`        | [B, H, W]          | float32, 1 = defect pixel                        |
+| `label`       | [B] int32          | 1 = the image holds a defect                     |
+| `category_id` | [B] int32          | index into `Dataset.categories`                  |
+| `defect_id`   | [B] int32          | index into `Dataset.defect_types`; 0 is "good"   |
+| `index`       | [B] int32          | row of the source the example came from          |
+| `valid`       | [B] bool           | False on padding rows                            |
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Array = jax.Array
+PRNGKey = jax.Array
+Params = Mapping[str, Any]
+Frozen = Mapping[str, Any]
+Batch = dict[str, Array]
+Metrics = dict[str, Array]
+
+NoiseFn = Callable[[Array, Array], Array]
+"""(latents [B, h, w, C], timesteps [B]) -> noise_pred [B, h, w, C]."""
+
+
+class Predictions(NamedTuple):
+    """What a detector says of a batch; higher is more anomalous.
+
+    Attributes:
+      anomaly_map: [B, H, W] float32.
+      image_score: [B] float32.
+    """
+
+    anomaly_map: Array
+    image_score: Array
