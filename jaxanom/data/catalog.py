@@ -1,0 +1,313 @@
+"""Every dataset by name -> records, and random access to their decoded images."""
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from jaxanom.data import folders, images
+from jaxanom.data.folders import GOOD, Record
+
+Example = dict[str, Any]
+Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
+
+DATASETS = ("folder", "foundry")
+CACHE_BYTES = 4 * 2**30
+
+
+class Source(Protocol):
+    """Random access to examples; `source[i]` depends on `i` alone."""
+
+    def __len__(self) -> int:
+        """Returns the number of examples."""
+
+    def __getitem__(self, row: int) -> Example:
+        """Returns the example of a row."""
+
+
+class Dataset(NamedTuple):
+    """Records of one dataset and how to decode them.
+
+    Attributes:
+      name: for the run record.
+      categories: `category_id` counts in this order.
+      defect_types: `defect_id` counts in this order; the first is always "good".
+      image_size: (height, width) of every decoded image.
+      records: all splits and categories; a record number is a position in here.
+      load: record -> (image uint8 [H, W, 3], mask uint8 {0, 1} [H, W]), read-only. A
+        defective record without a mask loads as zeros: see `has_masks`.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    defect_types: tuple[str, ...]
+    image_size: tuple[int, int]
+    records: tuple[Record, ...]
+    load: Load
+
+
+def open_dataset(
+    name: str,
+    directory: str | Path | None = None,
+    categories: Sequence[str] = (),
+    image_size: int | tuple[int, int] = 256,
+    seed: int = 0,
+    num_train: int = 64,
+    num_test_good: int = 16,
+    num_per_defect: int = 8,
+) -> Dataset:
+    """Opens a dataset; every file is checked before this returns.
+
+    Args:
+      name: "folder" reads `directory` in the MVTec layout, "foundry" renders.
+      directory: for "folder": one category, or a root of many.
+      categories: which to open, in this order; empty opens all.
+      image_size: side, or (height, width), that images are resized to.
+      seed: of the rendered images; folders do not use it.
+      num_train, num_test_good, num_per_defect: rendered images per category, and per
+        defect type of a category; folders do not use them.
+
+    Raises:
+      ValueError: what is wrong with the name, the folder or one of its files.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if name == "folder":
+        if not directory:
+            raise ValueError("dataset 'folder' needs config.data.directory")
+        records = folders.read_folder(directory, categories)
+        folders.check(records)
+        title = Path(directory).expanduser().absolute().name
+        return from_records(title, records, size)
+    if name == "foundry":
+        counts = (num_train, num_test_good, num_per_defect)
+        return _foundry(categories, size, seed, counts)
+    raise ValueError(folders.unknown("dataset", name, DATASETS))
+
+
+def from_records(
+    name: str,
+    records: Sequence[Record],
+    image_size: tuple[int, int],
+    categories: Sequence[str] | None = None,
+    defect_types: Sequence[str] | None = None,
+    load: Load | None = None,
+) -> Dataset:
+    """Makes a dataset of records.
+
+    Args:
+      name: for the run record.
+      records: see `folders.Record`.
+      image_size: (height, width).
+      categories: id order; by default that of first occurrence. Give another dataset's
+        to make ids agree with it.
+      defect_types: id order, "good" first; by default "good" and the sorted rest.
+      load: by default reads the records' files, resizes to `image_size` and keeps the
+        arrays in memory up to `CACHE_BYTES`.
+
+    Raises:
+      ValueError: no records, a bad size, or a record outside the given names.
+    """
+    if not records:
+        raise ValueError(f"dataset {name!r} has no records")
+    height, width = image_size
+    if min(height, width) < 1:
+        raise ValueError(f"image_size={tuple(image_size)}; wanted positive values")
+    present = {record.defect_type for record in records} - {GOOD}
+    categories = tuple(categories or dict.fromkeys(r.category for r in records))
+    defect_types = tuple(defect_types or (GOOD, *sorted(present)))
+    if defect_types[0] != GOOD:
+        raise ValueError(f"defect_types start with {defect_types[0]!r}, not {GOOD!r}")
+    for record in records:
+        if record.category not in categories:
+            raise ValueError(folders.unknown("category", record.category, categories))
+        if record.defect_type not in defect_types:
+            raise ValueError(
+                folders.unknown("defect type", record.defect_type, defect_types)
+            )
+    size = (int(height), int(width))
+    load = load or cached(functools.partial(load_files, size=size))
+    return Dataset(name, categories, defect_types, size, tuple(records), load)
+
+
+def load_files(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a record's files and resizes both to `size` = (height, width)."""
+    image = images.load_image(record.image)
+    if record.mask is None:
+        mask = np.zeros(image.shape[:2], np.uint8)
+    else:
+        mask = images.load_mask(folders.mask_files(record.mask))
+    if mask.shape != image.shape[:2]:
+        raise ValueError(
+            f"mask {record.mask} is {mask.shape[1]} x {mask.shape[0]}, its image "
+            f"{record.image} is {image.shape[1]} x {image.shape[0]}"
+        )
+    return images.resize_image(image, size), images.resize_mask(mask, size)
+
+
+def cached(load: Load, limit_bytes: int = CACHE_BYTES) -> Load:
+    """Keeps what `load` returns, as read-only arrays, until `limit_bytes` are held.
+
+    Nothing is thrown out again: under shuffled access a cache that replaces entries
+    finds no more than one that stays. Threads may load the same record twice; both
+    get equal arrays.
+    """
+    kept: dict[Record, tuple[np.ndarray, np.ndarray]] = {}
+    held_bytes = 0
+    lock = threading.Lock()
+
+    def load_cached(record: Record) -> tuple[np.ndarray, np.ndarray]:
+        nonlocal held_bytes
+        if record in kept:
+            return kept[record]
+        image, mask = load(record)
+        image.flags.writeable = mask.flags.writeable = False
+        with lock:
+            if held_bytes + image.nbytes + mask.nbytes <= limit_bytes:
+                if record not in kept:
+                    held_bytes += image.nbytes + mask.nbytes
+                kept[record] = (image, mask)
+        return image, mask
+
+    return load_cached
+
+
+class _RecordSource:
+    def __init__(self, dataset, indices, transform):
+        self._dataset = dataset
+        self._indices = indices
+        self._transform = transform
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, row: int) -> Example:
+        record = self._dataset.records[self._indices[row]]
+        image, mask = self._dataset.load(record)
+        example = {
+            "image": image,
+            "mask": mask,
+            "label": np.int32(record.defect_type != GOOD),
+            "category_id": np.int32(self._dataset.categories.index(record.category)),
+            "defect_id": np.int32(self._dataset.defect_types.index(record.defect_type)),
+            "index": np.int32(row),
+        }
+        return self._transform(example) if self._transform else example
+
+
+def source(
+    dataset: Dataset,
+    indices: Sequence[int] | None = None,
+    transform: Callable[[Example], Example] | None = None,
+) -> Source:
+    """Returns examples of a dataset by row, decoded when asked for.
+
+    Args:
+      dataset: where records and decoded arrays come from.
+      indices: record numbers in row order, for example from `select`; None is all.
+      transform: applied to each example; a pure function.
+
+    Returns:
+      A source of {image uint8 [H, W, 3], mask uint8 {0, 1} [H, W], label, category_id,
+      defect_id, index int32}; `index` is the row.
+
+    Raises:
+      ValueError: a record number out of range.
+    """
+    numbers = range(len(dataset.records)) if indices is None else map(int, indices)
+    numbers = tuple(numbers)
+    outside = [n for n in numbers if not 0 <= n < len(dataset.records)]
+    if outside:
+        raise ValueError(
+            f"record numbers {outside[:5]} are outside 0..{len(dataset.records) - 1}"
+        )
+    return _RecordSource(dataset, numbers, transform)
+
+
+def select(
+    dataset: Dataset,
+    split: str | None = None,
+    category: str | None = None,
+    defect_type: str | None = None,
+    anomalous: bool | None = None,
+) -> list[int]:
+    """Returns the numbers of records that agree with every given value, in order.
+
+    Raises:
+      ValueError: a split, category or defect type that the dataset does not know; an
+        empty result of known names is no error.
+    """
+    known = {
+        "split": (split, ("train", "test")),
+        "category": (category, dataset.categories),
+        "defect type": (defect_type, dataset.defect_types),
+    }
+    for what, (value, names) in known.items():
+        if value is not None and value not in names:
+            raise ValueError(folders.unknown(what, value, names))
+    return [
+        number
+        for number, record in enumerate(dataset.records)
+        if split in (None, record.split)
+        and category in (None, record.category)
+        and defect_type in (None, record.defect_type)
+        and anomalous in (None, record.defect_type != GOOD)
+    ]
+
+
+def has_masks(dataset: Dataset, indices: Sequence[int] | None = None) -> bool:
+    """Returns whether every defective record (of those given) has a mask.
+
+    Where this is False, pixel metrics have no ground truth.
+    """
+    numbers = range(len(dataset.records)) if indices is None else indices
+    records = [dataset.records[number] for number in numbers]
+    return all(r.mask is not None for r in records if r.defect_type != GOOD)
+
+
+def _foundry(
+    categories: Sequence[str],
+    size: tuple[int, int],
+    seed: int,
+    counts: tuple[int, int, int],
+) -> Dataset:
+    """Makes a dataset whose records are rendered when asked for.
+
+    No two images of a split share a render index, so a defective image is never the
+    twin of a normal one; and an image does not depend on the counts.
+    """
+    from jaxanom.data.foundry import names, render
+
+    num_train, num_test_good, num_per_defect = counts
+    plan: dict[Record, int] = {}
+    for category in dict.fromkeys(categories or names.CATEGORIES):
+        kinds = (GOOD, *names.defect_types(category))
+        plan.update(
+            (_rendered(category, "train", GOOD, k), k) for k in range(num_train)
+        )
+        for place, kind in enumerate(kinds):
+            for k in range(num_test_good if kind == GOOD else num_per_defect):
+                index = k * len(kinds) + place
+                plan[_rendered(category, "test", kind, index)] = index
+
+    def load(record: Record) -> tuple[np.ndarray, np.ndarray]:
+        sample = render.render(
+            record.category,
+            record.split,
+            plan[record],
+            seed,
+            max(size),
+            defect_type=record.defect_type,
+        )
+        image, mask = sample.image, sample.mask
+        return images.resize_image(image, size), images.resize_mask(mask, size)
+
+    return from_records("foundry", list(plan), size, load=cached(load))
+
+
+def _rendered(category: str, split: str, defect_type: str, index: int) -> Record:
+    name = f"{category}/{split}/{defect_type}/{index:05d}"
+    mask = None if defect_type == GOOD else f"foundry:{name}"
+    return Record(f"foundry:{name}", mask, category, defect_type, split, name)

@@ -1,0 +1,253 @@
+"""Folder trees in the MVTec AD layout -> records.
+
+    <category>/train/good/*                 normal images, the only training folder
+    <category>/test/good/*                  normal images (optional)
+    <category>/test/<defect>/*              defective images
+    <category>/ground_truth/<defect>/       masks (optional); non-zero = defect:
+        <stem>_mask.png or <stem>.png       one file, or
+        <stem>/*.png                        several files whose union is the mask
+
+Folders are read in place. Hidden files, files that are not images and folders outside
+`train`, `test` and `ground_truth` (for example `validation`) are left alone, and so is
+`ground_truth/good`. Order is natural by name ("2.png" before "10.png"), so it is the
+same on every machine.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxanom.data import images
+
+GOOD = "good"
+
+
+class Record(NamedTuple):
+    """One image of a dataset.
+
+    Attributes:
+      image: path of the image file (or the name a renderer gives it).
+      mask: path of a mask file, or of a folder of masks whose union counts; None where
+        there is no mask. Normal images have none.
+      category: product, for example "hazelnut".
+      defect_type: "good" for normal images.
+      split: "train" or "test".
+      name: "<category>/<split>/<defect_type>/<file>", unique in a dataset.
+    """
+
+    image: str
+    mask: str | None
+    category: str
+    defect_type: str
+    split: str
+    name: str
+
+
+def read_folder(
+    directory: str | Path,
+    categories: Sequence[str] | None = None,
+    require_train: bool = True,
+) -> list[Record]:
+    """Lists the images of one category folder or of a root that holds many.
+
+    Args:
+      directory: a folder with `train/good` inside, or a folder of such folders.
+      categories: which to read, in this order; None or empty reads all by name.
+      require_train: whether a category without normal training images is an error.
+
+    Returns:
+      Records: by category, then train before test, good before defects, then by name.
+
+    Raises:
+      ValueError: no such folder, unknown category, no `train/good`, an empty folder, or
+        masks for only a part of a defect's images; says what was found.
+    """
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "does not exist"
+        raise ValueError(f"{root} {what}; wanted a folder in the MVTec layout")
+    found = _category_folders(root)
+    records = []
+    for category in dict.fromkeys(categories or sorted(found, key=natural_key)):
+        if category not in found:
+            raise ValueError(unknown("category", category, found))
+        records += _read_category(found[category], category, require_train)
+    return records
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """Returns an error message with the nearest known name and the whole list."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"unknown {what} {name!r}{hint} known: {', '.join(known)}"
+
+
+def natural_key(name: str) -> tuple:
+    """Returns a sort key by which "2.png" comes before "10.png"."""
+    parts = re.split(r"(\d+)", name)
+    return [int(part) if part.isdecimal() else part for part in parts], name
+
+
+def check(records: Sequence[Record]) -> None:
+    """Verifies files before any long work: readable, whole, masks of the right size.
+
+    Only headers and the last bytes are read; a file is decoded only where its last
+    bytes do not show that it is whole.
+
+    Raises:
+      ValueError: names every bad file, up to five.
+    """
+    problems = []
+    for record in records:
+        try:
+            _check_record(record)
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        shown = "\n  ".join(problems[:5])
+        raise ValueError(
+            f"{len(problems)} of {len(records)} images are bad:\n  {shown}"
+        )
+
+
+def mask_files(path: str | Path) -> list[Path]:
+    """Returns the files of a mask: itself, or those in its folder.
+
+    Raises:
+      ValueError: the folder holds no image.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [path]
+    files = _images(path)
+    if not files:
+        raise ValueError(f"{path} holds no mask; {_describe(path)}")
+    return files
+
+
+def _category_folders(root: Path) -> dict[str, Path]:
+    if _looks_like_category(root):
+        return {Path(os.path.abspath(root)).name: root}
+    found = {
+        folder.name: folder for folder in _folders(root) if _looks_like_category(folder)
+    }
+    if not found:
+        raise ValueError(
+            f"no train/good in {root}, nor in any folder in it; {_describe(root)}; put "
+            "normal images into <category>/train/good"
+        )
+    return found
+
+
+def _looks_like_category(folder: Path) -> bool:
+    return (folder / "train").is_dir() or (folder / "test").is_dir()
+
+
+def _read_category(folder: Path, category: str, require_train: bool) -> list[Record]:
+    train, test = folder / "train", folder / "test"
+    if not (train / GOOD).is_dir() and (require_train or train.is_dir()):
+        where = train if train.is_dir() else folder
+        raise ValueError(f"{folder} has no train/good; {_describe(where)}")
+    extra = [sub.name for sub in _folders(train) if sub.name != GOOD]
+    if extra:
+        raise ValueError(
+            f"{train} holds {', '.join(extra)} beside good; put defective images into "
+            "test/<defect> and choose those to train on with fewshot.defect_split"
+        )
+    records = []
+    if (train / GOOD).is_dir():
+        records += _read_images(train / GOOD, None, category, "train")
+    defect_types = [sub.name for sub in _folders(test)]
+    for defect_type in sorted(defect_types, key=lambda name: name != GOOD):
+        masks = None if defect_type == GOOD else folder / "ground_truth" / defect_type
+        records += _read_images(test / defect_type, masks, category, "test")
+    return records
+
+
+def _read_images(
+    folder: Path, mask_folder: Path | None, category: str, split: str
+) -> list[Record]:
+    files = _images(folder)
+    if not files:
+        raise ValueError(
+            f"{folder} holds no images; {_describe(folder)}; "
+            f"known image files: {' '.join(images.SUFFIXES)}"
+        )
+    masks = _masks(mask_folder, files) if mask_folder else {}
+    return [
+        Record(
+            image=str(file),
+            mask=masks.get(file),
+            category=category,
+            defect_type=folder.name,
+            split=split,
+            name=f"{category}/{split}/{folder.name}/{file.name}",
+        )
+        for file in files
+    ]
+
+
+def _masks(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
+    """Returns the mask of each image: none of them, or all."""
+    known = {file.stem: file for file in _images(folder)}
+    known.update({sub.name: sub for sub in _folders(folder)})
+    if not known:
+        return {}
+    found: dict[Path, str] = {}
+    taken: dict[Path, Path] = {}
+    for image in files:
+        mask = known.get(f"{image.stem}_mask", known.get(image.stem))
+        if mask is None:
+            continue
+        if mask in taken:
+            raise ValueError(f"{taken[mask]} and {image} share the mask {mask}")
+        found[image], taken[mask] = str(mask), image
+    missing = [image.name for image in files if image not in found]
+    if missing:
+        raise ValueError(
+            f"{len(missing)} of {len(files)} images have no mask in {folder}: "
+            f"{', '.join(missing[:5])}; wanted <stem>_mask.png or <stem>.png for each "
+            "(or no mask folder at all)"
+        )
+    return found
+
+
+def _visible(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    return sorted(entries, key=lambda entry: natural_key(entry.name))
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in _visible(folder) if entry.is_dir()]
+
+
+def _images(folder: Path) -> list[Path]:
+    return [
+        entry
+        for entry in _visible(folder)
+        if entry.suffix.lower() in images.SUFFIXES and not entry.is_dir()
+    ]
+
+
+def _describe(folder: Path) -> str:
+    entries = _visible(folder)
+    names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return f"{folder} holds {', '.join(names[:6]) + more if names else 'nothing'}"
+
+
+def _check_record(record: Record) -> None:
+    size = images.header_size(record.image)
+    for file in mask_files(record.mask) if record.mask else []:
+        mask_size = images.header_size(file)
+        if mask_size != size:
+            raise ValueError(
+                f"mask {file} is {mask_size[0]} x {mask_size[1]}, its image "
+                f"{record.image} is {size[0]} x {size[1]}; they must be equal"
+            )

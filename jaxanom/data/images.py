@@ -1,0 +1,155 @@
+"""Image and mask files -> uint8 arrays of one size, whatever the file's form."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.ndimage
+from PIL import Image, ImageOps
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+
+# What Pillow's decoders raise on damaged files, depending on format and damage.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+_END_MARKERS = {"PNG": b"IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+_EXIF_ORIENTATION = 0x0112
+
+# Sums of box weights are exact to about 1e-7 per source pixel in float32.
+_COVERAGE_TOLERANCE = 1e-5
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Decodes an image file to uint8 [H, W, 3] in sRGB order.
+
+    The EXIF orientation is applied. Grey values are repeated over three channels,
+    palettes resolved and transparency laid over white. 16-bit values use the full range
+    (65535 -> 255); float files must lie in [0, 1]. Of several pages the first is read.
+
+    Raises:
+      ValueError: the file cannot be decoded; names it.
+    """
+    image = _open(path)
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return np.repeat(_wide_values(np.asarray(image), path)[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def load_mask(files: Sequence[str | Path]) -> np.ndarray:
+    """Decodes the union of mask files to uint8 {0, 1} [H, W].
+
+    Any non-zero value of any colour channel is a defect; transparency does not count.
+
+    Raises:
+      ValueError: a file cannot be decoded, or the files differ in size.
+    """
+    masks = [_binary(_open(file)) for file in files]
+    for file, mask in zip(files, masks, strict=True):
+        if mask.shape != masks[0].shape:
+            raise ValueError(
+                f"{file} is {_size(mask.shape)}, {files[0]} is "
+                f"{_size(masks[0].shape)}; masks of one image must have one size"
+            )
+    return np.any(masks, axis=0).astype(np.uint8)
+
+
+def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] to `size` = (height, width), bicubic with antialiasing.
+
+    The aspect ratio is not kept: the whole image is squeezed into `size`.
+    """
+    if image.shape[:2] == tuple(size):
+        return image
+    resized = Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC)
+    return np.array(resized)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 {0, 1} [H, W] to `size` = (height, width) without losing a defect.
+
+    An output pixel is a defect where at least half of its area is. A connected region
+    that would leave no pixel by this rule is kept whole: there, any covered area
+    counts. So large defects keep their area and a one-pixel defect survives.
+    """
+    if mask.shape == tuple(size):
+        return mask
+    plane = Image.fromarray(mask.astype(np.float32))
+    coverage = np.asarray(plane.resize(size[::-1], Image.Resampling.BOX))
+    kept = coverage >= 0.5 - _COVERAGE_TOLERANCE
+    regions, num_regions = scipy.ndimage.label(coverage > 0, np.ones((3, 3)))
+    alive = np.zeros(num_regions + 1, bool)
+    alive[regions[kept]] = True
+    return (kept | ((regions > 0) & ~alive[regions])).astype(np.uint8)
+
+
+def header_size(path: str | Path) -> tuple[int, int]:
+    """Returns (width, height), upright; cheap for a whole PNG or JPEG file.
+
+    A file is decoded only where its last bytes do not show that it is whole.
+
+    Raises:
+      ValueError: the file is no image or is cut off; names it.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = _orientation(image) in (5, 6, 7, 8)
+            if not _ends_whole(path, _END_MARKERS.get(image.format)):
+                image.load()
+    except _DAMAGE as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
+    return (height, width) if turned else (width, height)
+
+
+def _ends_whole(path: Path, marker: bytes | None) -> bool:
+    if marker is None:
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - 64))
+        return marker in file.read()
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "PNG" and "exif" not in image.info:
+        return 1  # Pillow would decode the whole file to look for a late EXIF block.
+    return image.getexif().get(_EXIF_ORIENTATION, 1)
+
+
+def _open(path: str | Path) -> Image.Image:
+    """Opens and decodes; upright by its EXIF orientation."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return ImageOps.exif_transpose(image)
+    except _DAMAGE as error:
+        raise ValueError(f"cannot read image {path}: {error}") from error
+
+
+def _wide_values(values: np.ndarray, path: str | Path) -> np.ndarray:
+    """Maps 16-bit or float grey values [H, W] to uint8."""
+    top = 1.0 if np.issubdtype(values.dtype, np.floating) else 65535.0
+    if not (np.all(values >= 0) and np.all(values <= top)):
+        raise ValueError(
+            f"{path} has values {values.min()} to {values.max()}; wanted 0 to {top:g} "
+            f"for {values.dtype}"
+        )
+    return np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
+
+
+def _binary(mask: Image.Image) -> np.ndarray:
+    """Returns bool [H, W]: any channel but transparency is non-zero."""
+    if mask.mode == "P" or mask.mode == "PA":
+        # The colours count, not the indices: entry 0 may be any colour.
+        mask = mask.convert("RGB")
+    values = np.asarray(mask)
+    if values.ndim == 3 and mask.mode in ("LA", "RGBA"):
+        values = values[..., :-1]
+    return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]}"
