@@ -1,0 +1,262 @@
+"""Generated sets on disk: written whole or not at all, read like any dataset.
+
+<category>/train/good/*              copies of normal images, if given
+<category>/test/<defect>/k.png       generated images and
+<category>/ground_truth/<defect>/k_mask.png   their final masks: the MVTec layout
+<category>/<defect>/image/k.png      the same pairs once more in the
+<category>/<defect>/mask/k.png       layout of released generators
+<category>/<defect>/requested_mask/k.png      where the defect was asked for
+manifest.jsonl                       one line per row, in order of writing
+"""
+
+import itertools
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from jaxanom.data import folders
+from jaxanom.data.folders import GOOD, Record
+
+MANIFEST = "manifest.jsonl"
+
+
+class GeneratedRow(NamedTuple):
+    """One generated image.
+
+    Attributes:
+      category, defect_type: what was asked for.
+      image: uint8 [H, W, 3].
+      mask: uint8 [H, W], non-zero = defect; the final (refined) mask.
+      requested_mask: uint8 [H, W], where the defect was asked for.
+      source_name: record name of the normal image it was made of.
+      prompt: text that it was made with.
+      seed: of its noise.
+    """
+
+    category: str
+    defect_type: str
+    image: np.ndarray
+    mask: np.ndarray
+    requested_mask: np.ndarray
+    source_name: str
+    prompt: str
+    seed: int
+
+
+class Written(NamedTuple):
+    """What `write` did.
+
+    Attributes:
+      directory: of the set.
+      num_images: pairs written.
+      num_left_out: rows whose final mask was empty: nothing there to learn from. The
+        manifest lists them with `image` null.
+    """
+
+    directory: Path
+    num_images: int
+    num_left_out: int
+
+
+def write(
+    directory: str | Path,
+    rows: Iterable[GeneratedRow],
+    normals: Mapping[str, Sequence[str | Path | np.ndarray]] | None = None,
+    overwrite: bool = False,
+) -> Written:
+    """Writes a generated set; an interrupted call leaves nothing behind.
+
+    The set is built in a hidden folder beside `directory` and renamed when complete, so
+    that whoever looks at `directory` sees the old set, the new set, or nothing.
+
+    Args:
+      directory: absent, empty, or (with `overwrite`) an earlier generated set.
+      rows: consumed one at a time; may be a generator.
+      normals: category -> normal images, as files to copy or arrays uint8 [H, W, 3].
+        A category with normal images can be opened as a dataset of its own.
+      overwrite: replaces an earlier generated set, but no other folder.
+
+    Raises:
+      ValueError: the directory is in use, a row has a bad name, shape or type, or no
+        row has a non-empty mask.
+    """
+    target = Path(directory).expanduser().absolute()
+    _check_target(target, overwrite)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    tag = uuid.uuid4().hex[:8]
+    building = target.parent / f".{target.name}.{tag}.partial"
+    building.mkdir()
+    try:
+        entries = _write_rows(building, rows)
+        _write_normals(building, normals or {})
+        _replace(target, building, target.parent / f".{target.name}.{tag}.old")
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    num_images = sum(entry["image"] is not None for entry in entries)
+    return Written(target, num_images, len(entries) - num_images)
+
+
+def read(directory: str | Path) -> list[Record]:
+    """Reads a generated set as records, split "test" for the generated images.
+
+    Pass them to `catalog.from_records`, with the real dataset's names where ids have to
+    agree. Sets without normal images are read as well.
+
+    Raises:
+      ValueError: no generated set, or one of its files is bad.
+    """
+    read_manifest(directory)
+    records = folders.read_folder(directory, require_train=False)
+    folders.check(records)
+    return records
+
+
+def read_manifest(directory: str | Path) -> list[dict[str, Any]]:
+    """Returns the rows of a set's manifest; paths are relative to `directory`.
+
+    Raises:
+      ValueError: there is no manifest, so this is not a generated set.
+    """
+    path = Path(directory).expanduser() / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{directory} is not a generated set: it has no {MANIFEST}")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def _check_target(target: Path, overwrite: bool) -> None:
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file; give a new directory")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{target} is not empty; give another directory, or overwrite=True to "
+            "replace the generated set in it"
+        )
+    if not (target / MANIFEST).is_file():
+        raise ValueError(
+            f"{target} is not a generated set (no {MANIFEST}); it is not overwritten"
+        )
+
+
+def _replace(target: Path, building: Path, old: Path) -> None:
+    """Renames `building` to `target`; what was there comes back if that fails."""
+    if not target.is_dir():
+        os.rename(building, target)
+        return
+    os.rename(target, old)
+    try:
+        os.rename(building, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _write_rows(root: Path, rows: Iterable[GeneratedRow]) -> list[dict[str, Any]]:
+    counters: dict[tuple[str, str], itertools.count] = {}
+    entries = []
+    with (root / MANIFEST).open("w", encoding="utf-8") as manifest:
+        for number, row in enumerate(rows):
+            _check_row(row, number)
+            counter = counters.setdefault(
+                (row.category, row.defect_type), itertools.count()
+            )
+            files = _write_images(root, row, counter) if row.mask.any() else {}
+            entries.append(_entry(row, files))
+            manifest.write(json.dumps(entries[-1]) + "\n")
+    if not any(entry["image"] for entry in entries):
+        raise ValueError(
+            f"none of {len(entries)} rows has a non-empty mask; there is no set to write"
+        )
+    return entries
+
+
+def _entry(row: GeneratedRow, files: Mapping[str, str]) -> dict[str, Any]:
+    """Returns a row of the manifest."""
+    return {
+        "category": row.category,
+        "defect_type": row.defect_type,
+        "source_name": row.source_name,
+        "prompt": row.prompt,
+        "seed": int(row.seed),
+        "mask_area": int(np.count_nonzero(row.mask)),
+        "requested_mask_area": int(np.count_nonzero(row.requested_mask)),
+        "image": files.get("image"),
+        "mask": files.get("mask"),
+        "requested_mask": files.get("requested_mask"),
+    }
+
+
+def _write_images(
+    root: Path, row: GeneratedRow, counter: itertools.count
+) -> dict[str, str]:
+    stem = f"{next(counter):03d}"
+    category, kind = row.category, row.defect_type
+    mask = np.where(row.mask != 0, 255, 0).astype(np.uint8)
+    requested = np.where(row.requested_mask != 0, 255, 0).astype(np.uint8)
+    files = {
+        "image": f"{category}/test/{kind}/{stem}.png",
+        "mask": f"{category}/ground_truth/{kind}/{stem}_mask.png",
+        "requested_mask": f"{category}/{kind}/requested_mask/{stem}.png",
+    }
+    _save(root / files["image"], row.image)
+    _save(root / files["mask"], mask)
+    _save(root / files["requested_mask"], requested)
+    _save(root / category / kind / "image" / f"{stem}.png", row.image)
+    _save(root / category / kind / "mask" / f"{stem}.png", mask)
+    return files
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+
+
+def _write_normals(
+    root: Path, normals: Mapping[str, Sequence[str | Path | np.ndarray]]
+) -> None:
+    for category, normal_images in normals.items():
+        _check_name("category", category)
+        folder = root / category / "train" / GOOD
+        for number, normal in enumerate(normal_images):
+            if isinstance(normal, np.ndarray):
+                _save(folder / f"{number:03d}.png", normal)
+            else:
+                folder.mkdir(parents=True, exist_ok=True)
+                suffix = Path(normal).suffix.lower()
+                shutil.copyfile(normal, folder / f"{number:03d}{suffix}")
+
+
+def _check_row(row: GeneratedRow, number: int) -> None:
+    _check_name("category", row.category)
+    _check_name("defect_type", row.defect_type)
+    if row.defect_type in (GOOD, "train", "test", "ground_truth"):
+        raise ValueError(f"row {number}: defect_type {row.defect_type!r} is taken")
+    size = row.image.shape[:2]
+    if row.image.dtype != np.uint8 or row.image.shape != (*size, 3):
+        raise ValueError(
+            f"row {number}: image is {row.image.dtype} {row.image.shape}; "
+            "wanted uint8 [H, W, 3]"
+        )
+    for name in ("mask", "requested_mask"):
+        value = getattr(row, name)
+        if value.dtype not in (np.uint8, np.bool_) or value.shape != size:
+            raise ValueError(
+                f"row {number}: {name} is {value.dtype} {value.shape}; "
+                f"wanted uint8 {size} like its image"
+            )
+
+
+def _check_name(what: str, name: str) -> None:
+    if not name or name.startswith(".") or "/" in name or "\\" in name:
+        raise ValueError(f"{what} {name!r} cannot be a folder name")
