@@ -1,0 +1,66 @@
+"""Devices -> mesh. One device is a mesh of one; nobody writes a second code path."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh
+
+AXES = ("data", "fsdp", "model", "particle")
+"""`data` and `fsdp` split the batch; `fsdp` also splits weights and optimiser state;
+`model` splits matrix products; `particle` splits the leading axis of particles."""
+
+BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    model: int = 1,
+    particle: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Lays all devices out on the four named axes.
+
+    Args:
+      data, fsdp, model, particle: devices along each axis; one of them may be -1,
+        which takes the devices that the others leave.
+      devices: the devices to use; all of them when None.
+
+    Returns:
+      A mesh with axes `AXES`, partitioned by the compiler (axis type Auto).
+
+    Raises:
+      ValueError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    shape = _resolve((data, fsdp, model, particle), len(devices))
+    auto = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+
+
+def num_batch_shards(mesh: Mesh) -> int:
+    """Returns into how many parts the rows of a batch are split."""
+    return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def _resolve(sizes: tuple[int, ...], num_devices: int) -> tuple[int, ...]:
+    """Replaces a -1 by what is left over and checks the product."""
+    asked = ", ".join(
+        f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True)
+    )
+    if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+        raise ValueError(
+            f"{asked}: every mesh axis is a positive count, and at most one is -1 "
+            "(= the devices that are left)"
+        )
+    given = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and num_devices % given == 0:
+        return tuple(num_devices // given if size == -1 else size for size in sizes)
+    if given != num_devices or -1 in sizes:
+        raise ValueError(
+            f"{asked} does not fit {num_devices} devices: the product must be "
+            f"{num_devices} (or divide it, with one axis -1); change config.mesh"
+        )
+    return sizes

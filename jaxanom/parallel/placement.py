@@ -1,0 +1,93 @@
+"""Host batch -> global array; tree -> sharded tree; gather to host."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from jaxanom.parallel import mesh as meshes
+from jaxanom.parallel import rules
+from jaxanom.types import Batch
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
+    """Checks that rows split evenly over devices (and over microbatches).
+
+    Args:
+      batch_size: rows of the global batch.
+      mesh: from `make_mesh`.
+      accumulate: microbatches per optimiser step.
+
+    Raises:
+      ValueError: they do not.
+    """
+    shards = meshes.num_batch_shards(mesh)
+    if batch_size % shards:
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of mesh axes data*fsdp="
+            f"{shards}; set config.data.batch_size"
+        )
+    if batch_size % (shards * accumulate):
+        raise ValueError(
+            f"batch_size={batch_size} is not a multiple of mesh axes data*fsdp="
+            f"{shards} times accumulate={accumulate}; set config.data.batch_size or "
+            "config.phases.<name>.accumulate"
+        )
+
+
+def place_batch(batch: Mapping[str, Any], mesh: Mesh, accumulate: int = 1) -> Batch:
+    """Spreads the rows of a host batch over the mesh.
+
+    Args:
+      batch: numpy arrays [b, ...]; with several processes, this process's rows.
+      mesh: from `make_mesh`.
+      accumulate: microbatches per optimiser step, for the check of the batch size.
+
+    Returns:
+      Global arrays [b * num_processes, ...], rows split over `data` and `fsdp`.
+
+    Raises:
+      ValueError: rows differ between entries, an entry is not numeric, or the rows do
+        not split evenly.
+    """
+    num_rows = {key: np.shape(value)[:1] for key, value in batch.items()}
+    if len(set(num_rows.values())) != 1 or () in num_rows.values():
+        raise ValueError(f"entries of a batch need equally many rows, got {num_rows}")
+    (local,) = next(iter(num_rows.values()))
+    check_batch_size(local * jax.process_count(), mesh, accumulate)
+    sharding = rules.rows(mesh)
+    return {key: _place_rows(key, value, sharding) for key, value in batch.items()}
+
+
+def place(tree: Any, shardings: Any) -> Any:
+    """Copies a tree (equal on every process) to where `shardings` says.
+
+    The result never shares memory with `tree`, so that it may be donated.
+    """
+    return jax.device_put(tree, shardings, may_alias=False)
+
+
+def to_host(tree: Any) -> Any:
+    """Returns the tree as numpy arrays, whole on every process."""
+
+    def fetch(leaf):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return np.asarray(multihost_utils.process_allgather(leaf, tiled=True))
+        return np.asarray(leaf)
+
+    return jax.tree.map(fetch, tree)
+
+
+def _place_rows(key: str, value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    if isinstance(value, jax.Array):
+        return jax.device_put(value, sharding)
+    value = np.asarray(value)
+    if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
+        raise ValueError(
+            f"batch[{key!r}] has dtype {value.dtype}; only numbers go to devices, "
+            "leave it out of the batch"
+        )
+    return jax.make_array_from_process_local_data(sharding, value)

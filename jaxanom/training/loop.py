@@ -1,0 +1,363 @@
+"""The only loop: phases, logging, evaluation, checkpoints, resume."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from jaxanom import record, trees
+from jaxanom.contracts import Method
+from jaxanom.parallel import placement, rules
+from jaxanom.training import (
+    checkpoint,
+    meter,
+    optimizer,
+    plan,
+    preemption,
+    rows,
+    state,
+    step,
+)
+from jaxanom.types import Frozen, Params
+
+MakeBatches = Callable[[str, int], Iterator[Mapping[str, Any]]]
+Evaluate = Callable[[Params, Frozen, str, int], Mapping[str, float]]
+OnLog = Callable[[dict[str, Any]], None]
+
+
+class Job(NamedTuple):
+    """What stays the same over all phases of a run."""
+
+    config: plan.TrainConfig
+    make_batches: MakeBatches
+    mesh: Mesh
+    metrics_path: Path
+    checkpoints: checkpoint.Checkpoints
+    identity: dict[str, Any]
+    evaluate: Evaluate | None
+    on_log: OnLog | None
+    asked_to_stop: Callable[[int], bool]
+
+
+class Progress(NamedTuple):
+    """Where a phase stands: all that a checkpoint holds, and the frozen input."""
+
+    stage: plan.Stage
+    done: int
+    carried: state.TrainState
+    fixed: Params
+    frozen: Frozen
+
+    @property
+    def ends(self) -> bool:
+        """Whether this was the phase's last step."""
+        return self.done == self.stage.config.num_steps
+
+
+def run(
+    method: Method,
+    phases_config: Mapping[str, Any],
+    train_config: Mapping[str, Any],
+    make_batches: MakeBatches,
+    mesh: Mesh,
+    directory: Path,
+    *,
+    identity: Mapping[str, Any] | None = None,
+    initial: tuple[Params, Frozen] | None = None,
+    evaluate: Evaluate | None = None,
+    on_log: OnLog | None = None,
+) -> tuple[Params, dict[str, Any]]:
+    """Trains all phases of a method, from the newest checkpoint if there is one.
+
+    A run that was killed and started again ends, on the same mesh, in bit-equal
+    parameters. A finished run returns its parameters at once.
+
+    Args:
+      method: its phases are trained in order; one with num_steps 0 is left out.
+      phases_config: {phase name: settings}, see `optimizer.OptimizerConfig`.
+      train_config: see `plan.TrainConfig`.
+      make_batches: (phase name, start step) -> iterator of host batches, beginning with
+        the batch of that step; a pure function of both, or resuming trains on others.
+      mesh: from `parallel.mesh.make_mesh`.
+      directory: of the run; `metrics.jsonl` and `checkpoints/` are written there.
+      identity: JSON values that decide the result beside the two configs, such as the
+        method's name and the data; a checkpoint with others is refused.
+      initial: (params, frozen), if the caller has called `method.init` already.
+      evaluate: (params, frozen, phase name, step) -> numbers to log. It sees the moving
+        average if there is one. Its arrays are valid during the call only.
+      on_log: called with every row that is written.
+
+    Returns:
+      (params, info). info: "frozen"; "ema_params", the last phase's moving average
+      around what that phase did not train (`params` if averaging is off);
+      "resumed_from", a global step or None; "global_step"; "skipped", {phase: steps
+      without an update}, of the phases that this call saw.
+
+    Raises:
+      ValueError: configs, batches or an existing checkpoint do not fit.
+      FloatingPointError: `nan_patience` bad steps in a row.
+      preemption.Preempted: SIGTERM came; the state is saved.
+    """
+    config = plan.TrainConfig.from_config(train_config)
+    stages = plan.stages(method, phases_config)
+    key_init, key_train = jax.random.split(jax.random.key(config.seed))
+    params, frozen = method.init(key_init) if initial is None else initial
+    params = placement.place(params, rules.shardings(params, mesh))
+    frozen = jax.device_put(frozen, rules.shardings(frozen, mesh))
+    directory = Path(directory)
+    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", config.keep)
+    with contextlib.closing(checkpoints), preemption.watch() as asked_to_stop:
+        job = Job(
+            config=config,
+            make_batches=make_batches,
+            mesh=mesh,
+            metrics_path=directory / "metrics.jsonl",
+            checkpoints=checkpoints,
+            identity=plan.identity(config, stages, identity or {}),
+            evaluate=evaluate,
+            on_log=on_log,
+            asked_to_stop=asked_to_stop,
+        )
+        return _run_stages(job, stages, params, frozen, key_train)
+
+
+def _run_stages(
+    job: Job, stages: list[plan.Stage], params: Params, frozen: Frozen, key: jax.Array
+) -> tuple[Params, dict[str, Any]]:
+    """Trains what the newest checkpoint has not finished."""
+    resumed = job.checkpoints.latest_step()
+    meta = {"phase_index": -1} if resumed is None else _read_meta(job, resumed)
+    if jax.process_index() == 0:
+        rows.keep_until(job.metrics_path, resumed or 0)
+    averaged, skipped, last = params, {}, 0
+    for stage in stages:
+        if stage.index < meta["phase_index"]:
+            continue
+        carried, fixed, tx = _start(job, stage, params, key)
+        if stage.index == meta["phase_index"]:
+            carried, fixed = _restore(job, resumed, carried, fixed)
+        progress = Progress(stage, int(carried.step), carried, fixed, frozen)
+        if progress.ends:
+            _check_finite(job, progress, saved=True)
+        else:
+            progress = _train(job, progress, tx)
+        carried = progress.carried
+        params = trees.merge(carried.params, fixed)
+        averaged = trees.merge(carried.ema, fixed) if carried.ema else params
+        skipped[stage.name] = int(carried.skipped)
+        last = stage.offset + stage.config.num_steps
+    info = {
+        "frozen": frozen,
+        "ema_params": averaged,
+        "resumed_from": resumed,
+        "global_step": last,
+        "skipped": skipped,
+    }
+    return params, info
+
+
+def _start(
+    job: Job, stage: plan.Stage, params: Params, key: jax.Array
+) -> tuple[state.TrainState, Params, Any]:
+    """Splits off what the phase trains and makes its first state."""
+    trained, fixed = trees.split(params, stage.phase.trainable)
+    tx = optimizer.make(stage.config, stage.phase.transport)
+    phase_key = jax.random.fold_in(key, stage.index)
+
+    def init(trained, phase_key):
+        return state.init(trained, tx, phase_key, job.config.ema_decay > 0)
+
+    places = state.shardings(jax.eval_shape(init, trained, phase_key), job.mesh)
+    return jax.jit(init, out_shardings=places)(trained, phase_key), fixed, tx
+
+
+def _train(job: Job, start: Progress, tx: Any) -> Progress:
+    """Trains one phase to its end."""
+    stage, carried = start.stage, start.carried
+    num_steps, log_every = stage.config.num_steps, job.config.log_every
+    train_step = step.make_step(
+        stage.phase.loss_fn,
+        tx,
+        ema_decay=job.config.ema_decay,
+        accumulate=stage.config.accumulate,
+        state_shardings=state.shardings(carried, job.mesh),
+    )
+    compiled: dict[Any, meter.Compiled] = {}
+    watch = meter.Meter(job.mesh.size, job.config.peak_flops)
+    batches = iter(job.make_batches(stage.name, start.done))
+    window: list[dict[str, Any]] = []
+    bar = tqdm(
+        total=num_steps,
+        initial=start.done,
+        desc=stage.name,
+        unit="step",
+        disable=None,  # quiet unless a terminal looks on
+    )
+    progress = start
+    with bar:
+        for done in range(start.done + 1, num_steps + 1):
+            batch = _next_batch(job, stage, batches, done - 1)
+            args = (carried, start.fixed, start.frozen, batch)
+            shapes = meter.shapes_of(batch)
+            if shapes not in compiled:
+                compiled[shapes] = _compile(job, stage, done, watch, train_step, args)
+            carried, metrics = compiled[shapes].call(*args)
+            progress = start._replace(done=done, carried=carried)
+            window.append(metrics)
+            watch.tick(jax.tree.leaves(batch)[0].shape[0])
+            bar.update()
+            if done % log_every == 0 or progress.ends:
+                row = rows.train_row(window, carried)
+                rates = watch.read(num_steps - done, compiled[shapes].flops)
+                _log(job, stage, done, row | _learning_rate(stage, done) | rates)
+                bar.set_postfix(loss=row["loss"])
+                window = []
+                _check_finite(job, progress)
+            _pause(job, progress, watch)
+    return progress
+
+
+def _next_batch(
+    job: Job, stage: plan.Stage, batches: Iterator[Mapping[str, Any]], position: int
+) -> dict[str, jax.Array]:
+    """Takes and places the batch of a step."""
+    batch = next(batches, None)
+    if batch is None:
+        raise ValueError(
+            f"make_batches({stage.name!r}, ...) ended before step {position}; "
+            f"config.phases.{stage.name}.num_steps={stage.config.num_steps} needs one "
+            "batch a step: repeat the data"
+        )
+    return placement.place_batch(batch, job.mesh, stage.config.accumulate)
+
+
+def _compile(
+    job: Job,
+    stage: plan.Stage,
+    done: int,
+    watch: meter.Meter,
+    train_step: step.Step,
+    args: tuple[Any, ...],
+) -> meter.Compiled:
+    """Compiles the step for these shapes, off the clock."""
+    with watch.paused():
+        found = meter.compile_ahead(train_step.apply, *args)
+        _log(job, stage, done, {"kind": "compile", "compile_s": found.seconds})
+    return found
+
+
+def _pause(job: Job, progress: Progress, watch: meter.Meter) -> None:
+    """Evaluates and saves when it is time, off the clock; stops if asked to."""
+    stage, done, config = progress.stage, progress.done, job.config
+    at = stage.offset + done
+
+    def due(every):
+        return progress.ends or (every > 0 and done % every == 0)
+
+    stop = job.asked_to_stop(at)
+    evaluates = job.evaluate is not None and due(config.eval_every)
+    if not (stop or evaluates or due(config.checkpoint_every)):
+        return
+    jax.block_until_ready(progress.carried.step)
+    with watch.paused():
+        if evaluates:
+            _evaluate(job, progress)
+        if stop or due(config.checkpoint_every):
+            _save(job, progress, wait=stop or progress.ends)
+    if stop:
+        raise preemption.Preempted(
+            f"stopped by SIGTERM in phase {stage.name!r} after step {done}; the state "
+            f"is saved in {job.checkpoints.path(at)}: start the same command again to "
+            "go on"
+        )
+
+
+def _evaluate(job: Job, progress: Progress) -> None:
+    """Evaluates the current parameters and logs the numbers."""
+    carried = progress.carried
+    params = trees.merge(carried.ema or carried.params, progress.fixed)
+    stage, done = progress.stage, progress.done
+    values = job.evaluate(params, progress.frozen, stage.name, done)
+    row = {name: float(value) for name, value in values.items()}
+    _log(job, stage, done, {"kind": "eval"} | row)
+
+
+def _learning_rate(stage: plan.Stage, done: int) -> dict[str, float]:
+    """Returns the learning rate of a step, for the log."""
+    return {"learning_rate": float(optimizer.schedule(stage.config)(done - 1))}
+
+
+def _log(job: Job, stage: plan.Stage, done: int, values: dict[str, Any]) -> None:
+    """Writes a row; one process does."""
+    if jax.process_index() != 0:
+        return
+    row = {"phase": stage.name, "step": done, "global_step": stage.offset + done}
+    row |= values
+    record.append_metrics(job.metrics_path, row)
+    if job.on_log is not None:
+        job.on_log(row)
+
+
+def _check_finite(job: Job, progress: Progress, saved: bool = False) -> None:
+    """Stops a run that no longer learns."""
+    bad, patience = int(progress.carried.bad_in_a_row), job.config.nan_patience
+    if bad < patience:
+        return
+    stage, done = progress.stage, progress.done
+    if not saved:
+        _save(job, progress, wait=True)
+    where = job.checkpoints.path(stage.offset + done)
+    raise FloatingPointError(
+        f"phase {stage.name!r}, step {done}: the loss or its gradient was not finite "
+        f"in {bad} steps in a row (config.train.nan_patience={patience}). The "
+        f"parameters of the last good step are saved in {where}; lower config.phases."
+        f"{stage.name}.learning_rate or clip_norm and start in a new directory"
+    )
+
+
+def _save(job: Job, progress: Progress, wait: bool) -> None:
+    """Saves all that resuming needs; `fixed` too, as an earlier phase trained it."""
+    stage, done = progress.stage, progress.done
+    meta = {
+        "phase": stage.name,
+        "phase_index": stage.index,
+        "step": done,
+        "data_position": done,
+        "identity": job.identity,
+    }
+    tree = {"state": progress.carried, "fixed": progress.fixed}
+    job.checkpoints.save(stage.offset + done, tree, meta, wait=wait)
+
+
+def _restore(
+    job: Job, at: int, carried: state.TrainState, fixed: Params
+) -> tuple[state.TrainState, Params]:
+    """Reads a checkpoint onto the current mesh."""
+    places = {
+        "state": state.shardings(carried, job.mesh),
+        "fixed": rules.shardings(fixed, job.mesh),
+    }
+    target = checkpoint.abstract({"state": carried, "fixed": fixed}, places)
+    found = job.checkpoints.restore(at, target)
+    return found["state"], found["fixed"]
+
+
+def _read_meta(job: Job, at: int) -> dict[str, Any]:
+    """Reads the note of a checkpoint and refuses that of another run."""
+    meta = job.checkpoints.read_meta(at)
+    now, then = job.identity, meta["identity"]
+    wrong = [
+        f"{key}: now {now.get(key, 'absent')!r}, then {then.get(key, 'absent')!r}"
+        for key in sorted(now.keys() | then.keys())
+        if now.get(key) != then.get(key)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{job.checkpoints.path(at)} was written by a run with other settings; use "
+            "another directory or set them back:\n  " + "\n  ".join(wrong)
+        )
+    return meta

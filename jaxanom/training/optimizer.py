@@ -1,0 +1,195 @@
+"""Config -> clipping, particle transport, optimiser and schedule in one optax chain."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxanom.types import Array
+
+Settings = TypeVar("Settings")
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
+SCHEDULES = ("constant", "cosine", "linear", "step")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of `config.phases.<name>`, with their defaults.
+
+    Attributes:
+      num_steps: optimiser steps of the phase; 0 skips the phase.
+      optimizer: "adamw", "adam", "sgd" or "lion".
+      learning_rate: its peak, reached when warm-up ends.
+      warmup_steps: linear warm-up; step n (from 0) runs at (n + 1) / warmup_steps.
+      schedule: after warm-up "constant"; "cosine" or "linear" down to `final_fraction`
+        of the peak; "step" multiplies by `step_factor` at each of `step_at`.
+      final_fraction: of the peak, at the last step of "cosine" and "linear".
+      step_at: fractions of `num_steps`, in [0, 1].
+      step_factor: see `schedule`.
+      weight_decay: decoupled for adamw and lion, added to the gradient for adam and
+        sgd; 0 is off.
+      decay_all: decay biases and norm scales too.
+      b1, b2, eps: moments of adamw, adam, lion.
+      momentum, nesterov: of sgd.
+      clip_norm: largest global gradient norm; 0 is off.
+      accumulate: microbatches that one optimiser step averages over.
+    """
+
+    num_steps: int = 1000
+    optimizer: str = "adamw"
+    learning_rate: float = 1e-4
+    warmup_steps: int = 0
+    schedule: str = "constant"
+    final_fraction: float = 0.0
+    step_at: tuple[float, ...] = (0.8, 0.9)
+    step_factor: float = 0.2
+    weight_decay: float = 0.0
+    decay_all: bool = False
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.9
+    nesterov: bool = False
+    clip_norm: float = 1.0
+    accumulate: int = 1
+
+    @classmethod
+    def from_config(
+        cls, config: Mapping[str, Any], where: str = "config.phases.<name>"
+    ) -> "OptimizerConfig":
+        """Reads the settings of one phase.
+
+        Raises:
+          ValueError: an unknown key (the nearest known one is named) or a bad value.
+        """
+        settings = read_settings(cls, config, where)
+        _check_choice(settings.optimizer, OPTIMIZERS, f"{where}.optimizer")
+        _check_choice(settings.schedule, SCHEDULES, f"{where}.schedule")
+        for name, lowest in (("num_steps", 0), ("warmup_steps", 0), ("accumulate", 1)):
+            if getattr(settings, name) < lowest:
+                raise ValueError(
+                    f"{where}.{name}={getattr(settings, name)}; want {lowest} or more"
+                )
+        return settings
+
+
+def read_settings(
+    kind: type[Settings], config: Mapping[str, Any], where: str
+) -> Settings:
+    """Fills a dataclass from a config section; None means the default.
+
+    Args:
+      kind: a dataclass whose fields all have defaults.
+      config: the section; a ConfigDict or a dict.
+      where: how the section is called in messages, as "config.train".
+
+    Raises:
+      ValueError: a key that is no field, or a value of another type.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    values = {}
+    for key in config:
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {where}.{near[0]}? " if near else ""
+            raise ValueError(
+                f"{where}.{key} is not a setting; {hint}known: {sorted(defaults)}"
+            )
+        if config[key] is not None:
+            values[key] = _as_type(config[key], defaults[key], f"{where}.{key}")
+    return kind(**values)
+
+
+def schedule(config: OptimizerConfig) -> optax.Schedule:
+    """Returns optimiser step -> learning rate, float32."""
+    span = max(config.num_steps - config.warmup_steps, 1)
+
+    def learning_rate(count: Array) -> Array:
+        count = jnp.asarray(count, jnp.float32)
+        warm = jnp.minimum((count + 1) / max(config.warmup_steps, 1), 1.0)
+        done = jnp.clip((count - config.warmup_steps) / span, 0.0, 1.0)
+        low = config.final_fraction
+        if config.schedule == "cosine":
+            decay = low + (1 - low) * 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif config.schedule == "linear":
+            decay = 1 - (1 - low) * done
+        elif config.schedule == "step":
+            edges = jnp.asarray([round(a * config.num_steps) for a in config.step_at])
+            decay = config.step_factor ** jnp.sum(count >= edges)
+        else:
+            decay = 1.0
+        return config.learning_rate * warm * decay
+
+    return learning_rate
+
+
+def make(
+    config: OptimizerConfig,
+    transport: optax.GradientTransformation | None = None,
+) -> optax.GradientTransformation:
+    """Builds the chain: clip, transport, weight decay, optimiser, schedule.
+
+    Args:
+      config: settings of the phase.
+      transport: couples particles; it sees clipped gradients and hands the optimiser
+        descent directions. Identity when None.
+    """
+    transport = optax.identity() if transport is None else transport
+    clip = (
+        optax.clip_by_global_norm(config.clip_norm)
+        if config.clip_norm > 0
+        else optax.identity()
+    )
+    decay = optax.identity()
+    if config.weight_decay > 0:
+        mask = None if config.decay_all else decayed
+        decay = optax.add_decayed_weights(config.weight_decay, mask=mask)
+    scale = {
+        "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
+        "adam": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
+        "lion": lambda: optax.scale_by_lion(config.b1, config.b2),
+        "sgd": lambda: optax.trace(config.momentum, config.nesterov),
+    }[config.optimizer]()
+    decoupled = config.optimizer in ("adamw", "lion")
+    inner = (scale, decay) if decoupled else (decay, scale)
+    return optax.chain(
+        clip, transport, *inner, optax.scale_by_learning_rate(schedule(config))
+    )
+
+
+def decayed(params: Any) -> Any:
+    """Returns True for weights, False for biases, norm scales and vectors.
+
+    By name as well as by rank: a particle's bias is a matrix once it is stacked.
+    """
+
+    def is_weight(keys, leaf):
+        name = jax.tree_util.keystr(keys[-1:], simple=True) if keys else ""
+        return name not in ("bias", "scale") and leaf.ndim > 1
+
+    return jax.tree_util.tree_map_with_path(is_weight, params)
+
+
+def _as_type(value: Any, default: Any, where: str) -> Any:
+    """Returns the value if it fits the type of the default."""
+    if isinstance(default, tuple) and isinstance(value, list | tuple):
+        return tuple(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, float) and is_number:
+        return float(value)
+    if type(value) is type(default):
+        return value
+    raise ValueError(
+        f"{where}={value!r} is a {type(value).__name__}; "
+        f"want a {type(default).__name__} such as {default!r}"
+    )
+
+
+def _check_choice(value: str, choices: tuple[str, ...], where: str) -> None:
+    if value not in choices:
+        raise ValueError(f"{where}={value!r}; want one of {list(choices)}")

@@ -1,0 +1,48 @@
+"""Rows of metrics of a run: what a step returned -> one JSON object."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxanom import record
+
+
+def train_row(window: list[dict[str, Any]], carried: Any) -> dict[str, Any]:
+    """Averages the metrics of the steps since the last row; waits for the device.
+
+    Args:
+      window: scalar metrics, one dict a step.
+      carried: state after the last of these steps.
+
+    Returns:
+      Means over the steps where the metric is finite (None if it never was: a skipped
+      step shows in `finite` and `skipped`), `skipped`, `averaged_over`.
+    """
+    window, skipped = jax.device_get((window, carried.skipped))
+    row: dict[str, Any] = {"kind": "train"}
+    for name in window[0]:
+        values = np.array([metrics[name] for metrics in window], np.float64)
+        values = values[np.isfinite(values)]
+        row[name] = float(values.mean()) if values.size else None
+    return row | {"skipped": int(skipped), "averaged_over": len(window)}
+
+
+def keep_until(path: Path, global_step: int) -> None:
+    """Drops the rows after a step: a resumed run writes them again.
+
+    A reader sees the old file or the new one.
+    """
+    if not path.exists():
+        return
+    kept = [
+        json.dumps(row) + "\n"
+        for row in record.read_metrics(path)
+        if row.get("global_step", 0) <= global_step
+    ]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)

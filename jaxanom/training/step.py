@@ -1,0 +1,170 @@
+"""The jitted train step: one gradient, one guarded update."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxanom import trees
+from jaxanom.contracts import LossFn
+from jaxanom.training.state import TrainState
+from jaxanom.types import Array, Batch, Frozen, Metrics, Params, PRNGKey
+
+RESERVED = ("loss", "grad_norm", "finite")
+
+
+class Step(NamedTuple):
+    """A compiled step and how often it was traced.
+
+    Attributes:
+      apply: jitted (state, fixed, frozen, batch) -> (state, metrics); takes over the
+        memory of `state`. `fixed` are parameters that the phase does not train.
+      num_traces: () -> int; more than one means that shapes changed between steps.
+    """
+
+    apply: Callable[[TrainState, Params, Frozen, Batch], tuple[TrainState, Metrics]]
+    num_traces: Callable[[], int]
+
+
+def make_step(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+    state_shardings: Any = None,
+) -> Step:
+    """Builds the step of one phase.
+
+    A step whose loss or gradient is not finite keeps parameters, optimiser state and
+    average as they were, and is counted; the step number advances, so that the next
+    batch and the next key are used.
+
+    Args:
+      loss_fn: (params, frozen, batch, key) -> (loss, scalar metrics), a mean over the
+        global batch; `params` holds trained and fixed parameters together.
+      tx: the optax chain.
+      ema_decay: of the moving average of parameters; 0 keeps none. Early on the decay
+        is (1 + step) / (10 + step), or the average would remember the initial values.
+      accumulate: microbatches per step. Gradients, loss and metrics are averaged, which
+        equals one big batch for a loss that weighs all rows alike.
+      state_shardings: where the new state lives; None leaves it to the compiler.
+    """
+    traces = []
+
+    def step(state, fixed, frozen, batch):
+        traces.append(1)  # runs while tracing only
+        key = jax.random.fold_in(state.key, state.step)
+
+        def loss_of(params, rows, key):
+            loss, metrics = loss_fn(trees.merge(params, fixed), frozen, rows, key)
+            return jnp.asarray(loss, jnp.float32), _scalars(metrics)
+
+        grads, metrics = _gradients(loss_of, state.params, batch, key, accumulate)
+        finite = jnp.isfinite(metrics["loss"]) & trees.all_finite(grads)
+        metrics = metrics | {
+            "grad_norm": optax.global_norm(grads),
+            "finite": finite.astype(jnp.float32),
+        }
+        return _guarded_update(state, grads, finite, tx, ema_decay), metrics
+
+    apply = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+    return Step(apply=apply, num_traces=lambda: len(traces))
+
+
+def microbatches(batch: Batch, count: int) -> Batch:
+    """Splits rows [B, ...] into [count, B / count, ...].
+
+    Microbatch j takes rows j, j + count, ...: each device then splits the rows that it
+    already holds, and nothing is sent.
+    """
+    num_rows = jax.tree.leaves(batch)[0].shape[0]
+    if num_rows % count:
+        raise ValueError(
+            f"batch_size={num_rows} is not a multiple of accumulate={count}; set "
+            "config.phases.<name>.accumulate"
+        )
+    return jax.tree.map(
+        lambda leaf: jnp.moveaxis(
+            leaf.reshape(num_rows // count, count, *leaf.shape[1:]), 1, 0
+        ),
+        batch,
+    )
+
+
+def _gradients(
+    loss_of: Callable[..., tuple[Array, Metrics]],
+    params: Params,
+    batch: Batch,
+    key: PRNGKey,
+    accumulate: int,
+) -> tuple[Params, Metrics]:
+    """Returns float32 gradients and metrics, "loss" included."""
+    value_and_grad = jax.value_and_grad(loss_of, has_aux=True)
+
+    def one(rows, key):
+        (loss, metrics), grads = value_and_grad(params, rows, key)
+        grads = jax.tree.map(lambda grad: grad.astype(jnp.float32), grads)
+        return grads, {"loss": loss} | metrics
+
+    if accumulate == 1:
+        return one(batch, key)
+
+    def add(total, item):
+        rows, index = item
+        found = one(rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, found), None
+
+    rows = microbatches(batch, accumulate)
+    shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], rows), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (rows, jnp.arange(accumulate)))
+    return jax.tree.map(lambda leaf: leaf / accumulate, total)
+
+
+def _guarded_update(
+    state: TrainState,
+    grads: Params,
+    finite: Array,
+    tx: optax.GradientTransformation,
+    ema_decay: float,
+) -> TrainState:
+    """Applies the update where `finite`, else only counts."""
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema_decay > 0:
+        decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        ema = optax.incremental_update(params, state.ema, 1 - decay)
+    params, opt_state, ema = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old),
+        (params, opt_state, ema),
+        (state.params, state.opt_state, state.ema),
+    )
+    bad = jnp.where(finite, 0, 1).astype(jnp.int32)
+    return TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=ema,
+        key=state.key,
+        skipped=state.skipped + bad,
+        bad_in_a_row=(state.bad_in_a_row + 1) * bad,
+    )
+
+
+def _scalars(metrics: Metrics) -> Metrics:
+    """Returns a method's metrics as float32 scalars.
+
+    Raises:
+      ValueError: a metric is no scalar, or takes a name the step uses.
+    """
+    for name, value in metrics.items():
+        if name in RESERVED or jnp.ndim(value) != 0:
+            raise ValueError(
+                f"metric {name!r} of shape {jnp.shape(value)}: loss_fn returns scalars "
+                f"under names other than {list(RESERVED)}"
+            )
+    return {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
