@@ -1,0 +1,294 @@
+"""Surface defects: each paints a layer on a finished scene and says where it lies."""
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.random import Generator
+
+from jaxanom.data.foundry import shapes
+from jaxanom.data.foundry.noise import Canvas, noise
+from jaxanom.data.foundry.scene import Scene
+from jaxanom.data.foundry.shapes import Light, over, rgb, smooth
+
+PaintFn = Callable[[Generator, Canvas, Light, Scene], tuple[np.ndarray, np.ndarray]]
+"""(rng, canvas, light, scene) -> (color [side, side, 3], support [side, side])."""
+
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+FLOATING_GAIN = 0.45
+"""How bright a floating blob is, relative to what it floats in."""
+
+
+def floating_color(background):
+    """The colour of a floating blob, a known function of the colour around it.
+
+    Same hue, darker: orange in orange juice, purple in grape juice.
+
+    Args:
+      background: [..., 3] in [0, 1].
+
+    Returns:
+      [..., 3] in [0, 1].
+    """
+    return np.float32(FLOATING_GAIN) * background
+
+
+def _mean_color(scene: Scene, support) -> np.ndarray:
+    weight = (support * scene.surface)[..., None]
+    return (scene.color * weight).sum((0, 1)) / (weight.sum() + 1e-6)
+
+
+def _contrasting(rng: Generator, scene: Scene, support, palette) -> np.ndarray:
+    """The first colour of a shuffled palette that stands out, or the best one."""
+    here = _mean_color(scene, support)
+    shuffled = [palette[i] for i in rng.permutation(len(palette))]
+    distances = [float(np.abs(color - here).mean()) for color in shuffled]
+    for color, distance in zip(shuffled, distances, strict=True):
+        if distance > 0.26:
+            return color
+    return shuffled[int(np.argmax(distances))]
+
+
+def _blob(rng: Generator, surface: Canvas, x, y, radius, rough=0.22, cells=9):
+    """A ragged disc as a field: 0 at its centre, 1 on its edge, growing outwards."""
+    angle, stretch = rng.uniform(-np.pi, np.pi), rng.uniform(0.75, 1.3)
+    u, v = shapes.local(surface, shapes.Pose(x, y, angle, radius))
+    distance = np.sqrt((u * np.float32(stretch)) ** 2 + (v / np.float32(stretch)) ** 2)
+    return distance + np.float32(rough) * np.clip(noise(rng, surface, cells), -2, 2)
+
+
+def _edge(field, level, surface: Canvas, radius):
+    """Antialiased coverage of `field < level` for a field in units of `radius`."""
+    return np.clip(
+        0.5 - (field - level) * np.float32(radius / 1.5 / surface.pixel), 0, 1
+    )
+
+
+def scratch(rng, surface, lit, scene):
+    """One to three nearly parallel grooves, bright or dark against the surface."""
+    x, y = scene.place(rng)
+    angle, count = rng.uniform(-np.pi, np.pi), int(rng.integers(1, 4))
+    half = scene.reach * rng.uniform(1.2, 1.75)
+    core = np.zeros_like(surface.x)
+    edge = np.zeros_like(surface.x)
+    for number in range(3):
+        shift, turn = rng.uniform(-0.5, 0.5), rng.uniform(-0.12, 0.12)
+        bend, part = rng.uniform(-0.12, 0.12), rng.uniform(0.6, 1)
+        width = rng.uniform(0.03, 0.048)
+        if number >= count:
+            continue
+        gap = 0.0 if number == 0 else 0.12 * (1 if number == 1 else -1)
+        at = shapes.Pose(x, y, angle + turn, 1)
+        s, t = shapes.local(surface, at)
+        s = (s - np.float32(shift * 0.2)) / np.float32(half * part)
+        t = t - np.float32(gap) - np.float32(bend) * (1 - s * s)
+        taper = np.float32(width) * np.sqrt(np.clip(1 - s * s, 0, 1))
+        alpha = np.clip(
+            (taper - np.abs(t)) / np.float32(1.5 * surface.pixel) + 0.5, 0, 1
+        )
+        alpha = alpha * (np.abs(s) < 1)
+        core = np.maximum(core, alpha)
+        edge = edge + alpha * np.tanh(t / np.float32(width))
+    luma = float(_mean_color(scene, core) @ LUMA)
+    tone = np.float32(0.92) if luma < 0.5 else np.float32(0.12)
+    color = over(scene.color, scene.color * 0.3 + tone * 0.7, core * 0.85)
+    side = np.float32(0.15 * np.sign(lit.x * -np.sin(angle) + lit.y * np.cos(angle)))
+    return color + (side * edge)[..., None], core
+
+
+def _zigzag(rng: Generator, surface: Canvas, x, y, angle, length, width):
+    """A jagged line from (x, y): coverage, and signed side in units of its width."""
+    s, t = shapes.local(surface, shapes.Pose(x, y, angle, 1))
+    knots = np.linspace(0, length, 9)
+    jag = np.cumsum(rng.uniform(-0.07, 0.07, 9)) * (length / 0.8)
+    jag = jag - jag[0]
+    path = np.interp(s, knots, jag).astype(np.float32)
+    taper = np.float32(width) * np.sqrt(np.clip(1 - s / np.float32(length), 0, 1))
+    away = (t - path) * np.float32(0.85)
+    alpha = np.clip(
+        (taper - np.abs(away)) / np.float32(1.5 * surface.pixel) + 0.5, 0, 1
+    )
+    ends = (s > 0) & (s < length)
+    tips = [
+        (
+            x + np.cos(angle) * k - np.sin(angle) * j,
+            y + np.sin(angle) * k + np.cos(angle) * j,
+        )
+        for k, j in zip(knots, jag, strict=True)
+    ]
+    return alpha * ends, np.tanh(away / np.float32(width)), tips
+
+
+def crack(rng, surface, lit, scene):
+    """A jagged dark line with two branches and a lit lip."""
+    x, y = scene.place(rng)
+    angle, length = rng.uniform(-np.pi, np.pi), scene.reach * rng.uniform(2.4, 3.2)
+    width = rng.uniform(0.042, 0.058)
+    start = (x - np.cos(angle) * length / 2, y - np.sin(angle) * length / 2)
+    core, side, tips = _zigzag(rng, surface, *start, angle, length, width)
+    lip = core * side
+    for knot, sign in ((3, 1), (5, -1)):
+        turn = sign * rng.uniform(0.5, 0.9)
+        part = length * rng.uniform(0.3, 0.5)
+        alpha, side, _ = _zigzag(
+            rng, surface, *tips[knot], angle + turn, part, width * 0.8
+        )
+        core, lip = np.maximum(core, alpha), np.where(alpha > core, alpha * side, lip)
+    luma = float(_mean_color(scene, core) @ LUMA)
+    tone = np.float32(0.05) if luma > 0.22 else np.float32(0.72)
+    color = over(scene.color, scene.color * 0.15 + tone * 0.85, core * 0.92)
+    lean = np.float32(0.12 * np.sign(lit.x * -np.sin(angle) + lit.y * np.cos(angle)))
+    return color - (lean * lip)[..., None], core
+
+
+def hole(rng, surface, lit, scene):
+    """A ragged hole: dark inside, shaded by the rim towards the light."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(0.6, 0.9)
+    field = _blob(rng, surface, x, y, radius, 0.16)
+    support = _edge(field, 1.0, surface, radius)
+    inside = _edge(field, 0.8, surface, radius)
+    toward = (surface.x - np.float32(x)) * lit.x + (surface.y - np.float32(y)) * lit.y
+    depth = np.clip(toward / np.float32(radius), -1, 1)
+    luma = float(_mean_color(scene, support) @ LUMA)
+    rim = scene.color * (1 - 0.35 * depth)[..., None] + np.float32(
+        0.22 if luma < 0.35 else 0.05
+    )
+    color = over(scene.color, rim, support)
+    floor = np.array([0.07, 0.06, 0.06], np.float32) + 0.04 * scene.color
+    floor = floor * (1 - 0.6 * depth)[..., None]
+    return over(color, floor, inside), support
+
+
+def stain(rng, surface, lit, scene):
+    """A spill that colours what is below it, darkest on its rim."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(0.75, 1.0)
+    field = _blob(rng, surface, x, y, radius, 0.2, 7)
+    support = _edge(field, 1.0, surface, radius)
+    tint = _contrasting(
+        rng,
+        scene,
+        support,
+        (
+            rgb(0.07, 0.7, 0.25),
+            rgb(0.62, 0.75, 0.3),
+            rgb(0.98, 0.7, 0.38),
+            rgb(0.33, 0.5, 0.25),
+            rgb(0.13, 0.3, 0.92),
+        ),
+    )
+    rim = smooth(field, 0.55, 0.95)
+    alpha = support * (0.62 + 0.25 * rim)
+    wet = over(scene.color, tint * (0.75 + 0.5 * scene.color), alpha)
+    return wet, support
+
+
+def dent(rng, surface, lit, scene):
+    """A dimple: dark on the side towards the light, bright opposite, sharp rim."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(0.75, 0.95)
+    field = _blob(rng, surface, x, y, radius, 0.05, 5)
+    support = _edge(field, 1.0, surface, radius)
+    depth = -np.float32(0.55 * radius) * (1 - np.clip(field, 0, 1) ** 2) ** 2
+    facing = np.tanh(1.6 * shapes.slope(depth, surface, lit))
+    color = scene.color * (1 + 0.62 * facing)[..., None]
+    color = color + (0.3 * np.clip(facing, 0, 1) ** 2)[..., None]
+    floor = smooth(-field, -0.7, -0.1)
+    color = color * (1 - 0.3 * floor)[..., None]
+    return over(scene.color, color, support), support
+
+
+def contamination(rng, surface, lit, scene):
+    """Foreign matter: a few crumbs, or a curled fibre, each with a shadow."""
+    x, y = scene.place(rng)
+    fibre = rng.random() < 0.4
+    reach = scene.reach
+    spots = rng.normal(0, 0.42 * reach, (6, 2))
+    radii = rng.uniform(0.2, 0.36, 6) * reach
+    curl, angle = rng.uniform(1.2, 2.6), rng.uniform(-np.pi, np.pi)
+    if fibre:
+        s, t = shapes.local(surface, shapes.Pose(x, y, angle, 1))
+        width, bow = np.float32(rng.uniform(0.045, 0.055)), 0.5 * reach / curl**0.5
+        path = np.float32(bow) * np.sin(np.float32(curl * np.pi / 2 / reach) * s)
+        steep = np.float32(bow * curl * np.pi / 2 / reach)
+        turn = np.cos(np.float32(curl * np.pi / 2 / reach) * s) * steep
+        distance = np.abs(t - path) / np.sqrt(1 + turn * turn) - width
+        distance = np.maximum(distance, np.abs(s) - np.float32(1.25 * reach))
+    else:
+        distance = np.full_like(surface.x, 9.0)
+        for (dx, dy), radius in zip(spots, radii, strict=True):
+            crumb = shapes.circle(
+                surface.x - np.float32(x + dx), surface.y - np.float32(y + dy), radius
+            )
+            distance = np.minimum(distance, crumb)
+        distance = distance + np.float32(0.018) * noise(rng, surface, 20)
+    alpha = shapes.cover(distance, surface)
+    support = shapes.cover(distance - np.float32(0.02), surface)
+    palette = [
+        rgb(h, s, v)
+        for h, s, v in (
+            (0, 0, 0.95),
+            (0, 0, 0.06),
+            (0.99, 0.85, 0.8),
+            (0.6, 0.85, 0.75),
+            (0.35, 0.8, 0.55),
+            (0.14, 0.9, 0.92),
+        )
+    ]
+    tint = _contrasting(rng, scene, support, palette)
+    dome = np.clip(-distance / np.float32(0.09), 0, 1)
+    body = tint * (0.78 + 0.3 * dome)[..., None]
+    color = over(scene.color, scene.color * 0.55, support)
+    return over(color, body, alpha), support
+
+
+def wrong_color(rng, surface, lit, scene):
+    """A patch whose dye is wrong; light and relief stay."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(0.8, 1.0)
+    field = _blob(rng, surface, x, y, radius, 0.14, 6)
+    support = _edge(field, 1.0, surface, radius)
+    tint = _contrasting(
+        rng, scene, support, [rgb(h, 0.75, 0.8) for h in np.arange(6) / 6 + 0.02]
+    )
+    luma = (scene.color @ LUMA)[..., None]
+    dyed = tint * (luma / (float(_mean_color(scene, support) @ LUMA) + 1e-3)) * 0.8
+    return over(scene.color, dyed, support * 0.9), support
+
+
+def floating(rng, surface, lit, scene):
+    """A clot floating in a liquid; its colour is `floating_color` of what it covers."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(0.75, 1.0)
+    field = _blob(rng, surface, x, y, radius, 0.14, 8)
+    support = _edge(field, 1.0, surface, radius)
+    return over(scene.color, floating_color(scene.color), support), support
+
+
+def rust(rng, surface, lit, scene):
+    """An orange-brown eaten patch, mottled, darker at its edge."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(0.75, 1.0)
+    field = _blob(rng, surface, x, y, radius, 0.24, 8)
+    support = _edge(field, 1.0, surface, radius)
+    mottle = noise(rng, surface, 18)
+    tint = over(
+        rgb(0.06, 0.8, 0.62) + np.zeros_like(scene.color),
+        rgb(0.03, 0.75, 0.3),
+        np.clip(0.35 + 0.35 * mottle + 0.5 * smooth(field, 0.6, 1.0), 0, 1),
+    )
+    return over(scene.color, tint + 0.1 * (scene.color - 0.5), support * 0.95), support
+
+
+PAINTERS: dict[str, PaintFn] = {
+    "scratch": scratch,
+    "crack": crack,
+    "hole": hole,
+    "stain": stain,
+    "dent": dent,
+    "contamination": contamination,
+    "wrong_color": wrong_color,
+    "floating": floating,
+    "rust": rust,
+}
