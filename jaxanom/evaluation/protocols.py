@@ -1,0 +1,65 @@
+"""What each protocol measures, and in which order its tables show it."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxanom.contracts import Metric
+from jaxanom.metrics import ranking, regions
+
+
+class Protocol(NamedTuple):
+    """Arguments of `runner.evaluate` and headings of its results.
+
+    Attributes:
+      metrics: by name.
+      curves: functions of the state of the metric of the same name.
+      columns: key of a result -> heading, in table order.
+    """
+
+    metrics: Mapping[str, Metric]
+    curves: Mapping[str, Callable[[Any], Mapping[str, Any]]]
+    columns: Mapping[str, str]
+
+
+def image_detection() -> Protocol:
+    """Does an image hold a defect? For datasets without masks."""
+    return Protocol(
+        metrics={"image": ranking.exact("image")},
+        curves={"image": lambda state: ranking.curves(ranking.count_scores(state))},
+        columns={
+            "image_auroc": "Image AUROC",
+            "image_ap": "Image AP",
+            "image_f1_max": "Image F1-max",
+        },
+    )
+
+
+def few_shot_supervised(fpr_limit: float = regions.FPR_LIMIT) -> Protocol:
+    """Detection and localisation: the seven columns of defect-generation papers.
+
+    A detector sees a few real defects per type (with or without generated ones) and is
+    tested on the rest and on all normal test images.
+
+    Args:
+      fpr_limit: up to which AU-PRO is integrated.
+    """
+    image = image_detection()
+
+    def pixel_curves(state: ranking.Histogram) -> dict[str, ranking.Curve]:
+        return ranking.curves(ranking.count_histogram(state))
+
+    return Protocol(
+        metrics={
+            **image.metrics,
+            "pixel": ranking.histogram("pixel"),
+            "regions": regions.per_region_overlap(fpr_limit=fpr_limit),
+        },
+        curves={**image.curves, "pixel": pixel_curves, "regions": regions.curves},
+        columns={
+            **image.columns,
+            "pixel_auroc": "Pixel AUROC",
+            "pixel_ap": "Pixel AP",
+            "pixel_f1_max": "Pixel F1-max",
+            "pixel_aupro": "AU-PRO",
+        },
+    )

@@ -1,0 +1,298 @@
+"""AUROC, average precision and F1-max, exact or from one pass of integer counts.
+
+All three depend on the scores only through their order, so they are functions of
+`Counts`: how many positives and negatives share each score, highest score first.
+`exact` keeps every score on the host (images); `histogram` counts scores in fixed bins
+on the device (pixels). Scores that share a bin count as tied, in every metric alike.
+
+NaN is an answer: it says that a quantity is undefined. Without positives all three are
+NaN, without negatives AUROC is. A NaN *score* is an error.
+"""
+
+import functools
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.contracts import Metric
+from jaxanom.types import Array, Batch, Predictions
+
+Level = Literal["image", "pixel"]
+MANTISSA_BITS = 9
+CURVE_POINTS = 200
+_DIGIT_BITS = 30
+
+
+class Counts(NamedTuple):
+    """Samples that share a score, one entry per distinct score, highest first.
+
+    Attributes:
+      positives, negatives: [K] int64; every entry has at least one sample.
+    """
+
+    positives: np.ndarray
+    negatives: np.ndarray
+
+
+class Curve(NamedTuple):
+    """Points of a curve, at most `CURVE_POINTS`, as lists that JSON can hold."""
+
+    x: list[float]
+    y: list[float]
+
+
+class Scores(NamedTuple):
+    """State of `exact`: [N] float32 scores and [N] bool, True = positive."""
+
+    scores: np.ndarray
+    positive: np.ndarray
+
+
+class Histogram(NamedTuple):
+    """State of `histogram`: counts as two int32 digits, `low + 2**30 * high`.
+
+    Device integers have 32 bits; one digit would overflow after 2**31 pixels in a bin
+    (some 32,000 images of 256 x 256), two hold 2**61. Rows: negatives, positives.
+    """
+
+    low: Array  # [2, num_bins]
+    high: Array  # [2, num_bins]
+
+
+def auroc(counts: Counts) -> float:
+    """Area under the ROC curve: P(positive above negative) + P(tied) / 2.
+
+    Trapezoids between distinct scores, which is the Mann-Whitney statistic. Sums are of
+    integers, exact in float64 up to 2**53; the clip is for rounding beyond that.
+    """
+    num_positives, num_negatives = counts.positives.sum(), counts.negatives.sum()
+    if num_positives == 0 or num_negatives == 0:
+        return float("nan")
+    below = num_negatives - np.cumsum(counts.negatives)
+    won = counts.positives * (below + counts.negatives / 2)
+    area = float(won.sum()) / (float(num_positives) * float(num_negatives))
+    return float(np.clip(area, 0, 1))
+
+
+def average_precision(counts: Counts) -> float:
+    """Sum over thresholds of precision times the recall gained there.
+
+    The step definition, sum_n (R_n - R_{n-1}) P_n; not the trapezoid, which is
+    optimistic.
+    """
+    num_positives = counts.positives.sum()
+    if num_positives == 0:
+        return float("nan")
+    precision, _ = _precision_recall(counts)
+    return float(np.clip(np.sum(counts.positives * precision) / num_positives, 0, 1))
+
+
+def f1_max(counts: Counts) -> float:
+    """The largest F1 over all thresholds."""
+    num_positives = counts.positives.sum()
+    if num_positives == 0:
+        return float("nan")
+    hits = np.cumsum(counts.positives)
+    flagged = hits + np.cumsum(counts.negatives)
+    return float(np.max(2 * hits / (flagged + num_positives)))
+
+
+def curves(counts: Counts) -> dict[str, Curve]:
+    """ROC and precision-recall curves for plots; a curve that is undefined is absent.
+
+    Returns:
+      `roc`: false-positive rate against recall, from (0, 0) to (1, 1).
+      `precision_recall`: recall against precision; height is constant to the left of a
+        point, so that the steps enclose the average precision.
+    """
+    num_positives, num_negatives = counts.positives.sum(), counts.negatives.sum()
+    found = {}
+    if num_positives and num_negatives:
+        x = np.append(0, np.cumsum(counts.negatives)) / num_negatives
+        y = np.append(0, np.cumsum(counts.positives)) / num_positives
+        found["roc"] = thin(x, y)
+    if num_positives:
+        precision, recall = _precision_recall(counts)
+        found["precision_recall"] = thin(
+            np.append(0, recall), np.append(precision[:1], precision)
+        )
+    return found
+
+
+def thin(x: np.ndarray, y: np.ndarray, limit: int = CURVE_POINTS) -> Curve:
+    """Picks at most `limit` points, evenly along the curve, both ends among them."""
+    if len(x) > limit:
+        moves = np.abs(np.diff(x)) + np.abs(np.diff(y))
+        length = np.append(0, np.cumsum(moves))
+        picked = np.searchsorted(length, np.linspace(0, length[-1], limit))
+        picked = np.unique(picked)
+        x, y = x[picked], y[picked]
+    return Curve(x=np.asarray(x).tolist(), y=np.asarray(y).tolist())
+
+
+def count_scores(state: Scores) -> Counts:
+    """Groups equal scores."""
+    distinct, group = np.unique(state.scores, return_inverse=True)
+    positives = np.bincount(group[state.positive], minlength=len(distinct))
+    negatives = np.bincount(group[~state.positive], minlength=len(distinct))
+    return Counts(positives[::-1].astype(np.int64), negatives[::-1].astype(np.int64))
+
+
+def count_histogram(state: Histogram) -> Counts:
+    """Reads the occupied bins.
+
+    Raises:
+      ValueError: some scores were NaN.
+    """
+    low, high = (np.asarray(digit, dtype=np.int64) for digit in state)
+    total = low + (high << _DIGIT_BITS)
+    octave = (total.shape[1] - 1) // 534
+    infinity = (256 + 22 + 255) * octave + 1  # NaN has larger bit patterns
+    refuse_nan(int(total[:, infinity + 1 :].sum()))
+    occupied = np.flatnonzero(total.sum(axis=0))[::-1]
+    return Counts(positives=total[1, occupied], negatives=total[0, occupied])
+
+
+def exact(level: Level) -> Metric:
+    """AUROC, AP and F1-max of all scores, kept on the host (5 bytes a sample).
+
+    Args:
+      level: "image" ranks `image_score` by `label`; "pixel" ranks `anomaly_map` by
+        `mask` >= 0.5, and skips batches without a mask.
+    """
+
+    def init() -> Scores:
+        return Scores(np.zeros(0, np.float32), np.zeros(0, bool))
+
+    def update(state: Scores, predictions: Predictions, batch: Batch) -> Scores:
+        if _targets(level, batch) is None:
+            return state
+        valid = np.asarray(batch["valid"], bool)
+        scores, positive = _select(level, predictions, batch)
+        scores = np.asarray(scores, np.float32)[valid].ravel()
+        refuse_nan(int(np.isnan(scores).sum()))
+        return Scores(
+            np.append(state.scores, scores),
+            np.append(state.positive, np.asarray(positive)[valid].ravel()),
+        )
+
+    return Metric(init, update, lambda state: _summary(level, count_scores(state)))
+
+
+def histogram(level: Level, mantissa_bits: int = MANTISSA_BITS) -> Metric:
+    """AUROC, AP and F1-max from integer counts in `num_bins(mantissa_bits)` bins.
+
+    One pass, jittable, constant memory (4.4 MB by default), no range to set: see
+    `bin_index`. Equal to `exact` on scores rounded to `mantissa_bits`. A batch must
+    hold fewer than 2**30 samples, all of them together fewer than 2**61 a bin.
+
+    Args:
+      level: as in `exact`.
+      mantissa_bits: 1 to 12; every further bit halves bins and doubles memory.
+    """
+    if not 1 <= mantissa_bits <= 12:
+        raise ValueError(f"mantissa_bits={mantissa_bits}; choose 1 to 12")
+    shape = (2, num_bins(mantissa_bits))
+
+    def init() -> Histogram:
+        return Histogram(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
+
+    def update(state: Histogram, predictions: Predictions, batch: Batch) -> Histogram:
+        if _targets(level, batch) is None:
+            return state
+        values, positive = _select(level, predictions, batch)
+        return _add(state, values, positive, batch["valid"], mantissa_bits)
+
+    return Metric(init, update, lambda state: _summary(level, count_histogram(state)))
+
+
+def num_bins(mantissa_bits: int = MANTISSA_BITS) -> int:
+    """Number of bins of `bin_index`: 534 octaves of 2**mantissa_bits bins, and one."""
+    return 534 * 2**mantissa_bits + 1
+
+
+def bin_index(values: Array, mantissa_bits: int = MANTISSA_BITS) -> Array:
+    """Maps float32 values to bins, never reversing an order, whatever their range.
+
+    The bit pattern of a positive float32, read as an integer, grows with its value; its
+    upper bits are bins of constant relative width 2**-mantissa_bits. Between 0.5 and 1
+    the bins are those of 1 - value in reverse, since a sigmoid near 1 is as full of
+    meaning as near 0. Negative values mirror the positive ones; -0 and 0 are one bin.
+
+    Args:
+      values: any shape, cast to float32.
+      mantissa_bits: bits of the mantissa that are kept.
+
+    Returns:
+      int32 of the same shape in [0, num_bins); NaN lies above infinity.
+    """
+    values = jnp.asarray(values, jnp.float32)
+    octave = 2**mantissa_bits
+
+    def magnitude(x: Array) -> Array:
+        return jax.lax.bitcast_convert_type(x, jnp.int32) >> (23 - mantissa_bits)
+
+    half = 126 * octave  # bin of 0.5; float32 stores it with exponent 126
+    plain = magnitude(jnp.abs(values))
+    # 1 - value is exact here and at least 2**-24: 23 octaves where there was one.
+    near_one = 2 * half - magnitude(1 - values)
+    positive = jnp.where(values < 1, near_one, plain + 22 * octave + 1)
+    positive = jnp.where(values < 0.5, plain, positive)
+    signed = jnp.where(values < 0, -plain, positive)
+    return jnp.where(values == 0, 0, signed) + 256 * octave
+
+
+def refuse_nan(number: int) -> None:
+    """Raises ValueError if any score is NaN; a NaN has no rank."""
+    if number:
+        raise ValueError(
+            f"{number} scores are NaN and cannot be ranked; look for them in `predict`"
+        )
+
+
+@functools.partial(jax.jit, static_argnames="mantissa_bits")
+def _add(
+    state: Histogram, values: Array, positive: Array, valid: Array, mantissa_bits: int
+) -> Histogram:
+    """Adds one batch; values [B, ...], positive [B, ...] bool, valid [B]."""
+    if values.size >= 2**_DIGIT_BITS:
+        raise ValueError(f"{values.size} samples in one batch; use fewer than 2**30")
+    bins = num_bins(mantissa_bits)
+    valid = jnp.asarray(valid, bool).reshape((-1,) + (1,) * (values.ndim - 1))
+    index = bin_index(values, mantissa_bits) + bins * positive.astype(jnp.int32)
+    ones = jnp.broadcast_to(valid, values.shape).astype(jnp.int32)
+    counts = jnp.zeros(2 * bins, jnp.int32).at[index.ravel()].add(ones.ravel())
+    low = state.low + counts.reshape(2, bins)  # < 2**31: both terms are < 2**30
+    carry = low >> _DIGIT_BITS
+    return Histogram(low - (carry << _DIGIT_BITS), state.high + carry)
+
+
+def _targets(level: Level, batch: Batch) -> Any:
+    return batch["label"] if level == "image" else batch.get("mask")
+
+
+def _select(level: Level, predictions: Predictions, batch: Batch) -> tuple[Any, Any]:
+    """Returns scores and, of the same shape, which of them are positives."""
+    targets = _targets(level, batch)
+    values = predictions.image_score if level == "image" else predictions.anomaly_map
+    if values.shape != targets.shape:
+        raise ValueError(
+            f"{level} scores have shape {values.shape}, targets {targets.shape}; "
+            "predict at the size of the mask"
+        )
+    return values, targets >= 0.5
+
+
+def _precision_recall(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
+    hits = np.cumsum(counts.positives)
+    return hits / (hits + np.cumsum(counts.negatives)), hits / hits[-1]
+
+
+def _summary(level: Level, counts: Counts) -> dict[str, float]:
+    return {
+        f"{level}_auroc": auroc(counts),
+        f"{level}_ap": average_precision(counts),
+        f"{level}_f1_max": f1_max(counts),
+    }

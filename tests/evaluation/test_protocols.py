@@ -1,0 +1,29 @@
+import numpy as np
+import pytest
+
+from jaxanom.evaluation import protocols
+from jaxanom.types import Predictions
+
+
+@pytest.mark.parametrize(
+    "protocol", [protocols.image_detection(), protocols.few_shot_supervised()]
+)
+def test_columns_are_exactly_what_the_metrics_report(protocol):
+    maps = np.random.default_rng(0).random((4, 8, 8)).astype(np.float32)
+    batch = {
+        "mask": (maps > 0.7).astype(np.float32),
+        "label": np.array([1, 0, 1, 0], np.int32),
+        "valid": np.ones(4, bool),
+    }
+    predictions = Predictions(maps, maps.max((1, 2)))
+    reported = []
+    for name, metric in protocol.metrics.items():
+        state = metric.update(metric.init(), predictions, batch)
+        reported += metric.finalize(state)
+        assert protocol.curves[name](state)
+    assert reported == list(protocol.columns)
+
+
+def test_curves_belong_to_metrics():
+    protocol = protocols.few_shot_supervised()
+    assert protocol.curves.keys() == protocol.metrics.keys()
