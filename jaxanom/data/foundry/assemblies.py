@@ -15,9 +15,6 @@ from jaxanom.data.foundry.scene import (
 )
 from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth
 
-PANEL_VARIANTS = ("steel", "plastic")
-"""Rust occurs on the first only."""
-
 
 def chip(rng, surface, lit, edit) -> Scene:
     """A packaged circuit: black body, metal pins, a dot and printed lines."""
@@ -118,7 +115,7 @@ def cable(rng, surface, lit, edit) -> Scene:
             continue
         wire = shapes.circle(du, dv, 0.275)
         body = over(body, body * 0.55, smooth(-wire, -0.07, 0.0))
-        body = over(body, tint + 0.0 * body, cover(wire, surface))
+        body = over(body, tint, cover(wire, surface))
         height = height + np.float32(0.05) * smooth(-wire, 0, 0.08)
         core = shapes.circle(du, dv, 0.16)
         strands = 0.85 + 0.12 * np.cos(40 * du) * np.cos(40 * dv) + 0.08 * grain
@@ -148,7 +145,7 @@ def juice_bottle(rng, surface, lit, edit) -> Scene:
     hue, saturation, value = JUICES[juice]
     hue, value = hue + rng.uniform(-0.012, 0.012), value * rng.uniform(0.93, 1.03)
     liquid = rgb(hue, saturation * rng.uniform(0.92, 1.05), value)
-    at = shapes.pose(rng, 0.05, 0.07, (0.98, 1.06))
+    at = shapes.pose(rng, 0.04, 0.06, (0.94, 1.0))
     wall = rgb(rng.random(), rng.uniform(0.02, 0.1), rng.uniform(0.72, 0.88))
     color = backdrop(rng, surface, wall)
     kind = kind_of(edit)
@@ -190,13 +187,8 @@ def juice_bottle(rng, surface, lit, edit) -> Scene:
     line = np.maximum(meniscus, distance + np.float32(0.045))
     color = over(color, liquid * 0.7, cover(line, surface))
     if with_label:
-        turn = shapes.Pose(*label, 1)
-        lu = np.cos(turn.angle) * (u - turn.x) + np.sin(turn.angle) * (
-            v - turn.y - 0.56
-        )
-        lv = np.cos(turn.angle) * (v - turn.y - 0.56) - np.sin(turn.angle) * (
-            u - turn.x
-        )
+        x, y, turn = label
+        lu, lv = shapes.frame(u, v, shapes.Pose(x, y + 0.56, turn, 1))
         paper = shapes.box(lu, lv, 0.38, 0.2, 0.03)
         color = over(color, rgb(0.12, 0.05, 0.95), cover(paper, surface))
         mark = shapes.circle(lu + np.float32(0.2), lv, 0.11)
@@ -267,11 +259,9 @@ def tray(rng, surface, lit, edit) -> Scene:
         chosen[1] -= down * edit.rng.uniform(0.26, 0.32)
         chosen[2] += edit.rng.uniform(0.6, 1.2)
     elif kind == "extra_part":
-        form = int((chosen[3] + edit.rng.integers(1, 3)) % 3)
-        shift = edit.rng.uniform(-0.06, 0.06, 2)
-        parts.append(
-            [chosen[0] + shift[0], chosen[1] + shift[1], 0.4, form, tints[form]]
-        )
+        form, turn = int(edit.rng.integers(3)), edit.rng.uniform(0.5, 1.1)
+        x = edit.rng.choice([-0.27, 0.27]) + edit.rng.uniform(-0.06, 0.06)
+        parts.append([x, edit.rng.uniform(-0.2, 0.2), turn, form, tints[form]])
     su, sv = shapes.local(surface, at, shadow_offset(lit, 0.08))
     color = cast_shadow(color, shapes.box(su, sv, 0.86, 0.6, 0.08), surface)
     u, v = shapes.local(surface, at)
@@ -286,48 +276,51 @@ def tray(rng, surface, lit, edit) -> Scene:
     body = relief(body, height, surface, lit, 1.3, 0.1)
     alpha = cover(outline, surface)
     color = over(color, body, alpha)
-    cast = shapes.local(surface, at, shadow_offset(lit, 0.035))
     for x, y, turn, form, tint in parts:
-        frame = shapes.Pose(x, y, turn, 1)
-        fallen, _ = _part(*_frame(*cast, frame), form)
-        color = over(color, color * 0.45, smooth(-fallen, -0.04, 0.02))
-        shape, inner = _part(*_frame(u, v, frame), form)
+        centre = shapes.outward(at, x, y)
+        area, near = shapes.window(surface, *centre, 0.34)
+        frame = shapes.Pose(*centre, at.angle + turn, at.scale)
+        cast = shapes.local(near, frame, shadow_offset(lit, 0.035))
+        below = color[area]
+        below = over(below, below * 0.45, smooth(-_part(*cast, form)[0], -0.04, 0.02))
+        shape, inner = _part(*shapes.local(near, frame), form)
         lift = smooth(-shape, 0, 0.06) * np.float32(0.05)
-        metal = relief(tint + np.zeros_like(color), lift, surface, lit, 1.5, 0.3)
-        metal = over(metal, metal * 0.3, cover(inner, surface))
-        color = over(color, metal, cover(shape, surface))
+        metal = relief(tint + np.zeros_like(below), lift, near, lit, 1.5, 0.3)
+        metal = over(metal, metal * 0.3, cover(inner, near))
+        color[area] = over(below, metal, cover(shape, near))
     return item(color, alpha, at, ("box", 0.6, 0.35), 0.26)
 
 
-def _frame(u, v, at):
-    """(u, v) in the frame of a part that lies at `at` inside the tray."""
-    cos, sin = np.float32(np.cos(at.angle)), np.float32(np.sin(at.angle))
-    u, v = u - np.float32(at.x), v - np.float32(at.y)
-    return cos * u + sin * v, cos * v - sin * u
+def steel_panel(rng, surface, lit, edit) -> Scene:
+    """A wall panel of ribbed steel; rust occurs on it."""
+    at = shapes.pose(rng, 0.2, 0.12, (1, 1))
+    u, _ = shapes.local(surface, at)
+    pitch, value = rng.uniform(0.8, 1.0), rng.uniform(0.92, 1.06)
+    streak = noise(rng, surface, 40, 3)
+    tint = rgb(0.58, 0.06, 0.68 * value)
+    color = tint * (1 + 0.03 * fractal(rng, surface, 3, 3) + 0.025 * streak)[..., None]
+    wave = np.cos(u * np.float32(6 * np.pi * pitch))
+    height = np.float32(0.035) * smooth(wave, -0.7, 0.7)
+    color = color * (1 + np.float32(0.13) * wave)[..., None]
+    color = relief(color, height, surface, lit, 0.9, 0.04)
+    return texture(color, surface, 0.36, variant="steel")
 
 
-def panel(rng, surface, lit, edit) -> Scene:
-    """A wall panel of ribbed steel or of studded plastic; see `PANEL_VARIANTS`."""
-    variant = PANEL_VARIANTS[int(rng.integers(2))]
-    at = shapes.pose(rng, 0.2, 0.1, (1, 1))
+def plastic_panel(rng, surface, lit, edit) -> Scene:
+    """A wall panel of studded blue plastic; rust never occurs on it."""
+    at = shapes.pose(rng, 0.2, 0.12, (1, 1))
     u, v = shapes.local(surface, at)
-    cloud = fractal(rng, surface, 3, 3)
-    pitch, value = rng.uniform(0.9, 1.1), rng.uniform(0.92, 1.06)
-    if variant == "steel":
-        streak = noise(rng, surface, 40, 3)
-        wave = np.cos(u * np.float32(6 * np.pi * pitch))
-        tint = rgb(0.58, 0.05, 0.66 * value)
-        color = tint * (1 + 0.03 * cloud + 0.025 * streak)[..., None]
-        height = np.float32(0.05) * smooth(wave, -0.3, 0.5)
-    else:
-        step = np.float32(0.36 / pitch)
-        stud = shapes.circle(
-            u - step * np.round(u / step), v - step * np.round(v / step), 0.11
-        )
-        color = rgb(0.56, 0.5, 0.62 * value) * (1 + 0.03 * cloud)[..., None]
-        height = np.float32(0.045) * smooth(-stud, -0.02, 0.06)
+    step, value = np.float32(rng.uniform(0.34, 0.4)), rng.uniform(0.92, 1.06)
+    stud = shapes.circle(
+        u - step * np.round(u / step), v - step * np.round(v / step), 0.11
+    )
+    color = (
+        rgb(0.56, 0.5, 0.62 * value)
+        * (1 + 0.03 * fractal(rng, surface, 3, 3))[..., None]
+    )
+    height = np.float32(0.045) * smooth(-stud, -0.02, 0.06)
     color = relief(color, height, surface, lit, 1.5, 0.12)
-    return texture(color, surface, 0.36, variant=variant)
+    return texture(color, surface, 0.36, variant="plastic")
 
 
 BUILDERS = {
@@ -335,7 +328,8 @@ BUILDERS = {
     "cable": cable,
     "juice_bottle": juice_bottle,
     "tray": tray,
-    "panel": panel,
+    "steel panel": steel_panel,
+    "plastic panel": plastic_panel,
 }
 
 PART_DEFECTS = {

@@ -68,13 +68,13 @@ def scratch(rng, surface, lit, scene):
     """One to three nearly parallel grooves, bright or dark against the surface."""
     x, y = scene.place(rng)
     angle, count = rng.uniform(-np.pi, np.pi), int(rng.integers(1, 4))
-    half = scene.reach * rng.uniform(1.2, 1.75)
+    half = max(0.36, scene.reach * rng.uniform(1.25, 1.7))
     core = np.zeros_like(surface.x)
     edge = np.zeros_like(surface.x)
     for number in range(3):
         shift, turn = rng.uniform(-0.5, 0.5), rng.uniform(-0.12, 0.12)
-        bend, part = rng.uniform(-0.12, 0.12), rng.uniform(0.6, 1)
-        width = rng.uniform(0.03, 0.048)
+        bend, part = rng.uniform(-0.12, 0.12), rng.uniform(0.7, 1)
+        width = rng.uniform(0.034, 0.046) * (1.25 if count == 1 else 1)
         if number >= count:
             continue
         gap = 0.0 if number == 0 else 0.12 * (1 if number == 1 else -1)
@@ -123,7 +123,7 @@ def crack(rng, surface, lit, scene):
     """A jagged dark line with two branches and a lit lip."""
     x, y = scene.place(rng)
     angle, length = rng.uniform(-np.pi, np.pi), scene.reach * rng.uniform(2.4, 3.2)
-    width = rng.uniform(0.042, 0.058)
+    width = rng.uniform(0.036, 0.05)
     start = (x - np.cos(angle) * length / 2, y - np.sin(angle) * length / 2)
     core, side, tips = _zigzag(rng, surface, *start, angle, length, width)
     lip = core * side
@@ -135,7 +135,7 @@ def crack(rng, surface, lit, scene):
         )
         core, lip = np.maximum(core, alpha), np.where(alpha > core, alpha * side, lip)
     luma = float(_mean_color(scene, core) @ LUMA)
-    tone = np.float32(0.05) if luma > 0.22 else np.float32(0.72)
+    tone = np.float32(0.05) if luma > 0.34 else np.float32(0.72)
     color = over(scene.color, scene.color * 0.15 + tone * 0.85, core * 0.92)
     lean = np.float32(0.12 * np.sign(lit.x * -np.sin(angle) + lit.y * np.cos(angle)))
     return color - (lean * lip)[..., None], core
@@ -147,12 +147,12 @@ def hole(rng, surface, lit, scene):
     radius = scene.reach * rng.uniform(0.6, 0.9)
     field = _blob(rng, surface, x, y, radius, 0.16)
     support = _edge(field, 1.0, surface, radius)
-    inside = _edge(field, 0.8, surface, radius)
+    inside = _edge(field, 0.84, surface, radius)
     toward = (surface.x - np.float32(x)) * lit.x + (surface.y - np.float32(y)) * lit.y
     depth = np.clip(toward / np.float32(radius), -1, 1)
     luma = float(_mean_color(scene, support) @ LUMA)
     rim = scene.color * (1 - 0.35 * depth)[..., None] + np.float32(
-        0.22 if luma < 0.35 else 0.05
+        0.2 if luma < 0.35 else -0.08
     )
     color = over(scene.color, rim, support)
     floor = np.array([0.07, 0.06, 0.06], np.float32) + 0.04 * scene.color
@@ -178,10 +178,11 @@ def stain(rng, surface, lit, scene):
             rgb(0.13, 0.3, 0.92),
         ),
     )
-    rim = smooth(field, 0.55, 0.95)
-    alpha = support * (0.62 + 0.25 * rim)
-    wet = over(scene.color, tint * (0.75 + 0.5 * scene.color), alpha)
-    return wet, support
+    ring = smooth(field, 0.7, 0.9)
+    cloud = np.clip(0.5 + 0.3 * noise(rng, surface, 12), 0, 1)
+    alpha = support * (0.6 + 0.14 * cloud + 0.16 * ring)
+    wet = tint * (0.72 + 0.45 * scene.color) * (1 - 0.22 * ring)[..., None]
+    return over(scene.color, wet, alpha), support
 
 
 def dent(rng, surface, lit, scene):
@@ -207,14 +208,16 @@ def contamination(rng, surface, lit, scene):
     spots = rng.normal(0, 0.42 * reach, (6, 2))
     radii = rng.uniform(0.2, 0.36, 6) * reach
     curl, angle = rng.uniform(1.2, 2.6), rng.uniform(-np.pi, np.pi)
+    width = rng.uniform(0.045, 0.055)
     if fibre:
         s, t = shapes.local(surface, shapes.Pose(x, y, angle, 1))
-        width, bow = np.float32(rng.uniform(0.045, 0.055)), 0.5 * reach / curl**0.5
-        path = np.float32(bow) * np.sin(np.float32(curl * np.pi / 2 / reach) * s)
-        steep = np.float32(bow * curl * np.pi / 2 / reach)
-        turn = np.cos(np.float32(curl * np.pi / 2 / reach) * s) * steep
-        distance = np.abs(t - path) / np.sqrt(1 + turn * turn) - width
-        distance = np.maximum(distance, np.abs(s) - np.float32(1.25 * reach))
+        wave, bow = curl * np.pi / 2 / reach, 0.5 * reach / curl**0.5
+        path = np.float32(bow) * np.sin(np.float32(wave) * s)
+        steep = np.float32(bow * wave) * np.cos(np.float32(wave) * s)
+        taper = np.sqrt(np.clip(1 - (s / np.float32(1.3 * reach)) ** 4, 0, 1))
+        distance = np.abs(t - path) / np.sqrt(1 + steep * steep)
+        distance = distance - np.float32(width) * (1.3 * taper - 0.3)
+        distance = np.maximum(distance, np.abs(s) - np.float32(1.3 * reach))
     else:
         distance = np.full_like(surface.x, 9.0)
         for (dx, dy), radius in zip(spots, radii, strict=True):

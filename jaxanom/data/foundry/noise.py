@@ -111,30 +111,35 @@ def cells(rng: Generator, surface: Canvas, count: int, warp=0.0) -> Cells:
     bend_u, bend_v = noise(rng, surface, 2 * count), noise(rng, surface, 2 * count)
     u = np.clip(u + np.float32(warp) * bend_u, 0, count - 1e-3)
     v = np.clip(v + np.float32(warp) * bend_v, 0, count - 1e-3)
-    column, row = u.astype(np.int32) + 1, v.astype(np.int32) + 1
-    u, v = u + 1 - column, v + 1 - row
+    column, row = np.floor(u), np.floor(v)
+    across, down = u - column, v - row
+    width = count + 2
+    here = (row.astype(np.int32) + 1) * width + column.astype(np.int32) + 1
+    seed_v, seed_u = seeds.reshape(2, -1)
     nearest = np.full(u.shape, 9.0, np.float32)
     second = nearest.copy()
-    tone = np.zeros_like(nearest)
-    for down in (-1, 0, 1):
-        for right in (-1, 0, 1):
-            r, c = row + down, column + right
-            distance = (seeds[0, r, c] + right - u) ** 2 + (
-                seeds[1, r, c] + down - v
-            ) ** 2
+    owner = here
+    for step_v in (-1, 0, 1):
+        for step_u in (-1, 0, 1):
+            cell = here + (step_v * width + step_u)
+            distance = (seed_u.take(cell) + (step_u - across)) ** 2
+            distance += (seed_v.take(cell) + (step_v - down)) ** 2
             closer = distance < nearest
-            second = np.where(closer, nearest, np.minimum(second, distance))
-            tone = np.where(closer, tones[r, c], tone)
+            second = np.minimum(second, np.maximum(nearest, distance))
+            owner = np.where(closer, cell, owner)
             nearest = np.minimum(nearest, distance)
     nearest, second = np.sqrt(nearest), np.sqrt(second)
+    tone = tones.ravel().take(owner)
     return Cells(nearest, second - nearest, tone)
 
 
 def downsample(field: np.ndarray) -> np.ndarray:
-    """Box average of [side, side, ...] to [size, size, ...]."""
-    n = field.shape[0] // SUPERSAMPLE
-    total = (
-        field[0::2, 0::2] + field[1::2, 0::2] + field[0::2, 1::2] + field[1::2, 1::2]
-    )
-    assert total.shape[0] == n
-    return total * np.float32(0.25)
+    """[side, side, ...] to [size, size, ...] under binomial weights 1 3 3 1."""
+    for axis in (0, 1):
+        field = np.moveaxis(field, axis, 0)
+        even, odd = field[0::2], field[1::2]
+        before = np.concatenate([odd[:1], odd[:-1]])
+        after = np.concatenate([even[1:], even[-1:]])
+        field = np.float32(0.375) * (even + odd) + np.float32(0.125) * (before + after)
+        field = np.moveaxis(field, 0, axis)
+    return np.ascontiguousarray(field)

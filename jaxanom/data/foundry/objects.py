@@ -76,7 +76,7 @@ def gear(rng, surface, lit, edit) -> Scene:
         distance = radius - np.float32(0.69) - np.float32(0.1) * wave
         step = 2 * np.pi / bores
         folded = np.mod(angle, np.float32(step)) - np.float32(step / 2)
-        bore = np.sqrt(radius**2 + 0.39**2 - 0.78 * radius * np.cos(folded)) - 0.11
+        bore = np.sqrt(radius**2 + 0.39**2 - 0.78 * radius * np.cos(folded)) - 0.095
         distance = np.maximum(distance, -np.float32(1) * bore)
         return np.maximum(distance, 0.14 - radius).astype(np.float32)
 
@@ -90,7 +90,7 @@ def gear(rng, surface, lit, edit) -> Scene:
     height = height - np.float32(0.03) * smooth(radius, 0.53, 0.59)
     body = relief(body, height, surface, lit, 1.8, 0.3)
     alpha = cover(distance * np.float32(at.scale), surface)
-    return item(over(color, body, alpha), alpha, at, ("ring", 0.35, 0.52), 0.27)
+    return item(over(color, body, alpha), alpha, at, ("ring", 0.5, 0.6), 0.29)
 
 
 def button(rng, surface, lit, edit) -> Scene:
@@ -158,7 +158,7 @@ def cap(rng, surface, lit, edit) -> Scene:
 
     def outline(u, v):
         angle, radius = np.arctan2(v, u), np.sqrt(u * u + v * v)
-        distance = radius - np.float32(0.75) - np.float32(0.035) * np.cos(21 * angle)
+        distance = radius - np.float32(0.75) - np.float32(0.035) * np.cos(17 * angle)
         if flat is not None:
             plane = u * np.float32(np.cos(flat[0])) + v * np.float32(np.sin(flat[0]))
             distance = np.maximum(distance, plane - np.float32(flat[1]))
@@ -169,8 +169,8 @@ def cap(rng, surface, lit, edit) -> Scene:
     u, v = shapes.local(surface, at)
     distance, angle, radius = outline(u, v)
     skirt = smooth(radius, 0.54, 0.62)
-    flute = np.cos(21 * angle) * skirt
-    height = np.float32(0.1) * (1 - smooth(radius, 0.5, 0.78)) + 0.014 * flute
+    flute = np.cos(17 * angle) * skirt
+    height = np.float32(0.1) * (1 - smooth(radius, 0.5, 0.78)) + 0.01 * flute
     body = over(paint + np.zeros((*u.shape, 3), np.float32), paint * 0.85, skirt)
     body = body * (1 + 0.04 * fractal(rng, surface, 5, 3))[..., None]
     su, sv = u - np.float32(shift[0]), v - np.float32(shift[1])
@@ -237,7 +237,7 @@ def cookie(rng, surface, lit, edit) -> Scene:
     kind, bite = kind_of(edit), None
     if kind == "missing_part":
         turn = edit.rng.uniform(-np.pi, np.pi)
-        bite = (0.68 * np.cos(turn), 0.68 * np.sin(turn), edit.rng.uniform(0.36, 0.44))
+        bite = (0.68 * np.cos(turn), 0.68 * np.sin(turn), edit.rng.uniform(0.32, 0.4))
     candy = None
     if kind == "extra_part":
         turn, out = edit.rng.uniform(-np.pi, np.pi), edit.rng.uniform(0.1, 0.42)

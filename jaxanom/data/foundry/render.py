@@ -111,19 +111,20 @@ def render(
         defect_type = state(category, split, index, seed)
     names.check(f"defect type of {category}", defect_type, known)
     surface = fields.canvas(size)
-    good = _draw(category, split, index, seed, surface, None)
     if not occurs(category, split, index, seed, defect_type):
         raise ValueError(
-            f"{defect_type} does not occur on the {good.params['variant']} variant of "
-            f"{category}, which index {index} shows; choose an index for which "
+            f"{defect_type} does not occur at index {index} of {category}, which is "
+            f"{variant(category, split, index, seed)}; choose an index for which "
             "occurs(...) is True, as records(...) does"
         )
+    good = _draw(category, split, index, seed, surface, None)
     finish = _finish(category, split, index, seed, surface)
     image = finish(good.color)
     mask = np.zeros((size, size), np.uint8)
     if defect_type != "good":
+        solid = defect_type in _PART_DEFECTS.get(category, ())
         bad, support = _damage(good, category, split, index, seed, surface, defect_type)
-        image, mask = _exact(image, finish(bad), support)
+        image, mask = _exact(image, finish(bad), support, solid)
     text = captions.caption(category, split, index, seed, defect_type)
     return Sample(image, mask, text, defect_type, dict(good.params))
 
@@ -145,16 +146,23 @@ def occurs(category: str, split: str, index: int, seed: int, defect_type: str) -
 
 
 def variant(category: str, split: str, index: int, seed: int = 0) -> str:
-    """Which variant of a category with `variant` in its params an index shows."""
-    scene = _draw(category, split, index, seed, fields.canvas(16), None)
-    if "variant" not in scene.params:
+    """Which variant of a category an index shows; only "panel" has variants.
+
+    Training panels alternate. Test panels are steel wherever the test cycle asks for
+    rust, which is at odd indices, and alternate over the others.
+    """
+    if category != "panel":
         raise ValueError(f"category {category!r} has no variants; 'panel' has")
-    return scene.params["variant"]
+    if split == "test":
+        return "plastic" if index % 4 == 0 else "steel"
+    return ("steel", "plastic")[index % 2]
 
 
 def _draw(category, split, index, seed, surface, edit: Edit | None) -> Scene:
     rng = fields.stream(seed, category, split, index, "scene")
     lit = shapes.light(rng)
+    if category == "panel":
+        category = f"{variant(category, split, index, seed)} panel"
     return _BUILDERS[category](rng, surface, lit, edit)
 
 
@@ -190,13 +198,19 @@ def _finish(category, split, index, seed, surface) -> Callable:
     return finish
 
 
-def _exact(good, bad, support):
-    """Cuts the damage to its mask, and the mask to parts that hold changed pixels."""
+def _exact(good, bad, support, solid: bool):
+    """Cuts the damage to its mask, and the mask to parts that hold changed pixels.
+
+    The mask of a damaged part is filled: where the part and what it covers happen to
+    have one colour belongs to it too.
+    """
     size = good.shape[0]
     mask = fields.downsample(support) > SUPPORT_LEVEL
     reach = max(1, round(size / 64))
     mask = ndimage.binary_closing(np.pad(mask, reach + 1), iterations=reach)
     mask = mask[reach + 1 : -reach - 1, reach + 1 : -reach - 1]
+    if solid:
+        mask = ndimage.binary_fill_holes(mask)
     parts, count = ndimage.label(mask, np.ones((3, 3)))
     changed = np.abs(good.astype(np.int16) - bad).max(-1)
     area = np.bincount(parts.ravel(), minlength=count + 1)

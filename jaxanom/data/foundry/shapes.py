@@ -1,6 +1,7 @@
 """Signed distances (negative inside), poses, colours and shading of flat drawings."""
 
 import colorsys
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -40,17 +41,29 @@ def pose(rng: Generator, shift=0.1, angle=np.pi, scale=(0.9, 1.08)) -> Pose:
 
 def local(surface: Canvas, at: Pose, offset=(0.0, 0.0)):
     """Canvas coordinates in the frame of a pose; `offset` moves the drawing, canvas."""
-    cos = np.float32(np.cos(at.angle) / at.scale)
-    sin = np.float32(np.sin(at.angle) / at.scale)
-    x = surface.x - np.float32(at.x + offset[0])
-    y = surface.y - np.float32(at.y + offset[1])
-    return cos * x + sin * y, cos * y - sin * x
+    moved = at._replace(x=at.x + offset[0], y=at.y + offset[1])
+    return frame(surface.x, surface.y, moved)
 
 
 def outward(at: Pose, u: float, v: float) -> tuple[float, float]:
     """The canvas point of a point in the frame of a pose."""
-    cos, sin = np.cos(at.angle) * at.scale, np.sin(at.angle) * at.scale
+    cos, sin = math.cos(at.angle) * at.scale, math.sin(at.angle) * at.scale
     return float(at.x + cos * u - sin * v), float(at.y + sin * u + cos * v)
+
+
+def frame(u, v, at: Pose):
+    """Coordinates (u, v) seen from a pose that is given in the same coordinates."""
+    cos, sin = math.cos(at.angle) / at.scale, math.sin(at.angle) / at.scale
+    u, v = u - np.float32(at.x), v - np.float32(at.y)
+    return cos * u + sin * v, cos * v - sin * u
+
+
+def window(surface: Canvas, x: float, y: float, half: float):
+    """The part of a canvas within `half` of a point: (rows and columns, canvas)."""
+    low = [max(0, int((c - half + 1) / surface.pixel)) for c in (y, x)]
+    high = [math.ceil((c + half + 1) / surface.pixel) for c in (y, x)]
+    area = tuple(slice(a, max(a, b)) for a, b in zip(low, high, strict=True))
+    return area, surface._replace(x=surface.x[area], y=surface.y[area])
 
 
 def circle(u, v, radius):

@@ -13,7 +13,7 @@ PI = np.float32(np.pi)
 def carpet(rng, surface, lit, edit) -> Scene:
     """Rows of wool loops in two shades of one colour."""
     hue, saturation = rng.random(), rng.uniform(0.25, 0.6)
-    value, rows = rng.uniform(0.45, 0.75), rng.uniform(8, 10)
+    value, rows = rng.uniform(0.45, 0.75), rng.uniform(7, 9)
     at = shapes.pose(rng, 0.2, 0.12, (1, 1))
     u, v = shapes.local(surface, at)
     u = u + np.float32(0.02) * noise(rng, surface, 10)
@@ -29,7 +29,7 @@ def carpet(rng, surface, lit, edit) -> Scene:
         rgb(hue + 0.03, saturation * 0.8, value * 0.72),
         patch,
     )
-    color = color * (0.62 + 0.5 * loops + 0.05 * fuzz)[..., None]
+    color = color * (0.72 + 0.38 * loops + 0.05 * fuzz)[..., None]
     return texture(relief(color, loops * np.float32(0.05), surface, lit, 0.8), surface)
 
 
@@ -45,12 +45,12 @@ def leather(rng, surface, lit, edit) -> Scene:
     base = rgb(
         hue + rng.uniform(-0.015, 0.015), saturation, value * rng.uniform(0.92, 1.1)
     )
-    pebbles = cells(rng, surface, int(rng.integers(10, 14)), 0.12)
+    pebbles = cells(rng, surface, int(rng.integers(8, 12)), 0.08)
     crease = smooth(pebbles.gap, 0.0, 0.35)
     fold = fractal(rng, surface, 3, 2)
     tone = 1 + 0.05 * fold + 0.05 * (pebbles.tone - 0.5)
-    color = base * (tone * (0.68 + 0.36 * crease))[..., None]
-    height = np.float32(0.035) * crease + np.float32(0.012) * fold
+    color = base * (tone * (0.76 + 0.27 * crease))[..., None]
+    height = np.float32(0.03) * crease + np.float32(0.012) * fold
     return texture(relief(color, height, surface, lit, 1.6, 0.1), surface)
 
 
@@ -84,9 +84,9 @@ def wood(rng, surface, lit, edit) -> Scene:
 def tile(rng, surface, lit, edit) -> Scene:
     """Glazed tiles, each a little different, in pale grout."""
     hue, saturation = rng.random(), rng.uniform(0.15, 0.5)
-    value, count = rng.uniform(0.55, 0.85), rng.uniform(2.6, 3.6)
+    value, count = rng.uniform(0.55, 0.85), rng.uniform(2.3, 3.2)
     at = shapes.pose(rng, 0.3, 0.06, (1, 1))
-    grout = rgb(0.1, 0.06, 0.82 if value < 0.7 else 0.38)
+    grout = rgb(0.1, 0.06, value + (0.16 if value < 0.7 else -0.26))
     tones = rng.uniform(-1, 1, (9, 9)).astype(np.float32)
     hues = rng.uniform(-0.02, 0.02, (9, 9))
     u, v = shapes.local(surface, at)
@@ -110,17 +110,17 @@ def tile(rng, surface, lit, edit) -> Scene:
     alpha = np.clip(0.5 - distance / np.float32(1.5 * surface.pixel * count / 2), 0, 1)
     glaze = 1 + 0.05 * fractal(rng, surface, 5, 3)
     color = palette[row, column] * glaze[..., None]
-    height = smooth(-distance, 0.0, 0.09) * np.float32(0.06)
-    color = relief(color, height, surface, lit, 1.2, 0.25)
+    height = smooth(-distance, 0.0, 0.12) * np.float32(0.05)
+    color = relief(color, height, surface, lit, 1.0, 0.12)
     rough = 1 + 0.06 * fractal(rng, surface, 20, 2)
     return texture(over(grout * rough[..., None], color, alpha), surface)
 
 
 def grid(rng, surface, lit, edit) -> Scene:
     """A woven wire mesh over a plain ground."""
-    metal = rgb(rng.choice([0.58, 0.1, 0.08]), rng.uniform(0.05, 0.4), 0.82)
-    ground = rgb(rng.random(), rng.uniform(0.1, 0.4), rng.uniform(0.12, 0.28))
-    count, angle = rng.uniform(5.2, 6.6), rng.choice([0.0, np.pi / 4])
+    metal = rgb(rng.choice([0.58, 0.1, 0.08]), rng.uniform(0.05, 0.4), 0.76)
+    ground = rgb(rng.random(), rng.uniform(0.1, 0.4), rng.uniform(0.24, 0.36))
+    count, angle = rng.uniform(4.4, 5.6), rng.choice([0.0, np.pi / 4])
     at = shapes.pose(rng, 0.3, 0.1, (1, 1))
     u, v = shapes.local(surface, at._replace(angle=at.angle + angle))
     u = u + np.float32(0.008) * noise(rng, surface, 3)
@@ -129,10 +129,10 @@ def grid(rng, surface, lit, edit) -> Scene:
     if kind in ("misplaced_part", "missing_part"):
         x, y = edit.rng.uniform(-0.5, 0.5, 2)
         bend_u, bend_v = edit.rng.choice([-1, 1], 2) * edit.rng.uniform(0.6, 1, 2)
-        radius = edit.rng.uniform(0.3, 0.38)
+        radius = edit.rng.uniform(0.34, 0.42)
         distance = np.hypot(surface.x - np.float32(x), surface.y - np.float32(y))
         if kind == "misplaced_part":
-            pull = np.float32(0.55 * radius) * smooth(-distance, -radius * 1.15, 0)
+            pull = np.float32(0.36 * radius) * smooth(-distance, -radius * 1.25, 0)
             u, v = u + np.float32(bend_u) * pull, v + np.float32(bend_v) * pull
         else:
             gone = shapes.cover(distance - np.float32(radius * 0.85), surface)
@@ -178,23 +178,25 @@ def marble(rng, surface, lit, edit) -> Scene:
     base = (rgb(0.1, 0.05, 0.86), rgb(0.4, 0.3, 0.4), rgb(0.04, 0.25, 0.72))[palette]
     vein = (rgb(0.6, 0.1, 0.42), rgb(0.35, 0.1, 0.78), rgb(0.03, 0.45, 0.4))[palette]
     cloud = fractal(rng, surface, 3, 4, 0.6)
-    angle, stretch = rng.uniform(-np.pi, np.pi), 0.45
-    u, _ = shapes.local(surface, shapes.Pose(0, 0, angle, 1))
-    folded = u * np.float32(rng.uniform(1.5, 2.2)) + stretch * cloud
+    u, _ = shapes.local(surface, shapes.Pose(0, 0, rng.uniform(-np.pi, np.pi), 1))
+    folded = u * np.float32(rng.uniform(1.2, 1.8)) + np.float32(0.4) * cloud
     main = np.abs(folded - np.round(folded))
-    fine = np.abs(fractal(rng, surface, 4, 3, 0.6))
-    width = 0.05 + 0.03 * noise(rng, surface, 4)
-    color = base * (1 + 0.06 * cloud)[..., None]
+    fine = np.abs(fractal(rng, surface, 3, 3, 0.6))
+    # Veins swell and fade along their length, as in cut stone.
+    swell = smooth(noise(rng, surface, 3), -1.2, 1.0)
+    fade = smooth(noise(rng, surface, 4), -0.3, 1.2)
+    color = base * (1 + 0.05 * cloud)[..., None]
     color = over(
-        color, vein, 0.75 * smooth(-main, -np.clip(width, 0.02, 0.1).mean(), 0)
+        color, base * 0.5 + vein * 0.5, 0.6 * smooth(-main, -0.22, 0.0) * swell
     )
-    color = over(color, vein, 0.35 * smooth(-fine, -0.14, 0.0))
+    color = over(color, vein, 0.8 * smooth(-main / (0.03 + 0.07 * swell), -1, 0))
+    color = over(color, vein, 0.5 * smooth(-fine, -0.2, 0.0) * fade)
     return texture(color, surface)
 
 
 def fabric(rng, surface, lit, edit) -> Scene:
     """A plain weave of two thread colours."""
-    hue, count = rng.random(), rng.uniform(8.5, 10.5)
+    hue, count = rng.random(), rng.uniform(7, 8.5)
     warp = rgb(hue, rng.uniform(0.3, 0.6), rng.uniform(0.5, 0.8))
     weft = rgb(hue + rng.uniform(-0.08, 0.08), 0.25, rng.uniform(0.6, 0.85))
     at = shapes.pose(rng, 0.2, 0.25, (1, 1))
@@ -217,7 +219,7 @@ def fabric(rng, surface, lit, edit) -> Scene:
 def cork(rng, surface, lit, edit) -> Scene:
     """Pressed granules in browns, with a few dark crumbs."""
     hue, value = rng.uniform(0.07, 0.095), rng.uniform(0.62, 0.78)
-    granules = cells(rng, surface, int(rng.integers(9, 12)), 0.2)
+    granules = cells(rng, surface, int(rng.integers(10, 13)), 0.12)
     tone = granules.tone
     color = over(
         rgb(hue, 0.42, value * 1.1) + np.zeros((*tone.shape, 3), np.float32),
@@ -227,10 +229,10 @@ def cork(rng, surface, lit, edit) -> Scene:
     seam = smooth(granules.gap, 0.0, 0.16)
     crumb = (tone > 0.88) * smooth(-granules.near, -0.42, -0.25)
     color = (
-        color * (0.78 + 0.22 * seam + 0.05 * fractal(rng, surface, 16, 2))[..., None]
+        color * (0.86 + 0.14 * seam + 0.05 * fractal(rng, surface, 16, 2))[..., None]
     )
     color = over(color, rgb(hue, 0.5, 0.28), np.float32(0.75) * crumb)
-    return texture(relief(color, seam * np.float32(0.02), surface, lit, 1.2), surface)
+    return texture(relief(color, seam * np.float32(0.014), surface, lit, 0.9), surface)
 
 
 BUILDERS = {
