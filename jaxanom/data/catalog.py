@@ -273,24 +273,13 @@ def _foundry(
     seed: int,
     counts: tuple[int, int, int],
 ) -> Dataset:
-    """Makes a dataset whose records are rendered when asked for.
+    """Makes a dataset whose records are rendered when asked for."""
+    from jaxanom.data.foundry import render
 
-    No two images of a split share a render index, so a defective image is never the
-    twin of a normal one; and an image does not depend on the counts.
-    """
-    from jaxanom.data.foundry import names, render
-
-    num_train, num_test_good, num_per_defect = counts
-    plan: dict[Record, int] = {}
-    for category in dict.fromkeys(categories or names.CATEGORIES):
-        kinds = (GOOD, *names.defect_types(category))
-        plan.update(
-            (_rendered(category, "train", GOOD, k), k) for k in range(num_train)
-        )
-        for place, kind in enumerate(kinds):
-            for k in range(num_test_good if kind == GOOD else num_per_defect):
-                index = k * len(kinds) + place
-                plan[_rendered(category, "test", kind, index)] = index
+    wanted = tuple(dict.fromkeys(categories or render.CATEGORIES))
+    plan = {
+        _rendered(row): row.index for row in render.records(wanted, *counts, seed=seed)
+    }
 
     def load(record: Record) -> tuple[np.ndarray, np.ndarray]:
         sample = render.render(
@@ -307,7 +296,9 @@ def _foundry(
     return from_records("foundry", list(plan), size, load=cached(load))
 
 
-def _rendered(category: str, split: str, defect_type: str, index: int) -> Record:
-    name = f"{category}/{split}/{defect_type}/{index:05d}"
-    mask = None if defect_type == GOOD else f"foundry:{name}"
-    return Record(f"foundry:{name}", mask, category, defect_type, split, name)
+def _rendered(row: Any) -> Record:
+    """Returns the record of a planned image, named as if it were written to disk."""
+    kind = row.defect_type
+    name = f"{row.category}/{row.split}/{kind}/{row.number:03d}.png"
+    mask = None if kind == GOOD else f"foundry:{name}"
+    return Record(f"foundry:{name}", mask, row.category, kind, row.split, name)

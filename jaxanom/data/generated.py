@@ -176,7 +176,7 @@ def _write_rows(root: Path, rows: Iterable[GeneratedRow]) -> list[dict[str, Any]
             manifest.write(json.dumps(entries[-1]) + "\n")
     if not any(entry["image"] for entry in entries):
         raise ValueError(
-            f"none of {len(entries)} rows has a non-empty mask; there is no set to write"
+            f"none of {len(entries)} rows has a non-empty mask; nothing to write"
         )
     return entries
 
