@@ -13,7 +13,7 @@ from jaxanom.data.foundry.scene import (
     shadow_offset,
     texture,
 )
-from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth
+from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth, tinted
 
 
 def chip(rng, surface, lit, edit) -> Scene:
@@ -51,9 +51,9 @@ def chip(rng, surface, lit, edit) -> Scene:
                 fallen, shapes.segment(su, sv, (x, sign * 0.38), end, 0.058)
             )
     color = cast_shadow(color, fallen, surface, 0.4, 0.05)
-    shine = rgb(0.12, 0.08, 0.8) * (0.9 + 1.2 * np.clip(-legs / 0.1, 0, 0.3))[..., None]
+    shine = tinted(rgb(0.12, 0.08, 0.8), 0.9 + 1.2 * np.clip(-legs / 0.1, 0, 0.3))
     color = over(color, shine, cover(legs, surface))
-    plastic = rgb(0.6, 0.08, 0.2) * (1 + 0.08 * fractal(rng, surface, 12, 2))[..., None]
+    plastic = tinted(rgb(0.6, 0.08, 0.2), 1 + 0.08 * fractal(rng, surface, 12, 2))
     height = smooth(-body, 0, 0.07) * np.float32(0.06)
     plastic = relief(plastic, height, surface, lit, 2.2, 0.12)
     dot = shapes.circle(u + np.float32(0.46), v - np.float32(0.22), 0.065)
@@ -96,9 +96,9 @@ def cable(rng, surface, lit, edit) -> Scene:
     )
     u, v = shapes.local(surface, at)
     rim = shapes.circle(u, v, 0.8)
-    body = coat * (1 + 0.05 * fractal(rng, surface, 6, 2))[..., None]
+    body = tinted(coat, 1 + 0.05 * fractal(rng, surface, 6, 2))
     height = np.float32(0.06) * smooth(-np.abs(rim + 0.07), -0.08, -0.01)
-    bed = fill * (0.95 + 0.06 * fractal(rng, surface, 10, 2))[..., None]
+    bed = tinted(fill, 0.95 + 0.06 * fractal(rng, surface, 10, 2))
     inside = shapes.circle(u, v, 0.665)
     body = over(
         body,
@@ -181,7 +181,7 @@ def juice_bottle(rng, surface, lit, edit) -> Scene:
     color = over(color, 0.25 + 0.7 * color, alpha)
     filled = np.maximum(distance + np.float32(0.045), np.float32(level) - v)
     depth = smooth(-distance, 0.0, 0.3)
-    drink = liquid * (0.78 + 0.24 * depth - 0.05 * v)[..., None]
+    drink = tinted(liquid, 0.78 + 0.24 * depth - 0.05 * v)
     color = over(color, drink, cover(filled, surface))
     meniscus = np.abs(v - np.float32(level)) - np.float32(0.016)
     line = np.maximum(meniscus, distance + np.float32(0.045))
@@ -298,7 +298,7 @@ def steel_panel(rng, surface, lit, edit) -> Scene:
     pitch, value = rng.uniform(0.8, 1.0), rng.uniform(0.92, 1.06)
     streak = noise(rng, surface, 40, 3)
     tint = rgb(0.58, 0.06, 0.68 * value)
-    color = tint * (1 + 0.03 * fractal(rng, surface, 3, 3) + 0.025 * streak)[..., None]
+    color = tinted(tint, 1 + 0.03 * fractal(rng, surface, 3, 3) + 0.025 * streak)
     wave = np.cos(u * np.float32(6 * np.pi * pitch))
     height = np.float32(0.035) * smooth(wave, -0.7, 0.7)
     color = color * (1 + np.float32(0.13) * wave)[..., None]
@@ -314,10 +314,7 @@ def plastic_panel(rng, surface, lit, edit) -> Scene:
     stud = shapes.circle(
         u - step * np.round(u / step), v - step * np.round(v / step), 0.11
     )
-    color = (
-        rgb(0.56, 0.5, 0.62 * value)
-        * (1 + 0.03 * fractal(rng, surface, 3, 3))[..., None]
-    )
+    color = tinted(rgb(0.56, 0.5, 0.62 * value), 1 + 0.03 * fractal(rng, surface, 3, 3))
     height = np.float32(0.045) * smooth(-stud, -0.02, 0.06)
     color = relief(color, height, surface, lit, 1.5, 0.12)
     return texture(color, surface, 0.36, variant="plastic")

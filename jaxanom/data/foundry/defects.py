@@ -8,7 +8,7 @@ from numpy.random import Generator
 from jaxanom.data.foundry import shapes
 from jaxanom.data.foundry.noise import Canvas, noise
 from jaxanom.data.foundry.scene import Scene
-from jaxanom.data.foundry.shapes import Light, over, rgb, smooth
+from jaxanom.data.foundry.shapes import Light, over, rgb, smooth, tinted
 
 PaintFn = Callable[[Generator, Canvas, Light, Scene], tuple[np.ndarray, np.ndarray]]
 """(rng, canvas, light, scene) -> (color [side, side, 3], support [side, side])."""
@@ -34,8 +34,9 @@ def floating_color(background):
 
 
 def _mean_color(scene: Scene, support) -> np.ndarray:
-    weight = (support * scene.surface)[..., None]
-    return (scene.color * weight).sum((0, 1)) / (weight.sum() + 1e-6)
+    weight = (support * scene.surface).ravel()
+    channels = scene.color.transpose(2, 0, 1).reshape(3, -1)
+    return channels @ weight / (weight.sum() + np.float32(1e-6))
 
 
 def _contrasting(rng: Generator, scene: Scene, support, palette) -> np.ndarray:
@@ -241,7 +242,7 @@ def contamination(rng, surface, lit, scene):
     ]
     tint = _contrasting(rng, scene, support, palette)
     dome = np.clip(-distance / np.float32(0.09), 0, 1)
-    body = tint * (0.78 + 0.3 * dome)[..., None]
+    body = tinted(tint, 0.78 + 0.3 * dome)
     color = over(scene.color, scene.color * 0.55, support)
     return over(color, body, alpha), support
 

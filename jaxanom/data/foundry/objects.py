@@ -12,7 +12,7 @@ from jaxanom.data.foundry.scene import (
     kind_of,
     shadow_offset,
 )
-from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth
+from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth, tinted
 
 
 def _metal_tint(rng):
@@ -46,7 +46,7 @@ def nut(rng, surface, lit, edit) -> Scene:
     color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
     u, v = shapes.local(surface, at)
     distance, radius = outline(u, v), np.sqrt(u * u + v * v)
-    body = tint * (1 + 0.05 * fractal(rng, surface, 6, 3))[..., None]
+    body = tinted(tint, 1 + 0.05 * fractal(rng, surface, 6, 3))
     height = smooth(-distance, 0, 0.09) * np.float32(0.07)
     height = height - np.float32(0.05) * smooth(radius, 0.6, 0.74)
     height = height + np.float32(0.012) * np.sin(radius * 60) * (radius < 0.42)
@@ -84,7 +84,7 @@ def gear(rng, surface, lit, edit) -> Scene:
     color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
     u, v = shapes.local(surface, at)
     distance, radius = outline(u, v), np.sqrt(u * u + v * v)
-    body = tint * (1 + 0.05 * fractal(rng, surface, 6, 3))[..., None]
+    body = tinted(tint, 1 + 0.05 * fractal(rng, surface, 6, 3))
     height = smooth(-distance, 0, 0.05) * np.float32(0.045)
     height = height + np.float32(0.05) * (1 - smooth(radius, 0.2, 0.25))
     height = height - np.float32(0.03) * smooth(radius, 0.53, 0.59)
@@ -136,7 +136,7 @@ def button(rng, surface, lit, edit) -> Scene:
             inner, shapes.circle(u - np.float32(a), v - np.float32(b), size)
         )
     height = height - np.float32(0.02) * smooth(-inner, -0.05, 0.02)
-    body = relief(tint * swirl[..., None], height, surface, lit, 1.8, 0.35)
+    body = relief(tinted(tint, swirl), height, surface, lit, 1.8, 0.35)
     pierced = over(body, color * 0.25, cover(inner, surface))
     return item(over(color, pierced, alpha), alpha, at, ("ring", 0.4, 0.6), 0.26)
 
@@ -263,7 +263,7 @@ def cookie(rng, surface, lit, edit) -> Scene:
     distance = outline(u, v)
     lump = fractal(rng, surface, 9, 3, 0.6)
     baked = smooth(np.sqrt(u * u + v * v), 0.4, 0.78)
-    body = dough * ((1 + 0.06 * lump) * (1 - 0.28 * baked))[..., None]
+    body = tinted(dough, (1 + 0.06 * lump) * (1 - 0.28 * baked))
     height = np.float32(0.09) * smooth(-distance, 0, 0.22) + np.float32(0.012) * lump
     chips = np.full_like(u, 9.0)
     for number in range(drops):

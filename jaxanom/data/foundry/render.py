@@ -163,7 +163,8 @@ def _draw(category, split, index, seed, surface, edit: Edit | None) -> Scene:
     lit = shapes.light(rng)
     if category == "panel":
         category = f"{variant(category, split, index, seed)} panel"
-    return _BUILDERS[category](rng, surface, lit, edit)
+    scene = _BUILDERS[category](rng, surface, lit, edit)
+    return scene._replace(color=shapes.planar(scene.color))
 
 
 def _damage(good: Scene, category, split, index, seed, surface, defect_type):

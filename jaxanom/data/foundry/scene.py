@@ -94,13 +94,13 @@ def backdrop(rng: Generator, surface: Canvas, tint=None) -> np.ndarray:
     base = shapes.rgb(hue, saturation, value) if tint is None else tint
     mottle = 1 + np.float32(0.025) * fractal(rng, surface, 5, 3)
     sweep = 1 + np.float32(0.06) * noise(rng, surface, 1)
-    return base * (mottle * sweep)[..., None]
+    return shapes.tinted(base, mottle * sweep)
 
 
 def cast_shadow(color, distance, surface: Canvas, strength=0.45, soft=0.12):
     """Darkens by a soft shadow; `distance` is the shape's, already moved."""
     shade = shapes.smooth(-distance, -soft, soft * 0.6)
-    return color * (1 - np.float32(strength) * shade)[..., None]
+    return shapes.planar(color) * (1 - np.float32(strength) * shade)[..., None]
 
 
 def shadow_offset(lit: Light, height=0.07) -> tuple[float, float]:

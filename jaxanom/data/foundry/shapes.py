@@ -116,8 +116,23 @@ def rgb(hue: float, saturation: float, value: float) -> np.ndarray:
     return np.array([red, green, blue], np.float32)
 
 
+def planar(color):
+    """[side, side, 3] with each channel contiguous, which broadcasting likes."""
+    if color.strides[-1] >= color.strides[0]:
+        return color
+    return np.ascontiguousarray(color.transpose(2, 0, 1)).transpose(1, 2, 0)
+
+
+def tinted(color, tone):
+    """One colour [3] at the brightness of a field [side, side], as [side, side, 3]."""
+    return np.multiply.outer(color, tone).transpose(1, 2, 0)
+
+
 def over(below, color, alpha):
     """`color` ([3] or [..., 3]) laid over `below` [..., 3] with `alpha` [...]."""
+    below = planar(below)
+    if color.ndim == 3:
+        color = planar(color)
     return below + alpha[..., None] * (color - below)
 
 
@@ -138,7 +153,7 @@ def slope(height, surface: Canvas, lit: Light):
 def relief(color, height, surface: Canvas, lit: Light, strength: float, gloss=0.0):
     """`color` shaded as a surface of the given height, with an optional highlight."""
     facing = np.tanh(np.float32(strength) * slope(height, surface, lit))
-    shaded = color * (1 + np.float32(0.45) * facing)[..., None]
+    shaded = planar(color) * (1 + np.float32(0.45) * facing)[..., None]
     if gloss:
         shaded = shaded + (np.float32(gloss) * np.clip(facing, 0, 1) ** 3)[..., None]
     return shaded

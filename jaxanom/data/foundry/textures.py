@@ -5,7 +5,7 @@ import numpy as np
 from jaxanom.data.foundry import shapes
 from jaxanom.data.foundry.noise import cells, fractal, noise
 from jaxanom.data.foundry.scene import Scene, kind_of, texture
-from jaxanom.data.foundry.shapes import over, relief, rgb, smooth
+from jaxanom.data.foundry.shapes import over, relief, rgb, smooth, tinted
 
 PI = np.float32(np.pi)
 
@@ -49,7 +49,7 @@ def leather(rng, surface, lit, edit) -> Scene:
     crease = smooth(pebbles.gap, 0.0, 0.35)
     fold = fractal(rng, surface, 3, 2)
     tone = 1 + 0.05 * fold + 0.05 * (pebbles.tone - 0.5)
-    color = base * (tone * (0.76 + 0.27 * crease))[..., None]
+    color = tinted(base, tone * (0.76 + 0.27 * crease))
     height = np.float32(0.03) * crease + np.float32(0.012) * fold
     return texture(relief(color, height, surface, lit, 1.6, 0.1), surface)
 
@@ -137,7 +137,7 @@ def grid(rng, surface, lit, edit) -> Scene:
         else:
             gone = shapes.cover(distance - np.float32(radius * 0.85), surface)
     u, v = u * np.float32(count / 2), v * np.float32(count / 2)
-    color = ground * (1 + 0.06 * fractal(rng, surface, 4, 3))[..., None]
+    color = tinted(ground, 1 + 0.06 * fractal(rng, surface, 4, 3))
     near_u, near_v = u - np.round(u), v - np.round(v)
     parity = np.where((np.round(u) + np.round(v)) % 2 == 0, 1, -1)
     under = np.float32(surface.pixel * count / 2 * 1.5)
@@ -169,7 +169,7 @@ def metal(rng, surface, lit, edit) -> Scene:
     centre, width = rng.uniform(-0.6, 0.6), rng.uniform(0.35, 0.7)
     sheen = np.exp(-(((across - centre) / width) ** 2), dtype=np.float32)
     tone = 0.85 + 0.3 * sheen + 0.045 * streak + 0.03 * noise(rng, surface, 2)
-    return texture(tint * tone[..., None], surface)
+    return texture(tinted(tint, tone), surface)
 
 
 def marble(rng, surface, lit, edit) -> Scene:
@@ -185,7 +185,7 @@ def marble(rng, surface, lit, edit) -> Scene:
     # Veins swell and fade along their length, as in cut stone.
     swell = smooth(noise(rng, surface, 3), -1.2, 1.0)
     fade = smooth(noise(rng, surface, 4), -0.3, 1.2)
-    color = base * (1 + 0.05 * cloud)[..., None]
+    color = tinted(base, 1 + 0.05 * cloud)
     color = over(
         color, base * 0.5 + vein * 0.5, 0.6 * smooth(-main, -0.22, 0.0) * swell
     )
@@ -210,8 +210,8 @@ def fabric(rng, surface, lit, edit) -> Scene:
     over_v = np.cos(PI * near_v) * (0.75 + 0.25 * np.cos(PI * near_u))
     fiber_u = 0.06 * noise(rng, surface, 10, 70)
     fiber_v = 0.06 * noise(rng, surface, 70, 10)
-    first = warp * (0.5 + 0.55 * over_u + fiber_u)[..., None]
-    second = weft * (0.5 + 0.55 * over_v + fiber_v)[..., None]
+    first = tinted(warp, 0.5 + 0.55 * over_u + fiber_u)
+    second = tinted(weft, 0.5 + 0.55 * over_v + fiber_v)
     color = over(first, second, switch)
     return texture(color * (1 + 0.05 * noise(rng, surface, 3))[..., None], surface)
 
