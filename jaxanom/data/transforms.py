@@ -99,13 +99,15 @@ def photometric(
     """Scales values about the image's mean and adds `brightness` in [0, 1] units."""
     image = example["image"]
     top = 255.0 if image.dtype == np.uint8 else 1.0
-    values = image.astype(np.float32)
-    mean = values.mean(dtype=np.float64).astype(np.float32)
-    values = (values - mean) * np.float32(contrast) + mean
-    return {
-        **example,
-        "image": _fit(values + np.float32(brightness * top), image.dtype),
-    }
+    mean = image.mean(dtype=np.float64).astype(np.float32)
+
+    def change(values: np.ndarray) -> np.ndarray:
+        values = (values.astype(np.float32) - mean) * np.float32(contrast) + mean
+        return _fit(values + np.float32(brightness * top), image.dtype)
+
+    if image.dtype == np.uint8:  # 256 values to change, whatever the image's size
+        return {**example, "image": change(np.arange(256))[image]}
+    return {**example, "image": change(image)}
 
 
 def random_flip(
