@@ -90,7 +90,7 @@ def gear(rng, surface, lit, edit) -> Scene:
     height = height - np.float32(0.03) * smooth(radius, 0.53, 0.59)
     body = relief(body, height, surface, lit, 1.8, 0.3)
     alpha = cover(distance * np.float32(at.scale), surface)
-    return item(over(color, body, alpha), alpha, at, ("ring", 0.5, 0.6), 0.29)
+    return item(over(color, body, alpha), alpha, at, ("ring", 0.46, 0.56), 0.29)
 
 
 def button(rng, surface, lit, edit) -> Scene:
@@ -185,7 +185,7 @@ def cap(rng, surface, lit, edit) -> Scene:
 
 
 def pill(rng, surface, lit, edit) -> Scene:
-    """A two-coloured capsule, shaded as a cylinder with round ends."""
+    """A capsule, one half white, shaded as a cylinder with round ends."""
     at = shapes.pose(rng, 0.08, np.pi, (0.95, 1.08))
     hue = rng.random()
     left = rgb(hue, rng.uniform(0.6, 0.85), rng.uniform(0.6, 0.85))
@@ -193,7 +193,7 @@ def pill(rng, surface, lit, edit) -> Scene:
     color = backdrop(rng, surface)
     kind, cut = kind_of(edit), None
     if kind == "wrong_color":
-        left = rgb(hue + edit.rng.uniform(0.33, 0.67), 0.75, 0.7)
+        right = rgb(hue + edit.rng.uniform(0.33, 0.67), 0.75, 0.7)
     elif kind == "missing_part":
         cut = (edit.rng.choice([-1, 1]), edit.rng.uniform(0.42, 0.5))
 

@@ -125,7 +125,7 @@ def grid(rng, surface, lit, edit) -> Scene:
     u, v = shapes.local(surface, at._replace(angle=at.angle + angle))
     u = u + np.float32(0.008) * noise(rng, surface, 3)
     v = v + np.float32(0.008) * noise(rng, surface, 3)
-    kind, gone = kind_of(edit), 0.0
+    kind, gone = kind_of(edit), np.float32(0)
     if kind in ("misplaced_part", "missing_part"):
         x, y = edit.rng.uniform(-0.5, 0.5, 2)
         bend_u, bend_v = edit.rng.choice([-1, 1], 2) * edit.rng.uniform(0.6, 1, 2)
@@ -139,7 +139,7 @@ def grid(rng, surface, lit, edit) -> Scene:
     u, v = u * np.float32(count / 2), v * np.float32(count / 2)
     color = tinted(ground, 1 + 0.06 * fractal(rng, surface, 4, 3))
     near_u, near_v = u - np.round(u), v - np.round(v)
-    parity = np.where((np.round(u) + np.round(v)) % 2 == 0, 1, -1)
+    parity = 1 - 2 * ((np.round(u) + np.round(v)) % 2)
     under = np.float32(surface.pixel * count / 2 * 1.5)
     half = np.float32(0.16)
     wires = [(near_u, near_v, parity), (near_v, near_u, -parity)]
