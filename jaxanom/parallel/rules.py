@@ -69,13 +69,15 @@ def shardings(tree: Any, mesh: Mesh) -> Any:
     """Returns the tree with a NamedSharding in place of each leaf.
 
     Args:
-      tree: arrays or ShapeDtypeStructs.
+      tree: arrays, ShapeDtypeStructs or numbers.
       mesh: from `make_mesh`.
     """
-    return jax.tree_util.tree_map_with_path(
-        lambda keys, leaf: NamedSharding(mesh, spec(path_of(keys), leaf.shape, mesh)),
-        tree,
-    )
+
+    def choose(keys, leaf):
+        shape = getattr(leaf, "shape", ())  # a Python number has none
+        return NamedSharding(mesh, spec(path_of(keys), shape, mesh))
+
+    return jax.tree_util.tree_map_with_path(choose, tree)
 
 
 def shardings_like(tree: Any, params: Any, mesh: Mesh) -> Any:

@@ -74,7 +74,8 @@ def run(
     """Trains all phases of a method, from the newest checkpoint if there is one.
 
     A run that was killed and started again ends, on the same mesh, in bit-equal
-    parameters. A finished run returns its parameters at once.
+    parameters, if the compiled step is deterministic (on GPU that takes XLA's
+    deterministic operations). A finished run returns its parameters at once.
 
     Args:
       method: its phases are trained in order; one with num_steps 0 is left out.

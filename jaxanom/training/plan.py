@@ -20,7 +20,8 @@ class TrainConfig:
       checkpoint_every: steps between checkpoints; 0 leaves the one at a phase's end.
       keep: newest checkpoints that are kept; 0 keeps all.
       ema_decay: of the moving average of parameters, in [0, 1); 0 keeps none.
-      nan_patience: steps in a row without a finite gradient before training stops.
+      nan_patience: steps in a row without a finite gradient at which training stops,
+        seen at the next row of metrics; skipped steps leave the parameters as they are.
       peak_flops: of one device, per second, for the utilisation; 0 leaves it out.
     """
 

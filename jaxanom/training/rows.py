@@ -1,4 +1,16 @@
-"""Rows of metrics of a run: what a step returned -> one JSON object."""
+"""Rows of metrics of a run: what a step returned -> one JSON object a line.
+
+Every row holds `phase`, `step` (finished steps of the phase), `global_step` and `kind`:
+
+| `kind`    | also                                                                    |
+|-----------|-------------------------------------------------------------------------|
+| "train"   | the step's metrics (loss, grad_norm, finite = share of steps not        |
+|           | skipped, the method's own), learning_rate, skipped (so far),            |
+|           | averaged_over (steps), steps_per_s, images_per_s_per_device, eta_s,     |
+|           | flop_utilisation if the peak is known                                   |
+| "eval"    | what `evaluate` returned                                                |
+| "compile" | compile_s                                                               |
+"""
 
 import json
 import os

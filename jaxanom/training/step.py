@@ -70,7 +70,9 @@ def make_step(
         }
         return _guarded_update(state, grads, finite, tx, ema_decay), metrics
 
-    apply = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))
+    # Metrics are read on every process, so every device holds them.
+    whole = None if state_shardings is None else state_shardings.step
+    apply = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, whole))
     return Step(apply=apply, num_traces=lambda: len(traces))
 
 

@@ -1,0 +1,36 @@
+"""Runs the `sharded_*.py` files of this folder on eight simulated devices.
+
+The number of devices is fixed when jax starts, so each file gets its own process.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import jaxanom
+
+FOLDER = Path(__file__).parent
+NUM_DEVICES = 8
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("sharded_*.py")))
+def test_on_eight_simulated_devices(name):
+    root = Path(jaxanom.__file__).parents[1]
+    flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
+    env = os.environ | {
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    found = subprocess.run(
+        [*command, str(FOLDER / name)],
+        env=env,
+        cwd=FOLDER.parents[1],
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == 0, f"{found.stdout}\n{found.stderr}"
