@@ -189,7 +189,7 @@ def _draw(axes: Any, panel: Panel) -> None:
     if panel.limit is not None:
         axes.axvspan(panel.limit, 1, color=_FAINT, alpha=0.6, linewidth=0)
     if panel.diagonal:
-        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=1, zorder=1)
+        axes.plot([0, 1], [0, 1], color=LINE_COLORS[-1], linewidth=0.8, zorder=1)
     for number, series in enumerate(panel.series):
         x, y = np.asarray(series.x, float), np.asarray(series.y, float)
         stride = max(1, -(-len(x) // PLOT_POINTS))

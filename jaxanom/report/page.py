@@ -181,10 +181,13 @@ def pictures(
         for name in ("", *column_names)
     ).replace("<span", '<span class="label"', 1)
 
+    # Narrow screens wrap rows after three pictures, or after two if that comes out even.
+    layout = "pictures pairs" if len(column_names) in (2, 4) else "pictures"
+
     def body(side: int) -> str:
         lines = "".join(_picture_row(row, column_names, side) for row in rows)
         return (
-            f'<figure><div class="pictures" role="table" aria-label="{_text(title)}">'
+            f'<figure><div class="{layout}" role="table" aria-label="{_text(title)}">'
             f'<div class="head" role="row">{heads}</div>{lines}</div>'
             f"{_caption(caption)}</figure>"
         )

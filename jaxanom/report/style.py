@@ -40,6 +40,8 @@ figure > figcaption { margin-top: 0.6rem; max-width: 46rem; }
 .scroll { overflow-x: auto; margin-bottom: 1rem; }
 .data { border-collapse: collapse; font-size: 0.9rem; min-width: 60%; }
 .data caption { text-align: left; padding-bottom: 0.6rem; }
+.data caption span { display: inline-block; position: sticky; left: 0;
+  max-width: min(46rem, calc(100vw - 2rem)); }
 .data th, .data td { padding: 0.4rem 0.9rem 0.4rem 0; vertical-align: baseline;
   border-bottom: 1px solid var(--line); }
 .data thead th { font-weight: 600; vertical-align: bottom; color: var(--muted);
@@ -95,6 +97,7 @@ footer { border-top: 1px solid var(--line); margin-top: 1rem; padding-top: 1rem;
   .pictures > div { display: grid; gap: 0.5rem;
     grid-template-columns: repeat(auto-fill, minmax(6.5rem, 1fr));
     padding: 0.75rem 0; border-bottom: 1px solid var(--line); }
+  .pairs > div { grid-template-columns: 1fr 1fr; }
   .pictures > div > * { padding: 0; }
   .pictures .label { width: auto; grid-column: 1 / -1; }
   .pictures .name { display: block; color: var(--muted); font-size: 0.75rem;

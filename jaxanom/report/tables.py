@@ -173,8 +173,10 @@ def to_html(table: Table) -> str:
     tags = ['th scope="row"'] + ["td"] * (len(heads) - 1)
     body = [line(row, tags) for row in rows]
     foot = [body.pop()] if table.has_total and body else []
+    # A caption is as wide as its table; the span can be kept as narrow as the screen.
+    caption = f"<caption><span>{html.escape(table.caption)}</span></caption>"
     parts = [
-        f"<caption>{html.escape(table.caption)}</caption>" if table.caption else "",
+        caption if table.caption else "",
         f"<thead>{headings}</thead><tbody>{''.join(body)}</tbody>",
         f"<tfoot>{''.join(foot)}</tfoot>" if foot else "",
     ]
