@@ -181,7 +181,7 @@ def pictures(
         for name in ("", *column_names)
     ).replace("<span", '<span class="label"', 1)
 
-    # Narrow screens wrap rows after three pictures, or after two if that comes out even.
+    # Narrow screens wrap a row after three pictures, or two if that comes out even.
     layout = "pictures pairs" if len(column_names) in (2, 4) else "pictures"
 
     def body(side: int) -> str:
