@@ -1,6 +1,7 @@
 """The function tuples by which methods, transports, samplers and metrics plug in."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
@@ -62,6 +63,8 @@ class Method(NamedTuple):
       encode: (frozen, batch) -> batch; run once over the data and cached, so that a
         frozen tower is paid for once. None leaves batches as they are.
       generate: (params, frozen, batch, key) -> dict of arrays; None for detectors.
+      export: (params, frozen, directory, batch) writes what was trained in published
+        formats; `batch` is one training batch, for what has to be measured.
     """
 
     init: Callable[[PRNGKey], tuple[Params, Frozen]]
@@ -69,3 +72,4 @@ class Method(NamedTuple):
     predict: PredictFn | None = None
     encode: EncodeFn | None = None
     generate: Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Any]] | None = None
+    export: Callable[[Params, Frozen, Path, Batch], None] | None = None

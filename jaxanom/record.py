@@ -9,10 +9,13 @@ import json
 import os
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import ml_collections
+
+CONFIG, RECORD, METRICS = "config.json", "record.json", "metrics.jsonl"
 PACKAGES = ("jaxanom", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -96,3 +99,51 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             if number == len(lines):
                 return
             raise ValueError(f"{path}:{number} is not a JSON line: {error}") from error
+
+
+def claim(directory: Path, config: ml_collections.ConfigDict) -> None:
+    """Makes a run directory this config's.
+
+    Raises:
+      ValueError: another config's run is there; it is left alone.
+    """
+    wanted = plain(config)
+    path = Path(directory) / CONFIG
+    if not path.is_file():
+        write_json(path, wanted)
+        return
+    changed = sorted(_differences(read_json(path), wanted))
+    if changed:
+        raise ValueError(
+            f"{directory} holds a run with another config ({', '.join(changed[:5])} "
+            "differ); choose another --run or delete that directory"
+        )
+
+
+def plain(value: Any) -> Any:
+    """Returns config values as JSON types; tuples become lists."""
+    if isinstance(value, ml_collections.ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value
+
+
+def config_from_plain(value: Any) -> Any:
+    """Inverse of `plain`."""
+    if isinstance(value, dict):
+        return ml_collections.ConfigDict(
+            {key: config_from_plain(item) for key, item in value.items()}
+        )
+    return tuple(map(config_from_plain, value)) if isinstance(value, list) else value
+
+
+def _differences(first: Any, second: Any, prefix: str = "config") -> Iterable[str]:
+    if isinstance(first, dict) and isinstance(second, dict):
+        for key in first.keys() | second.keys():
+            here = f"{prefix}.{key}"
+            yield from _differences(first.get(key), second.get(key), here)
+    elif first != second:
+        yield prefix

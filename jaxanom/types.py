@@ -2,15 +2,15 @@
 
 Batches are plain dicts of arrays, so that they place, pad and scan like any tree:
 
-| key           | shape              | meaning                                          |
-|---------------|--------------------|--------------------------------------------------|
-| `image`       | [B, H, W, 3]       | float32 in [0, 1]                                |
-| `mask`        | [B, H, W]          | float32, 1 = defect pixel                        |
-| `label`       | [B] int32          | 1 = the image holds a defect                     |
-| `category_id` | [B] int32          | index into `Dataset.categories`                  |
-| `defect_id`   | [B] int32          | index into `Dataset.defect_types`; 0 is "good"   |
-| `index`       | [B] int32          | row of the source the example came from          |
-| `valid`       | [B] bool           | False on padding rows                            |
+| key           | shape        | meaning                                        |
+|---------------|--------------|------------------------------------------------|
+| `image`       | [B, H, W, 3] | float32 in [0, 1]                              |
+| `mask`        | [B, H, W]    | float32, 1 = defect pixel                      |
+| `label`       | [B] int32    | 1 = the image holds a defect                   |
+| `category_id` | [B] int32    | index into `Dataset.categories`                |
+| `defect_id`   | [B] int32    | index into `Dataset.defect_types`; 0 is "good" |
+| `index`       | [B] int32    | row of the source the example came from        |
+| `valid`       | [B] bool     | False on padding rows                          |
 """
 
 from collections.abc import Callable, Mapping

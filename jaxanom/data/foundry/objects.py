@@ -224,6 +224,21 @@ def pill(rng, surface, lit, edit) -> Scene:
     return item(over(color, body, alpha), alpha, at, ("box", 0.4, 0.08), 0.25)
 
 
+def _biscuit(u, v, waves, bite):
+    """Distance to a wavy disc, less a bite (x, y, radius) with marks of teeth."""
+    angle = np.arctan2(v, u)
+    distance = shapes.circle(u, v, 0.75)
+    for order in range(5):
+        distance = distance + np.float32(waves[0, order]) * np.cos(
+            (order + 2) * angle + np.float32(40 * waves[1, order])
+        )
+    if bite is not None:
+        u, v = u - np.float32(bite[0]), v - np.float32(bite[1])
+        teeth = np.float32(0.03) * np.abs(np.sin(7 * np.arctan2(v, u)))
+        distance = np.maximum(distance, teeth - shapes.circle(u, v, bite[2]))
+    return distance
+
+
 def cookie(rng, surface, lit, edit) -> Scene:
     """A round biscuit with chocolate drops."""
     at = shapes.pose(rng, 0.07)
@@ -234,33 +249,21 @@ def cookie(rng, surface, lit, edit) -> Scene:
     around = np.arange(9) * 2.4 + rng.uniform(0, 6) + rng.uniform(-0.2, 0.2, 9)
     outer = np.sqrt((np.arange(9) + 0.5) / 9) * 0.58 + rng.uniform(-0.03, 0.03, 9)
     sizes = rng.uniform(0.075, 0.11, 9)
-    kind, bite = kind_of(edit), None
-    if kind == "missing_part":
+    kind, bite, candy = kind_of(edit), None, None
+    if kind != "good":
         turn = edit.rng.uniform(-np.pi, np.pi)
+    if kind == "missing_part":
         bite = (0.68 * np.cos(turn), 0.68 * np.sin(turn), edit.rng.uniform(0.32, 0.4))
-    candy = None
-    if kind == "extra_part":
-        turn, out = edit.rng.uniform(-np.pi, np.pi), edit.rng.uniform(0.1, 0.42)
+    elif kind == "extra_part":
+        out = edit.rng.uniform(0.1, 0.42)
         candy = (out * np.cos(turn), out * np.sin(turn))
         candy_color = rgb((0.6, 0.34, 0.85, 0.0)[edit.rng.integers(4)], 0.85, 0.75)
-
-    def outline(u, v):
-        angle = np.arctan2(v, u)
-        distance = shapes.circle(u, v, 0.75)
-        for order in range(5):
-            distance = distance + np.float32(waves[0, order]) * np.cos(
-                (order + 2) * angle + np.float32(40 * waves[1, order])
-            )
-        if bite is not None:
-            cu, cv = u - np.float32(bite[0]), v - np.float32(bite[1])
-            teeth = np.float32(0.03) * np.abs(np.sin(7 * np.arctan2(cv, cu)))
-            distance = np.maximum(distance, teeth - shapes.circle(cu, cv, bite[2]))
-        return distance
-
     fallen = shadow_offset(lit, 0.08)
-    color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
+    color = cast_shadow(
+        color, _biscuit(*shapes.local(surface, at, fallen), waves, bite), surface
+    )
     u, v = shapes.local(surface, at)
-    distance = outline(u, v)
+    distance = _biscuit(u, v, waves, bite)
     lump = fractal(rng, surface, 9, 3, 0.6)
     baked = smooth(np.sqrt(u * u + v * v), 0.4, 0.78)
     body = tinted(dough, (1 + 0.06 * lump) * (1 - 0.28 * baked))

@@ -20,17 +20,17 @@ class Pose(NamedTuple):
 
 
 class Light(NamedTuple):
-    """Direction towards the light in the image plane, and its warmth in [-1, 1]."""
+    """Direction towards the light in the image plane, a unit vector."""
 
     x: float
     y: float
-    warmth: float
 
 
 def light(rng: Generator) -> Light:
     """Light from above, up to 60 degrees to either side."""
-    angle = rng.uniform(-1.05, 1.05)
-    return Light(float(np.sin(angle)), float(-np.cos(angle)), rng.uniform(-1, 1))
+    # Of the two numbers drawn, flat drawings need the first: the side it comes from.
+    angle, _ = rng.uniform(-1.05, 1.05, 2)
+    return Light(float(np.sin(angle)), float(-np.cos(angle)))
 
 
 def pose(rng: Generator, shift=0.1, angle=np.pi, scale=(0.9, 1.08)) -> Pose:

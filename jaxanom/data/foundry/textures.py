@@ -143,7 +143,6 @@ def grid(rng, surface, lit, edit) -> Scene:
     under = np.float32(surface.pixel * count / 2 * 1.5)
     half = np.float32(0.16)
     wires = [(near_u, near_v, parity), (near_v, near_u, -parity)]
-    solid = np.zeros_like(u)
     for front in (False, True):
         for index, (side, along, sign) in enumerate(wires):
             top = np.cos(PI * along) * sign > 0
@@ -153,7 +152,6 @@ def grid(rng, surface, lit, edit) -> Scene:
             tilt = (lit.x, lit.y)[index] * side / half
             shade = 0.4 + 0.5 * tube + 0.25 * tilt + 0.12 * np.cos(PI * along) * sign
             color = over(color, metal * shade[..., None], alpha)
-            solid = np.maximum(solid, alpha)
     return texture(color, surface)
 
 

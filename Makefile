@@ -1,0 +1,44 @@
+# Two commands, each doing all of its own set-up on a machine with Python >= 3.11:
+#   make quickstart   defects generated, a detector trained, one HTML report
+#   make test         the test suite
+# CPU by default. On a GPU or TPU host: make quickstart EXTRAS=cuda   (or EXTRAS=tpu)
+
+PYTHON ?= python3
+VENV ?= .venv
+EXTRAS ?=
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+comma := ,
+RUNTIME := $(if $(EXTRAS),[$(EXTRAS)],)
+
+.PHONY: quickstart test test-slow lint clean
+
+quickstart: $(STAMP)
+	$(BIN)/jaxanom quickstart --run runs/quickstart
+
+test: $(STAMP)-test
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(STAMP)-test
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+lint: $(STAMP)-test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "jaxanom needs Python >= 3.11, this is " + sys.version.split()[0] + "; set PYTHON=python3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): setup.py $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.$(RUNTIME)'
+	@touch $@
+
+$(STAMP)-test: setup.py $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0
+	$(BIN)/python -m pip install --quiet --editable '.[$(if $(EXTRAS),$(EXTRAS)$(comma),)test,hf]' ruff accelerate
+	@touch $@ $(STAMP)
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

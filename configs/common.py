@@ -1,0 +1,214 @@
+"""Sections every config shares, and how `:smoke` shrinks one."""
+
+import ml_collections
+
+
+def base(method: str) -> ml_collections.ConfigDict:
+    """Sections that every run reads."""
+    config = ml_collections.ConfigDict()
+    config.method = method
+    config.seed = 0
+    config.data = ml_collections.ConfigDict(
+        {
+            "name": "foundry",  # or "folder"
+            "directory": "",
+            "categories": (),
+            "image_size": 64,
+            "seed": 0,
+            "num_train": 64,  # normal images per category; 0: all of a folder
+            "num_test_good": 16,
+            "num_per_defect": 8,
+            "defect_rule": "shots",  # first_third, shots_per_type, shots, all
+            "shots": 10,
+            "split_seed": 0,
+            "generated": "",  # a generated set to train on as well
+            "batch_size": 16,
+            "num_views": 1,  # augmented views per image that are encoded once
+            "flips": (),
+            "shift": 0.0,
+        }
+    )
+    config.mesh = ml_collections.ConfigDict(
+        {"data": -1, "fsdp": 1, "model": 1, "particle": 1}
+    )
+    config.phases = ml_collections.ConfigDict()
+    config.mixture = ml_collections.ConfigDict()
+    config.train = ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "log_every": 50,
+            "checkpoint_every": 500,
+            "keep": 2,
+            "ema_decay": 0.0,
+            "nan_patience": 10,
+        }
+    )
+    return config
+
+
+# The 14 categories that the shipped towers have seen; marble, cork, gear, pill, tray
+# and panel are held out for zero-shot and few-shot work.
+SEEN = (
+    "carpet",
+    "leather",
+    "wood",
+    "tile",
+    "grid",
+    "metal",
+    "fabric",
+    "nut",
+    "button",
+    "cookie",
+    "chip",
+    "cable",
+    "cap",
+    "juice_bottle",
+)
+
+
+def pretraining_data(config):
+    """Points at the images that the shipped towers are trained on."""
+    config.data.name = "folder"
+    config.data.directory = "runs/pretrain/foundry"  # written by launch/pretrain.sh
+    config.data.categories = SEEN
+    config.data.num_train = 0
+    config.data.defect_rule = "all"
+    config.data.shots = 0
+
+
+def add_phase(config, name, mixture=None, **settings):
+    """Adds a phase: optimiser settings, and which images its batches are drawn from.
+
+    `mixture` weighs the pools "normal" (train/good), "defect" (the split's training
+    defects) and "generated" (`config.data.generated`).
+    """
+    defaults = {
+        "num_steps": 1000,
+        "optimizer": "adamw",
+        "learning_rate": 1e-4,
+        "warmup_steps": 0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "clip_norm": 1.0,
+        "accumulate": 1,
+    }
+    config.phases[name] = ml_collections.ConfigDict({**defaults, **settings})
+    pools = {"normal": 1.0, "defect": 0.0, "generated": 0.0}
+    config.mixture[name] = ml_collections.ConfigDict({**pools, **(mixture or {})})
+
+
+def add_generation(config):
+    """Adds the sections of method "defect_generation", as the paper reads."""
+    config.model = ml_collections.ConfigDict(
+        {
+            "directory": "embedded",  # or a folder in diffusers' layout
+            "autoencoder": "",  # "" takes each part from `directory`
+            "text_encoder": "",
+            "scheduler": "",
+            "unet": "",  # a directory, or "scratch" for a new one of these sizes:
+            "block_out_channels": (64, 128),
+            "layers_per_block": 1,
+            "num_heads": 4,
+            "dtype": "float32",
+            "remat": False,
+        }
+    )
+    config.defect_generation = ml_collections.ConfigDict(
+        {
+            "background_weight": 1.0,
+            "background_input": "masked",
+            "masked_attention": True,
+            "hide_background": False,
+            "area_balanced": False,
+            "draw_normal_masks": True,
+            "latent_pooling": "max",
+            "attention_pooling": "max",
+            "lora_rank": 0,
+            "lora_scale": 1.0,
+            "defect_prompt": "a photo of a {defect}",
+            "background_prompt": "a photo of a {category}",
+            "hole_prompt": "",
+        }
+    )
+    config.generate = ml_collections.ConfigDict(
+        {
+            "num_images": 64,
+            "batch_size": 8,
+            "seed": 0,
+            "num_steps": 50,
+            "spacing": "linspace",
+            "inversion_time": "source",
+            "fixed_point_iterations": 0,
+            "background": "recompute",
+            "start": "inversion",
+            "guidance_scale": 1.0,
+            "eta": 0.0,
+            "refine": True,
+            "change_floor": 0.08,
+            "paste": False,
+        }
+    )
+    # The detector that tells what the generated images are worth.
+    config.detector = ml_collections.ConfigDict(
+        {
+            "share": 0.5,  # of the defective rows, drawn from the generated set
+            "batch_size": 16,
+            "downstream": detector_options(),
+            "phase": detector_phase(400),
+        }
+    )
+
+
+def detector_options():
+    """Section `downstream`."""
+    return {
+        "width": 16,
+        "depth": 3,
+        "dtype": "float32",
+        "gamma": 2.0,
+        "class_balanced": False,
+        "dice_weight": 0.0,
+        "flip_horizontal": True,
+        "flip_vertical": True,
+        "orientation_fixed": (),
+        "brightness": 0.05,
+        "contrast": 0.1,
+    }
+
+
+def detector_phase(num_steps):
+    """Optimiser of the detector: the rates of the released code of arXiv 2312.05767."""
+    return {
+        "num_steps": num_steps,
+        "optimizer": "adam",
+        "learning_rate": 1e-3,
+        "schedule": "step",
+        "step_at": (0.8, 0.9),
+        "step_factor": 0.2,
+    }
+
+
+def shrink(config, arg):
+    """Applies the argument after the colon: "" or "smoke" (two steps, few images)."""
+    if arg not in ("", "smoke"):
+        raise ValueError(f"config argument {arg!r}; this config knows only 'smoke'")
+    if arg == "smoke":
+        for name in config.phases:
+            config.phases[name].num_steps = min(2, config.phases[name].num_steps)
+            config.phases[name].warmup_steps = 0
+        config.train.log_every = 1
+        config.data.batch_size = 4
+        config.data.num_train = 4
+        config.data.num_test_good = 2
+        config.data.num_per_defect = 2
+        config.data.shots = 2
+        config.data.num_views = 1
+        if config.data.directory.startswith("runs/"):
+            config.data.name, config.data.directory = "foundry", ""
+        if "generate" in config:
+            config.generate.num_images = 2
+            config.generate.batch_size = 2
+            config.generate.num_steps = 2
+            config.detector.batch_size = 4
+            config.detector.phase.num_steps = 2
+    return config

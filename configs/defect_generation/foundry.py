@@ -1,0 +1,41 @@
+"""Background-aware defect generation on a procedural category the towers never saw.
+
+Command: make quickstart, or
+`jaxanom quickstart --config=configs/defect_generation/foundry.py --run=runs/quickstart`.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("defect_generation")
+    common.add_generation(config)
+    config.data.categories = ("pill",)
+    config.data.num_train = 64
+    config.data.num_test_good = 24
+    config.data.num_per_defect = 12
+    config.data.shots = 10
+    config.data.batch_size = 8
+    config.data.num_views = 4
+    config.data.flips = ("horizontal", "vertical")
+    common.add_phase(
+        config,
+        "adapt",
+        {"normal": 1.0},
+        num_steps=150,
+        learning_rate=3e-4,
+        warmup_steps=20,
+    )
+    common.add_phase(
+        config,
+        "finetune",
+        {"normal": 0.25, "defect": 0.75},
+        num_steps=250,
+        learning_rate=3e-4,
+        warmup_steps=20,
+        schedule="cosine",
+        final_fraction=0.1,
+    )
+    return common.shrink(config, arg)

@@ -1,0 +1,22 @@
+"""A supervised detector on the procedural dataset, from real, generated or both kinds of defects.
+
+Command: `jaxanom train --config=configs/downstream/foundry.py
+--config.data.generated=SET --config.mixture.segment.generated=0.25 --run=RUN`.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("downstream")
+    config.data.categories = ("pill",)
+    config.downstream = ml_collections.ConfigDict(common.detector_options())
+    common.add_phase(
+        config,
+        "segment",
+        {"normal": 0.5, "defect": 0.5},
+        **common.detector_phase(600),
+    )
+    return common.shrink(config, arg)

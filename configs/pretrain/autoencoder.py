@@ -1,0 +1,35 @@
+"""The embedded autoencoder: 64 px images to 16x16 latents.
+
+Command: part of launch/pretrain.sh, which trains all three towers in turn.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("pretraining")
+    config.pretraining = ml_collections.ConfigDict(
+        {
+            "tower": "autoencoder",
+            "block_out_channels": (32, 64, 64),
+            "layers_per_block": 1,
+            "latent_channels": 4,
+            "norm_num_groups": 8,
+            "kl_weight": 1e-6,
+            "crop": 32,
+        }
+    )
+    common.pretraining_data(config)
+    config.data.batch_size = 16
+    common.add_phase(
+        config,
+        "autoencoder",
+        {"normal": 0.6, "defect": 0.4},
+        num_steps=5000,
+        learning_rate=1e-3,
+        warmup_steps=100,
+        schedule="cosine",
+    )
+    return common.shrink(config, arg)

@@ -1,0 +1,41 @@
+"""The embedded CLIP: 64 px images, 8 px patches, captions of category and state.
+
+Command: part of launch/pretrain.sh, which trains the tokenizer first.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("pretraining")
+    config.pretraining = ml_collections.ConfigDict(
+        {
+            "tower": "clip",
+            "tokenizer": "runs/pretrain/tokenizer",
+            "hidden_size": 128,
+            "num_heads": 4,
+            "num_text_layers": 3,
+            "num_image_layers": 6,
+            "patch_size": 8,
+            "text_length": 24,
+            "state_fraction": 0.4,
+            "dense_weight": 1.0,
+        }
+    )
+    common.pretraining_data(config)
+    config.data.batch_size = 64
+    common.add_phase(
+        config,
+        "clip",
+        {"normal": 0.4, "defect": 0.6},
+        num_steps=5000,
+        learning_rate=1e-3,
+        warmup_steps=200,
+        schedule="cosine",
+        weight_decay=0.05,
+    )
+    if arg == "smoke":
+        config.pretraining.tokenizer = "embedded"
+    return common.shrink(config, arg)

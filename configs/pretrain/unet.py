@@ -1,0 +1,41 @@
+"""The embedded UNet: text-conditional, in the latents of the embedded autoencoder.
+
+Command: part of launch/pretrain.sh, after autoencoder and CLIP.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("pretraining")
+    config.pretraining = ml_collections.ConfigDict(
+        {
+            "tower": "unet",
+            "autoencoder": "runs/pretrain/autoencoder/model",
+            "text_encoder": "runs/pretrain/text",
+            "block_out_channels": (64, 128),
+            "layers_per_block": 1,
+            "num_heads": 4,
+            "norm_num_groups": 16,
+            "empty_fraction": 0.1,
+            "hole_fraction": 0.25,
+        }
+    )
+    common.pretraining_data(config)
+    config.data.batch_size = 32
+    common.add_phase(
+        config,
+        "unet",
+        {"normal": 0.5, "defect": 0.5},
+        num_steps=12000,
+        learning_rate=8e-4,
+        warmup_steps=300,
+        schedule="cosine",
+        final_fraction=0.02,
+    )
+    config.train.ema_decay = 0.999
+    if arg == "smoke":
+        config.pretraining.autoencoder = config.pretraining.text_encoder = "embedded"
+    return common.shrink(config, arg)

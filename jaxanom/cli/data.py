@@ -1,0 +1,77 @@
+"""`jaxanom data foundry|check|tokenizer`."""
+
+import argparse
+
+PARTS = ("foundry", "check", "tokenizer")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parts = parser.add_subparsers(dest="part", metavar="WHAT", required=True)
+    foundry = parts.add_parser(
+        "foundry", help="write the procedural dataset in the MVTec layout"
+    )
+    foundry.add_argument("--out", required=True, help="directory to write")
+    foundry.add_argument(
+        "--categories", default="", help="names with commas between; all by default"
+    )
+    foundry.add_argument("--size", type=int, default=256, help="side in pixels")
+    foundry.add_argument("--seed", type=int, default=0)
+    foundry.add_argument("--num-train", type=int, default=64)
+    foundry.add_argument("--num-test-good", type=int, default=16)
+    foundry.add_argument("--num-per-defect", type=int, default=8)
+    check = parts.add_parser(
+        "check", help="check a folder of images and say what is in it"
+    )
+    check.add_argument("directory")
+    tokenizer = parts.add_parser(
+        "tokenizer", help="train the small tokenizer on the procedural captions"
+    )
+    tokenizer.add_argument("--out", required=True, help="directory to write")
+    tokenizer.add_argument("--vocab-size", type=int, default=1024)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Does the wanted part."""
+    {"foundry": _foundry, "check": _check, "tokenizer": _tokenizer}[arguments.part](
+        arguments
+    )
+
+
+def _foundry(arguments: argparse.Namespace) -> None:
+    from jaxanom.data.foundry import names, render
+
+    chosen = tuple(name for name in arguments.categories.split(",") if name)
+    counts = arguments.num_train, arguments.num_test_good, arguments.num_per_defect
+    render.write_mvtec(
+        arguments.out,
+        chosen or names.CATEGORIES,
+        arguments.size,
+        arguments.seed,
+        *counts,
+    )
+    print(f"written: {arguments.out}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from jaxanom.data import folders
+
+    records = folders.read_folder(arguments.directory)
+    folders.check(records)
+    counts: dict[tuple[str, str, str], int] = {}
+    for item in records:
+        key = item.category, item.split, item.defect_type
+        counts[key] = counts.get(key, 0) + 1
+    for (category, split, defect_type), count in sorted(counts.items()):
+        print(f"{category:20} {split:6} {defect_type:20} {count:5}")
+    print(f"{len(records)} images are readable and fit their masks")
+
+
+def _tokenizer(arguments: argparse.Namespace) -> None:
+    from jaxanom.data.foundry import names
+    from jaxanom.methods.pretraining import captions
+    from jaxanom.models import tokenizer
+
+    table = captions.table(names.CATEGORIES, ("good", *names.DEFECT_TYPES))
+    trained = tokenizer.train(table.texts, arguments.vocab_size, arguments.out)
+    print(f"written: {arguments.out} ({trained.vocab_size} ids)")

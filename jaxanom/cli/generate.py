@@ -1,0 +1,36 @@
+"""`jaxanom generate --run=DIR --out=DIR [--num N] --config.generate.key=value ...`."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument("--run", required=True, help="directory of a trained run")
+    parser.add_argument("--out", required=True, help="directory of the set to write")
+    parser.add_argument("--num", type=int, help="image-mask pairs to draw")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace an earlier generated set"
+    )
+    parser.set_defaults(config=None)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Draws and writes."""
+    from jaxanom import api
+    from jaxanom.cli import config_file
+
+    def override(config):
+        for text in arguments.overrides:
+            key, _, value = text.partition("=")
+            if not key.startswith("generate."):
+                raise ValueError(f"--config.{key}: generate takes --config.generate.*")
+            config_file.apply_override(config, key, value)
+
+    trained = api.load(arguments.run, override)
+    written = api.generate(trained, arguments.out, arguments.num, arguments.overwrite)
+    print(f"written: {written.directory} ({written.num_images} pairs)")
+    if written.num_left_out:
+        print(
+            f"{written.num_left_out} requests changed nothing and were left out; "
+            "the manifest lists them"
+        )

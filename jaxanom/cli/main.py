@@ -1,0 +1,63 @@
+"""The `jaxanom` command: one verb a file, flags in, functions called."""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+VERBS = {
+    "quickstart": "the whole job on one config: train, generate, detect, report",
+    "train": "train the method of a config; started again, it resumes",
+    "generate": "write a set of image-mask pairs from a trained run",
+    "evaluate": "score a trained detector on a test split",
+    "report": "one self-contained HTML file from one or more runs",
+    "data": "write the procedural dataset, or check a folder of images",
+}
+
+
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """Returns the parser; only the wanted verb's file is imported."""
+    parser = argparse.ArgumentParser(
+        prog="jaxanom",
+        description="Visual anomaly detection when anomalies are scarce.",
+        epilog="jaxanom VERB --help tells the flags of one verb.",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, summary in VERBS.items():
+        sub = verbs.add_parser(
+            name, help=summary, description=summary[0].upper() + summary[1:] + "."
+        )
+        if name == verb:
+            importlib.import_module(f"jaxanom.cli.{name}").add_arguments(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one verb.
+
+    Returns:
+      0 when done; 2 after a wrong input, told in one line on stderr; 130 on Ctrl-C.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    verb = next((word for word in argv if not word.startswith("-")), None)
+    parser = build_parser(verb)
+    arguments, extra = parser.parse_known_args(argv)
+    overrides = []
+    for word in extra:
+        if not word.startswith("--config."):
+            parser.error(f"unknown argument {word}")
+        if "=" not in word:
+            parser.error(f"write {word}=VALUE")
+        overrides.append(word.removeprefix("--config."))
+    if overrides and not hasattr(arguments, "config"):
+        parser.error(f"{arguments.verb} takes no --config.key=value")
+    arguments.overrides = overrides
+    try:
+        importlib.import_module(f"jaxanom.cli.{arguments.verb}").run(arguments)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"jaxanom {arguments.verb}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint")
+        return 130
+    return 0

@@ -1,0 +1,161 @@
+"""Which images a run trains on, which it is tested on, and batches drawn from them."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxanom.data import catalog, fewshot, generated, pipeline
+from jaxanom.data.catalog import Dataset, Source
+
+POOLS = ("normal", "defect", "generated")
+
+
+class Division(NamedTuple):
+    """Record numbers of one run.
+
+    Attributes:
+      normal: normal training images.
+      defect: defective images to train on.
+      test: everything else of the test split; shares no image with the others.
+    """
+
+    normal: tuple[int, ...]
+    defect: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def divide(
+    dataset: Dataset, rule: str, shots: int, seed: int, num_normal: int = 0
+) -> Division:
+    """Divides a dataset by a few-shot rule, category by category.
+
+    Args:
+      dataset: all records.
+      rule: of `fewshot.defect_split`; "all" trains on every defect (for pre-training,
+        where the test images come from another seed); "none" on no defect.
+      shots: for the rules that count; 0 otherwise.
+      seed: of the draws.
+      num_normal: most normal training images per category; 0 is all.
+    """
+    normal: list[int] = []
+    for category in dataset.categories:
+        numbers = catalog.select(dataset, "train", category, anomalous=False)
+        if num_normal and num_normal < len(numbers):
+            numbers = fewshot.few_shot(dataset, category, num_normal, seed).support
+        normal += numbers
+    test = catalog.select(dataset, "test")
+    if rule == "none":
+        return Division(tuple(normal), (), tuple(test))
+    if rule == "all":
+        defects = catalog.select(dataset, "test", anomalous=True)
+        chosen = set(defects)
+    else:
+        chosen = set()
+        for category in dataset.categories:
+            split = fewshot.defect_split(dataset, category, rule, shots or None, seed)
+            chosen.update(split.train)
+    defects = [number for number in test if number in chosen]
+    rest = [number for number in test if number not in chosen]
+    return Division(tuple(normal), tuple(defects), tuple(rest))
+
+
+def describe(dataset: Dataset, division: Division) -> dict[str, list[str]]:
+    """Returns the names of the images of each part, for the run record."""
+    return {
+        part: [dataset.records[number].name for number in numbers]
+        for part, numbers in division._asdict().items()
+    }
+
+
+def training_part(dataset: Dataset, division: Division) -> Dataset:
+    """Returns the dataset with only the records a method may learn from."""
+    numbers = division.normal + division.defect
+    return dataset._replace(records=tuple(dataset.records[n] for n in numbers))
+
+
+def sources(
+    dataset: Dataset, division: Division, generated_directory: str = ""
+) -> dict[str, Source]:
+    """Returns the pools a mixture can draw from: normal, defect, generated.
+
+    Raises:
+      ValueError: the generated set has a category or defect type the dataset lacks.
+    """
+    pools = {
+        "normal": catalog.source(dataset, division.normal),
+        "defect": catalog.source(dataset, division.defect),
+    }
+    if generated_directory:
+        records = generated.read(generated_directory)
+        made = catalog.from_records(
+            "generated",
+            [record for record in records if record.defect_type != catalog.GOOD],
+            dataset.image_size,
+            dataset.categories,
+            dataset.defect_types,
+        )
+        pools["generated"] = catalog.source(made)
+    return pools
+
+
+def batch_maker(
+    pools: Mapping[str, Source],
+    mixtures: Mapping[str, Mapping[str, float]],
+    batch_size: int,
+    seed: int,
+) -> Callable[[str, int], Iterator[Mapping[str, Any]]]:
+    """Returns (phase name, start step) -> endless host batches, made ahead in a thread.
+
+    Args:
+      pools: by name, see `POOLS`.
+      mixtures: {phase name: {pool name: weight}}.
+      batch_size: rows of every batch.
+      seed: of all draws.
+
+    Raises:
+      ValueError: a mixture gives weight to a pool that does not exist or is empty.
+    """
+    mixed = {}
+    for number, (phase, weights) in enumerate(sorted(mixtures.items())):
+        wanted = {name: weight for name, weight in weights.items() if weight}
+        for name in wanted:
+            if not len(pools.get(name, ())):
+                raise ValueError(
+                    f"config.mixture.{phase}.{name}={wanted[name]}, but there are no "
+                    f"{name} images; set it to 0"
+                    + (", or set config.data.generated" if name == "generated" else "")
+                )
+        if not wanted:
+            raise ValueError(f"config.mixture.{phase} gives no pool a weight")
+        phase_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        mixed[phase] = (
+            pipeline.mixture(
+                [pools[name] for name in wanted], list(wanted.values()), phase_seed
+            ),
+            phase_seed,
+        )
+
+    def make(phase: str, start_step: int) -> Iterator[Mapping[str, Any]]:
+        source, phase_seed = mixed[phase]
+        return pipeline.prefetch(
+            pipeline.batches(source, batch_size, phase_seed, start_step, shuffle=False)
+        )
+
+    return make
+
+
+def spread(dataset: Dataset, numbers: Sequence[int], count: int) -> tuple[int, ...]:
+    """Picks up to `count` rows of a source, turn by turn over its kinds of image."""
+    kinds: dict[tuple[str, str], list[int]] = {}
+    for row, number in enumerate(numbers):
+        item = dataset.records[number]
+        kinds.setdefault((item.category, item.defect_type), []).append(row)
+    turns = max(map(len, kinds.values()), default=0)
+    order = [
+        rows[turn]
+        for turn in range(turns)
+        for rows in kinds.values()
+        if turn < len(rows)
+    ]
+    return tuple(order[:count])

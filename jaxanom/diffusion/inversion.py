@@ -1,0 +1,215 @@
+"""Latents to noise and back, with the background walked apart from the defect.
+
+Background-aware defect generation, arXiv 2411.16767, Eqs. 8-9 as shown by the first
+author: a normal image is inverted with the defect region cut out, the region is filled
+with fresh noise, and sampling composes two noise predictions. The background's
+prediction never sees the defect, so the background of the result is a function of the
+inverted background alone: bitwise, for any weights, prompts and seeds.
+
+Masks are [B, h, w, 1] at the latents' resolution, 1 = defect, and binary: everything
+here selects by `mask > 0.5`. Selecting, rather than multiplying by {0, 1}, also keeps a
+NaN or an overflow on one side of the mask from reaching the other.
+"""
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxanom.diffusion import ddim, schedules
+from jaxanom.diffusion.schedules import Table
+from jaxanom.types import Array, NoiseFn, PRNGKey
+
+NoisePairFn = Callable[[Array, Array | None, Array], tuple[Array, Array | None]]
+"""(latents, background_latents, timesteps [B]) -> (defect_noise, background_noise).
+
+All arrays but the timesteps are [B, h, w, C]. It is meant to be one network call on 2B
+rows. When the background is replayed, `background_latents` is None: only the defect
+rows are needed, and the second result is ignored.
+"""
+
+BACKGROUNDS = ("recompute", "replay")
+
+
+def hide_defect(latents: Array, mask: Array) -> Array:
+    """Returns (1 - mask) * latents, z^m: [B, h, w, C] with the hole at zero."""
+    return jnp.where(mask > 0.5, 0.0, latents)
+
+
+def masked_invert(
+    noise_fn: NoiseFn,
+    latents: Array,
+    mask: Array,
+    table: Table,
+    fixed_point_iterations: int = 0,
+    keep_trajectory: bool = False,
+) -> tuple[Array, Array | None]:
+    """Inverts the background of normal latents; the hole stays zero at every level.
+
+    arXiv 2411.16767, Eq. 8. With `fixed_point_iterations` = k, every move is repeated k
+    times with the noise taken where the move arrived, e(z_to, tau_to), which brings it
+    closer to the exact inverse of the sampling move; one network trace either way.
+
+    Args:
+      noise_fn: the background branch, (latents, timesteps [B]) -> [B, h, w, C].
+      latents: [B, h, w, C], the clean latents of normal images.
+      mask: [B, h, w, 1], binary, 1 = defect.
+      table: of `schedules.inversion_table`; S rows.
+      fixed_point_iterations: k >= 0, k + 1 network calls per move.
+      keep_trajectory: keep what `compose_sample(background="replay")` needs.
+
+    Returns:
+      ([B, h, w, C] float32 at tau_S, trajectory): the trajectory is [S + 1, B, h, w, C]
+      float32, row i at tau_i, or None.
+    """
+    _check_shapes(latents, mask)
+    schedules.check_direction(table, "inversion", "masked_invert")
+    if fixed_point_iterations < 0:
+        raise ValueError(
+            f"fixed_point_iterations={fixed_point_iterations} must be at least 0"
+        )
+
+    def attempt(scaled: Array, row: Table, seen: Array, timestep: Array) -> Array:
+        noise_pred = hide_defect(ddim.predict(noise_fn, seen, timestep), mask)
+        return ddim.scaled_move(scaled, noise_pred, row.sigma_from, row.sigma_to)
+
+    def step(scaled: Array, row: Table) -> tuple[Array, Array | None]:
+        def again(k: Array, reached: Array) -> Array:
+            level = jnp.where(k == 0, row.alpha_from, row.alpha_to)
+            timestep = jnp.where(k == 0, row.timesteps, row.timesteps_to)
+            return attempt(scaled, row, ddim.unscale(reached, level), timestep)
+
+        if fixed_point_iterations:
+            # Round 0 starts from the level left, so the loop body is the only trace.
+            reached = jax.lax.fori_loop(0, fixed_point_iterations + 1, again, scaled)
+        else:
+            seen = ddim.unscale(scaled, row.alpha_from)
+            reached = attempt(scaled, row, seen, row.timesteps)
+        return reached, ddim.unscale(reached, row.alpha_to) if keep_trajectory else None
+
+    start = hide_defect(latents.astype(jnp.float32), mask)
+    scaled, later = jax.lax.scan(step, ddim.scale(start, table.alpha_from[0]), table)
+    trajectory = jnp.concatenate([start[None], later]) if keep_trajectory else None
+    return ddim.unscale(scaled, table.alpha_to[-1]), trajectory
+
+
+def start_latents(inverted: Array, mask: Array, key: PRNGKey) -> Array:
+    """Fills the hole with fresh noise: z_T* = z~_T^m + m * eps (Theorem 3.2's use).
+
+    Args:
+      inverted: [B, h, w, C], from `masked_invert`.
+      mask: [B, h, w, 1], binary.
+      key: of the draw.
+
+    Returns:
+      [B, h, w, C] float32; the background is `inverted`, bit for bit.
+    """
+    _check_shapes(inverted, mask)
+    noise = jax.random.normal(key, inverted.shape, jnp.float32)
+    return jnp.where(mask > 0.5, noise, inverted.astype(jnp.float32))
+
+
+def compose_sample(
+    noise_pair_fn: NoisePairFn,
+    start: Array,
+    mask: Array,
+    table: Table,
+    background: str = "recompute",
+    trajectory: Array | None = None,
+    eta: float = 0.0,
+    key: PRNGKey | None = None,
+) -> Array:
+    """Samples a defect into an inverted background.
+
+    arXiv 2411.16767, Eq. 9: the background moves by a prediction made from (1 - mask) *
+    latents, the defect by one made from all latents. "recompute" is the paper's reading
+    and carries the inversion's round-trip error; "replay" overwrites the background by
+    the inverted latents at every level, which has no error and leaves out the
+    background's network calls.
+
+    Args:
+      noise_pair_fn: see `NoisePairFn`.
+      start: [B, h, w, C], of `start_latents`.
+      mask: [B, h, w, 1], binary.
+      table: of `schedules.sampling_table`, on the levels of the inversion.
+      background: "recompute" or "replay".
+      trajectory: [S + 1, B, h, w, C], of `masked_invert`; for "replay" only.
+      eta: a Python float; 0 is DDIM. Noise is added inside the mask only.
+      key: of that noise; needed for eta > 0.
+
+    Returns:
+      [B, h, w, C] float32 at tau_0.
+    """
+    _check_shapes(start, mask)
+    schedules.check_direction(table, "sampling", "compose_sample")
+    _check_options(table, background, trajectory, start, eta, key)
+    num_steps = table.timesteps.shape[0]
+    replay = background == "replay"
+    # Sampling move j leaves tau_{S-j}; row 0 of the trajectory is where it all ends.
+    stored = trajectory[:0:-1].astype(jnp.float32) if replay else None
+    keys = jax.random.split(key, num_steps) if eta else None
+
+    def step(scaled: Array, inputs: tuple) -> tuple[Array, None]:
+        row, replayed, key_row = inputs
+        latents = ddim.unscale(scaled, row.alpha_from)
+        if replay:
+            latents = jnp.where(mask > 0.5, latents, replayed)
+        timesteps = jnp.broadcast_to(row.timesteps, latents.shape[:1])
+        seen = None if replay else hide_defect(latents, mask)
+        noise_defect, noise_background = noise_pair_fn(latents, seen, timesteps)
+        carried, fresh = ddim.split_noise(row.sigma_from, row.sigma_to, eta)
+        inside = ddim.scaled_move(scaled, noise_defect, row.sigma_from, carried)
+        if eta:
+            inside += fresh * jax.random.normal(key_row, scaled.shape, jnp.float32)
+        outside = scaled
+        if not replay:
+            outside = ddim.scaled_move(
+                scaled, noise_background, row.sigma_from, row.sigma_to
+            )
+        return jnp.where(mask > 0.5, inside, outside), None
+
+    scaled = ddim.scale(start, table.alpha_from[0])
+    scaled, _ = jax.lax.scan(step, scaled, (table, stored, keys))
+    latents = ddim.unscale(scaled, table.alpha_to[-1])
+    return jnp.where(mask > 0.5, latents, trajectory[0]) if replay else latents
+
+
+def _check_shapes(latents: Array, mask: Array) -> None:
+    chex.assert_rank([latents, mask], 4)
+    if mask.shape != (*latents.shape[:3], 1):
+        raise ValueError(
+            f"mask has shape {mask.shape}; latents of shape {latents.shape} want "
+            f"{(*latents.shape[:3], 1)}: resize the mask to the latents' grid"
+        )
+
+
+def _check_options(
+    table: Table,
+    background: str,
+    trajectory: Array | None,
+    start: Array,
+    eta: float,
+    key: PRNGKey | None,
+) -> None:
+    if background not in BACKGROUNDS:
+        raise ValueError(
+            f"background={background!r} is not one of {', '.join(BACKGROUNDS)}"
+        )
+    if (trajectory is not None) != (background == "replay"):
+        given = "none" if trajectory is None else "one"
+        raise ValueError(
+            f"background={background!r} was given {given} for trajectory; pass that of "
+            "masked_invert(keep_trajectory=True) with 'replay', and only then"
+        )
+    wanted = (table.timesteps.shape[0] + 1, *start.shape)
+    if trajectory is not None and trajectory.shape != wanted:
+        raise ValueError(
+            f"trajectory has shape {trajectory.shape}, wanted {wanted}: invert and "
+            "sample on the same levels"
+        )
+    if eta < 0 or (eta > 0) != (key is not None):
+        raise ValueError(
+            f"eta={eta} with key={'None' if key is None else 'given'}: "
+            "eta > 0 needs a key, eta = 0 takes none"
+        )

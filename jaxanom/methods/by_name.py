@@ -1,0 +1,27 @@
+"""Methods by name; only the wanted one is imported."""
+
+import difflib
+import importlib
+from typing import Any
+
+from jaxanom.contracts import Method
+from jaxanom.data.catalog import Dataset
+
+METHODS = {
+    "defect_generation": "jaxanom.methods.defect_generation",
+    "downstream": "jaxanom.methods.downstream",
+    "pretraining": "jaxanom.methods.pretraining",
+}
+
+
+def make(config: Any, dataset: Dataset) -> Method:
+    """Builds `config.method`.
+
+    Raises:
+      ValueError: there is no such method; names the nearest.
+    """
+    name = config.method
+    if name not in METHODS:
+        near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"config.method={name!r}; did you mean {near!r}?")
+    return importlib.import_module(METHODS[name]).make(config, dataset)

@@ -1,0 +1,183 @@
+"""Background-aware defect generation (arXiv 2411.16767).
+
+No code of the authors is public; equations are cited as shown by the first author.
+Where the paper is silent or can be read in two ways, both are options:
+
+| question                     | default                      | other                 |
+|------------------------------|------------------------------|-----------------------|
+| z_t^m while sampling (Eq. 9) | (1-m) z_t*, `recompute`      | `replay`              |
+| timestep of the inversion    | `source`, as Eq. 8 writes it | `target`, fixed point |
+| masked cross-attention       | on (Eqs. 10-11)              | plain single prompts  |
+| pooling of m                 | max                          | nearest, area         |
+| mask refinement (Eq. 13)     | Otsu on the pixel difference | off                   |
+| trained weights              | the whole UNet               | LoRA                  |
+| prompt of the hole           | empty                        | any text              |
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.contracts import Method, Phase
+from jaxanom.data import catalog
+from jaxanom.methods.defect_generation import model, objective, predict
+from jaxanom.models import backbones, lora, unet
+from jaxanom.types import Batch, Frozen, Params, PRNGKey
+
+PHASES = ("adapt", "finetune")
+
+
+def make(config: Any, dataset: catalog.Dataset) -> Method:
+    """Builds the method from its sections of the config.
+
+    Args:
+      config: its `model`, `defect_generation`, `generate` and `seed` are read.
+      dataset: the training part: its categories and defect types name the prompts, the
+        masks of its defects are p(m).
+
+    Returns:
+      A method that generates. Phases: "adapt" (fits the UNet to normal images) and
+      "finetune" (on defects); both minimise the same loss, on other data.
+
+    Raises:
+      ValueError: backbone, option or image size that does not fit.
+    """
+    settings = config.defect_generation
+    options = objective.Options(
+        background_weight=settings.background_weight,
+        background_input=settings.background_input,
+        masked_attention=settings.masked_attention,
+        hide_background=settings.hide_background,
+        area_balanced=settings.area_balanced,
+        attention_pooling=settings.attention_pooling,
+        draw_normal_masks=settings.draw_normal_masks,
+    )
+    drawing = predict.Options(
+        **{name: config.generate[name] for name in predict.Options._fields}
+    )
+    predict.check(drawing)
+    source = config.model.directory
+    autoencoder = backbones.load_autoencoder(config.model.autoencoder or source)
+    grid = backbones.latent_grid(autoencoder, dataset.image_size)
+    text = backbones.load_text_encoder(config.model.text_encoder or source)
+    network, fresh_params = _unet(config.model, autoencoder, text.width, config.seed)
+    grids = unet.attention_resolutions(network.config, *grid)
+    if text.width != network.config.cross_attention_dim:
+        raise ValueError(
+            f"the text tower is {text.width} wide and the UNet reads contexts of "
+            f"{network.config.cross_attention_dim}; set config.model.text_encoder to "
+            "the tower the UNet was trained with"
+        )
+    contexts = _contexts(text, dataset, settings)
+    bank = model.mask_bank(_training_masks(dataset))
+    alphas_cumprod = backbones.load_alphas(config.model.scheduler or source)
+    dtype = jnp.dtype(config.model.dtype)
+    compute = network.clone(dtype=dtype, remat=config.model.remat)
+
+    def unet_apply(params, latents, timesteps, context, context_bias):
+        return compute.apply(
+            {"params": params}, latents, timesteps, context, context_bias
+        )
+
+    def init(key: PRNGKey) -> tuple[Params, Frozen]:
+        frozen = {
+            "vae": autoencoder.params,
+            "contexts": contexts._asdict(),
+            "latent_bank": model.pool_mask(
+                jnp.asarray(bank), grid, settings.latent_pooling
+            ),
+        }
+        if settings.lora_rank == 0:
+            return {"unet": fresh_params}, frozen
+        update = lora.init(fresh_params, settings.lora_rank, key)
+        return {"lora": update}, {**frozen, "unet": fresh_params}
+
+    def read_params(params: Params, frozen: Frozen) -> Params:
+        if "unet" in params:
+            return params["unet"]
+        return lora.merge(frozen["unet"], params["lora"], settings.lora_scale)
+
+    def encode(frozen: Frozen, batch: Batch) -> Batch:
+        moments = autoencoder.module.apply(
+            {"params": frozen["vae"]}, batch["image"], method="encode"
+        )
+        small = model.pool_mask(batch["mask"], grid, settings.latent_pooling)
+        kept = ("label", "category_id", "defect_id", "valid")
+        return {
+            "latents": moments.mean.astype(jnp.float32),
+            "latent_mask": small,
+            **{name: batch[name] for name in kept},
+        }
+
+    loss = objective.loss_fn(unet_apply, read_params, alphas_cumprod, options, grids)
+    generate = predict.generator(
+        autoencoder.module,
+        unet_apply,
+        read_params,
+        alphas_cumprod,
+        drawing,
+        options,
+        grids,
+        settings.latent_pooling,
+    )
+    phases = tuple(Phase(name, loss) for name in PHASES)
+    return Method(init=init, phases=phases, encode=encode, generate=generate)
+
+
+def _unet(settings: Any, autoencoder: backbones.Tower, width: int, seed: int):
+    """Returns (module, parameters): loaded, or new for this latent space."""
+    if settings.unet != "scratch":
+        tower = backbones.load_unet(settings.unet or settings.directory)
+        wanted = backbones.latent_channels(autoencoder)
+        if tower.module.config.in_channels != wanted:
+            raise ValueError(
+                f"the UNet takes {tower.module.config.in_channels} latent channels and "
+                f"the autoencoder makes {wanted}; set config.model.unet='scratch' or "
+                "config.model.autoencoder to the one the UNet was trained with"
+            )
+        return tower
+    channels = tuple(settings.block_out_channels)
+    blocks = len(channels)
+    return backbones.new_unet(
+        unet.UNetConfig(
+            in_channels=backbones.latent_channels(autoencoder),
+            out_channels=backbones.latent_channels(autoencoder),
+            block_out_channels=channels,
+            down_block_types=("CrossAttnDownBlock2D",) * blocks,
+            up_block_types=("CrossAttnUpBlock2D",) * blocks,
+            layers_per_block=settings.layers_per_block,
+            attention_head_dim=settings.num_heads,
+            cross_attention_dim=width,
+            norm_num_groups=min(32, channels[0] // 4),
+            use_linear_projection=True,
+        ),
+        jax.random.key(seed),
+    )
+
+
+def _contexts(
+    text: backbones.TextEncoder, dataset: catalog.Dataset, settings: Any
+) -> model.Contexts:
+    """Encodes one prompt per defect type and per category, and the hole's."""
+    defects = [settings.hole_prompt] + [
+        settings.defect_prompt.format(defect=name.replace("_", " "))
+        for name in dataset.defect_types[1:]
+    ]
+    categories = [
+        settings.background_prompt.format(category=name.replace("_", " "))
+        for name in dataset.categories
+    ]
+    states = text.encode(defects + categories)
+    split = len(defects)
+    return model.Contexts(
+        defect=jnp.asarray(states[:split]),
+        background=jnp.asarray(states[split:]),
+        hole=jnp.asarray(states[0]),
+    )
+
+
+def _training_masks(dataset: catalog.Dataset) -> list[np.ndarray]:
+    numbers = catalog.select(dataset, anomalous=True)
+    return [dataset.load(dataset.records[number])[1] for number in numbers]

@@ -1,0 +1,247 @@
+"""New defects on given normal images, arXiv 2411.16767 Algorithm 1 lines 6-9."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.data import catalog
+from jaxanom.diffusion import guidance, inversion, refinement, schedules
+from jaxanom.methods.defect_generation import model, objective
+from jaxanom.types import Array, Batch, Frozen, Params, PRNGKey
+
+STARTS = ("inversion", "noise")
+
+
+class Options(NamedTuple):
+    """How a defect is drawn; the defaults are the paper's reading.
+
+    Attributes:
+      num_steps: S, moves of the inversion and of the sampling.
+      spacing: how the S levels lie on the training grid, see `schedules.levels`.
+      inversion_time: which timestep feeds the network while inverting.
+      fixed_point_iterations: extra network calls per inversion move.
+      background: "recompute" follows Eq. 9, "replay" writes the inverted latents back.
+      start: "inversion", or "noise" (a randomly noised background, blended back at
+        every level: the ablation without inversion).
+      guidance_scale: on the defect term only; 1 = none, as in the paper.
+      eta: DDIM noise, inside the mask only.
+      refine: return the part of the mask where something changed.
+      change_floor: least change, of [0, 1], that counts as drawn.
+      paste: put the normal image's pixels back outside the mask.
+    """
+
+    num_steps: int = 50
+    spacing: str = "linspace"
+    inversion_time: str = "source"
+    fixed_point_iterations: int = 0
+    background: str = "recompute"
+    start: str = "inversion"
+    guidance_scale: float = 1.0
+    eta: float = 0.0
+    refine: bool = True
+    change_floor: float = 0.08
+    paste: bool = False
+
+
+def check(options: Options) -> None:
+    """Raises ValueError for a choice that does not exist, naming its config key."""
+    for key, value, known in (
+        ("background", options.background, inversion.BACKGROUNDS),
+        ("start", options.start, STARTS),
+        ("inversion_time", options.inversion_time, schedules.INVERSION_TIMES),
+        ("spacing", options.spacing, schedules.SPACINGS),
+    ):
+        if value not in known:
+            raise ValueError(f"config.generate.{key}={value!r}; choose one of {known}")
+    if options.num_steps < 1:
+        raise ValueError(f"config.generate.num_steps={options.num_steps}; wanted >= 1")
+
+
+def generator(
+    autoencoder,
+    unet_apply: Callable,
+    read_params: Callable,
+    alphas_cumprod: np.ndarray,
+    options: Options,
+    trained_as: objective.Options,
+    grids: tuple,
+    latent_pooling: str,
+) -> Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Array]]:
+    """Makes the jittable function from normal images and masks to defects.
+
+    Args:
+      autoencoder: module with `encode` and `decode`; its weights are frozen["vae"].
+      unet_apply, read_params, alphas_cumprod, grids: see `objective.loss_fn`.
+      options: see `Options`.
+      trained_as: how the UNet was trained; both loops must prompt it the same way.
+      latent_pooling: see `model.pool_mask`.
+
+    Returns:
+      (params, frozen, batch, key) -> arrays. The batch holds `image` [B, H, W, 3], the
+      requested `mask` [B, H, W], `defect_id`, `category_id` and `seed` [B] int32. With
+      eta = 0 a row is a function of its own image, mask, prompt and seed alone. The
+      result holds `image` and `reference` (the same pipeline without a defect)
+      [B, H, W, 3] in [0, 1]; `normal`, `inverted` and `latents` [B, h, w, C];
+      `change` [B, H, W] in [0, 1]; and `mask` [B, H, W], not yet freed of specks.
+    """
+    check(options)
+    levels = schedules.levels(len(alphas_cumprod), options.num_steps, options.spacing)
+    upward = schedules.inversion_table(alphas_cumprod, levels, options.inversion_time)
+    downward = schedules.sampling_table(alphas_cumprod, levels)
+    replay = options.background == "replay" or options.start == "noise"
+
+    def generate(
+        params: Params, frozen: Frozen, batch: Batch, key: PRNGKey
+    ) -> dict[str, Array]:
+        variables = {"params": frozen["vae"]}
+        normal = autoencoder.apply(variables, batch["image"], method="encode").mean
+        small = model.pool_mask(batch["mask"], normal.shape[1:3], latent_pooling)
+        prompt = objective.prompted(
+            model.Contexts(**frozen["contexts"]),
+            small,
+            batch["defect_id"],
+            batch["category_id"],
+            trained_as,
+            grids,
+        )
+        network = unet_apply, read_params(params, frozen), prompt
+        hidden = trained_as.hide_background
+        noise = _row_noise(key, batch["seed"], normal.shape[1:])
+        if options.start == "inversion":
+            inverted, trajectory = inversion.masked_invert(
+                objective.background_noise(*network),
+                normal,
+                prompt.mask,
+                upward,
+                options.fixed_point_iterations,
+                keep_trajectory=replay,
+            )
+        else:
+            inverted, trajectory = _noised(normal, noise, prompt.mask, upward)
+        defect_fn = objective.defect_noise(*network, hidden)
+        pair_fn = guidance.defect_only(
+            objective.pair_noise(*network, hidden),
+            lambda latents, timesteps: defect_fn(latents, timesteps, prompt.null),
+            options.guidance_scale,
+        )
+        latents = inversion.compose_sample(
+            pair_fn,
+            jnp.where(prompt.mask > 0.5, noise, inverted),
+            prompt.mask,
+            downward,
+            "replay" if replay else "recompute",
+            trajectory,
+            options.eta,
+            jax.random.fold_in(key, -1) if options.eta else None,
+        )
+        # The same background with the normal content inside: what the autoencoder and
+        # the inversion do to the image cancels in the difference.
+        unchanged = jnp.where(prompt.mask > 0.5, normal, latents)
+        decode = lambda z: autoencoder.apply(variables, z, method="decode")  # noqa: E731
+        drawn, reference = jnp.split(decode(jnp.concatenate([latents, unchanged])), 2)
+        mask = batch["mask"]
+        if options.refine:
+            dilation = batch["image"].shape[1] // normal.shape[1]
+            mask, _ = refinement.changed(
+                drawn, reference, mask, options.change_floor, dilation
+            )
+        if options.paste:
+            drawn = jnp.where(batch["mask"][..., None] > 0.5, drawn, batch["image"])
+        return {
+            "image": drawn,
+            "reference": reference,
+            "normal": normal,
+            "inverted": inverted,
+            "latents": latents,
+            "change": refinement.difference(drawn, reference),
+            "mask": mask.astype(jnp.float32),
+        }
+
+    return generate
+
+
+def _row_noise(key: PRNGKey, seeds: Array, shape: tuple[int, ...]) -> Array:
+    """Draws [B, ...] noise, each row from its own seed."""
+    keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
+    return jax.vmap(lambda row_key: jax.random.normal(row_key, shape))(keys)
+
+
+def _noised(
+    normal: Array, noise: Array, mask: Array, table: schedules.Table
+) -> tuple[Array, Array]:
+    """Noises the background at every level instead of inverting it."""
+    alphas = np.concatenate([table.alpha_from[:1], table.alpha_to])
+    alphas = alphas[:, None, None, None, None]
+    hidden, fresh = (
+        inversion.hide_defect(normal, mask),
+        inversion.hide_defect(noise, mask),
+    )
+    trajectory = np.sqrt(alphas) * hidden + np.sqrt(1 - alphas) * fresh
+    return trajectory[-1], trajectory
+
+
+class Request(NamedTuple):
+    """One pair to generate.
+
+    Attributes:
+      number: k, which seeds its noise.
+      category, defect_type: what to draw.
+      normal: record number of the normal image to draw it on.
+      mask: [H, W] uint8, where.
+    """
+
+    number: int
+    category: str
+    defect_type: str
+    normal: int
+    mask: np.ndarray
+
+
+def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
+    """Chooses images, defect types and masks; entry k depends on (seed, k) alone.
+
+    Every (category, defect type) with a training mask takes its turn. Masks come from
+    that pair's own training defects, flipped and shifted, independently of the image.
+
+    Args:
+      dataset: the training part.
+      num_images: length of the plan.
+      seed: of all draws.
+    """
+    pairs = [
+        (category, defect_type)
+        for category in dataset.categories
+        for defect_type in dataset.defect_types[1:]
+        if catalog.select(dataset, None, category, defect_type)
+    ]
+    key = jax.random.key(seed)
+    normals, masks = {}, {}
+    for number, (category, defect_type) in enumerate(pairs):
+        normals[category] = catalog.select(dataset, None, category, anomalous=False)
+        found = catalog.select(dataset, None, category, defect_type)
+        bank = model.mask_bank([dataset.load(dataset.records[n])[1] for n in found])
+        count = -(-num_images // len(pairs))
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.fold_in(key, number), jnp.arange(count)
+        )
+        draw = jax.jit(
+            jax.vmap(lambda k, b=bank: model.draw_masks(jnp.asarray(b), 1, k))
+        )
+        masks[category, defect_type] = np.asarray(draw(keys)[:, 0], np.uint8)
+    requests = []
+    for number in range(num_images):
+        turn, which = divmod(number, len(pairs))
+        category, defect_type = pairs[which]
+        pool = normals[category]
+        chosen = np.random.default_rng([seed, number]).integers(len(pool))
+        mask = masks[category, defect_type][turn]
+        requests.append(Request(number, category, defect_type, pool[chosen], mask))
+    return requests
+
+
+def final_masks(masks: np.ndarray) -> np.ndarray:
+    """Drops specks from refined masks [B, H, W], on the host."""
+    return refinement.drop_small(np.asarray(masks) > 0.5)

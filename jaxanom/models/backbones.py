@@ -1,0 +1,214 @@
+"""Whole models from one directory: UNet, autoencoder, text tower, tokenizer, schedule.
+
+The directory follows diffusers' pipelines (`unet/`, `vae/`, `text_encoder/` or `clip/`,
+`tokenizer/`, `scheduler/`); the name "embedded" means the towers shipped in
+`jaxanom/assets`.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom import record
+from jaxanom.diffusion import schedules
+from jaxanom.models import clip, initialise, pretrained, tiny_autoencoder, unet, vae
+from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.types import Array, Params
+
+EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "foundry"
+
+
+class Tower(NamedTuple):
+    """A module and its weights; the weights travel as arguments, never closed over."""
+
+    module: nn.Module
+    params: Params
+
+
+class TextEncoder(NamedTuple):
+    """A text tower with the tokenizer it was trained on."""
+
+    module: nn.Module
+    params: Params
+    tokenizer: Tokenizer
+    length: int
+
+    @property
+    def width(self) -> int:
+        """D of the states."""
+        return self.module.config.hidden_size
+
+    def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
+        """Returns the last hidden states [N, L, D] float32 of N texts."""
+        ids = self.tokenizer.encode(texts, self.length)
+        apply = jax.jit(
+            lambda params, token_ids: (
+                self.module.apply({"params": params}, token_ids).last_hidden_state
+            )
+        )
+        parts = []
+        for start in range(0, len(ids), batch_size):
+            rows = ids[start : start + batch_size]
+            padded = np.resize(rows, (min(batch_size, len(ids)), self.length))
+            states = np.asarray(apply(self.params, padded), np.float32)
+            parts.append(states[: len(rows)])
+        return np.concatenate(parts)
+
+
+def resolve(name: str) -> Path:
+    """Returns the directory a backbone name stands for.
+
+    Raises:
+      ValueError: there is no such directory.
+    """
+    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
+    if not path.is_dir():
+        raise ValueError(
+            f"no backbone directory {path}; set config.model.directory to 'embedded' "
+            "or to a folder in diffusers' layout (unet/, vae/, text_encoder/, ...)"
+        )
+    return path
+
+
+def abstract(module: nn.Module, *example: Any) -> Params:
+    """Returns the module's parameter tree as shapes, without making any value."""
+    key = jax.random.key(0)
+    return jax.eval_shape(lambda: module.init(key, *example))["params"]
+
+
+def load_autoencoder(directory: str | Path) -> Tower:
+    """Loads `vae/` of a pipeline directory, a VAE directory, or a TAESD pair of files.
+
+    A TAESD pair is `*encoder.npz` and `*decoder.npz` (original layer names) in one
+    directory.
+    """
+    path = resolve(str(directory))
+    encoders, decoders = (
+        sorted(path.glob("*encoder.npz")),
+        sorted(path.glob("*decoder.npz")),
+    )
+    if encoders and decoders:
+        with np.load(encoders[0]) as first, np.load(decoders[0]) as second:
+            config, params = tiny_autoencoder.from_state(dict(first), dict(second))
+        return Tower(tiny_autoencoder.TinyAutoencoder(config), params)
+    component = "vae" if (path / "vae").is_dir() else "."
+    settings = pretrained.load_config(path, component)
+    module = vae.AutoencoderKL(vae.VaeConfig.from_dict(settings))
+    size = 2 ** (len(settings["block_out_channels"]) - 1) * 8
+    shapes = abstract(module, jnp.zeros((1, size, size, 3)))
+    params = pretrained.load_params(path / component, "vae", shapes)
+    return Tower(module, params)
+
+
+def load_text_encoder(directory: str | Path) -> TextEncoder:
+    """Loads the text tower (`text_encoder/`, else `clip/`) and `tokenizer/`."""
+    path = resolve(str(directory))
+    component = "text_encoder" if (path / "text_encoder").is_dir() else "clip"
+    settings = pretrained.load_config(path, component)
+    config = clip.TextConfig.from_dict(settings.get("text_config", settings))
+    module = clip.TextTower(config, projection=False)
+    length = config.max_position_embeddings
+    if component == "clip":
+        params = {"text_model": load_clip(path).params["text_model"]}
+    else:
+        shapes = abstract(module, jnp.zeros((1, length), jnp.int32))
+        params = pretrained.load_params(path / component, "text_encoder", shapes)
+    return TextEncoder(module, params, Tokenizer(path / "tokenizer"), length)
+
+
+def load_clip(directory: str | Path) -> Tower:
+    """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
+    path = resolve(str(directory))
+    component = "clip" if (path / "clip").is_dir() else "."
+    config = clip.ClipConfig.from_dict(pretrained.load_config(path, component))
+    module = clip.CLIP(config)
+    size, length = (
+        config.vision_config.image_size,
+        config.text_config.max_position_embeddings,
+    )
+    shapes = abstract(
+        module, jnp.zeros((1, length), jnp.int32), jnp.zeros((1, size, size, 3))
+    )
+    params = pretrained.load_params(path / component, "clip", shapes)
+    return Tower(module, params)
+
+
+def load_unet(directory: str | Path) -> Tower:
+    """Loads `unet/` of a pipeline directory."""
+    path = resolve(str(directory))
+    config = unet.UNetConfig.from_dict(pretrained.load_config(path, "unet"))
+    module = unet.UNet(config)
+    shapes = abstract(module, *unet_example(config))
+    return Tower(
+        module, pretrained.load_params(path / "unet", "unet", shapes, jnp.float32)
+    )
+
+
+def new_unet(config: unet.UNetConfig, key: Array) -> Tower:
+    """Makes a UNet with fresh weights; its last convolution starts at zero."""
+    module = unet.UNet(config)
+    params = initialise.parameters(
+        module,
+        key,
+        *unet_example(config),
+        overrides={"conv_out/.*": initialise.zeros},
+    )
+    return Tower(module, params)
+
+
+def unet_example(config: unet.UNetConfig) -> tuple[Array, Array, Array]:
+    """Returns (latents, timesteps, context) of the smallest legal call."""
+    size = 2 ** (len(config.block_out_channels) - 1)
+    return (
+        jnp.zeros((1, size, size, config.in_channels)),
+        jnp.zeros((1,), jnp.int32),
+        jnp.zeros((1, 2, config.cross_attention_dim)),
+    )
+
+
+def load_scheduler(directory: str | Path) -> dict[str, Any]:
+    """Returns `scheduler/scheduler_config.json` of a pipeline directory.
+
+    Raises:
+      ValueError: no such file, or a prediction type other than "epsilon".
+    """
+    path = resolve(str(directory)) / "scheduler" / "scheduler_config.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; set config.model.scheduler")
+    settings = record.read_json(path)
+    if settings.get("prediction_type", "epsilon") != "epsilon":
+        raise ValueError(
+            f"{path}: prediction_type={settings['prediction_type']!r}; wanted 'epsilon'"
+        )
+    return settings
+
+
+def load_alphas(directory: str | Path) -> np.ndarray:
+    """Returns the noise schedule of a pipeline directory, float64 [T]."""
+    settings = load_scheduler(directory)
+    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+    return schedules.alphas_cumprod(**{k: settings[k] for k in known if k in settings})
+
+
+def latent_channels(autoencoder: Tower) -> int:
+    """Returns C of the latents [B, h, w, C] that an autoencoder makes."""
+    return autoencoder.module.config.latent_channels
+
+
+def latent_grid(autoencoder: Tower, image_size: tuple[int, int]) -> tuple[int, int]:
+    """Returns (h, w) of the latents of an image.
+
+    Raises:
+      ValueError: the image does not divide.
+    """
+    factor = autoencoder.module.config.downsampling
+    if image_size[0] % factor or image_size[1] % factor:
+        raise ValueError(
+            f"images of {image_size[0]}x{image_size[1]} do not divide by the "
+            f"autoencoder's factor {factor}; set config.data.image_size to a multiple"
+        )
+    return image_size[0] // factor, image_size[1] // factor

@@ -1,0 +1,214 @@
+"""Run directories -> one page: tables, curves, pictures, records."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxanom import record
+from jaxanom.evaluation import protocols
+from jaxanom.report import page, panels, tables
+
+EVALUATION, EXAMPLES, GENERATION = (
+    "evaluation.json",
+    "examples.npz",
+    "generation.npz",
+)
+
+
+def write(
+    path: str | Path,
+    directories: Sequence[str | Path],
+    title: str,
+    lead: Sequence[page.Section] = (),
+) -> Path:
+    """Writes one self-contained page about one or more runs.
+
+    Args:
+      path: of the HTML file.
+      directories: of runs; each is shown under its directory's name.
+      title: of the page.
+      lead: sections to put first.
+
+    Raises:
+      ValueError: a directory is no run.
+    """
+    runs = {Path(directory).name: Path(directory) for directory in directories}
+    for directory in runs.values():
+        if not (directory / "config.json").is_file():
+            raise ValueError(f"{directory} is no run: config.json is missing")
+    sections = [*lead, *_detection(runs), *_generation(runs)]
+    sections += [_losses(runs), _records(runs)]
+    return page.write(Path(path), title, sections)
+
+
+def detection_table(
+    results: Mapping[str, Mapping[str, Any]], caption: str = ""
+) -> tables.Table:
+    """Sets evaluations beside each other: {variant: `evaluation.json`}."""
+    columns = protocols.few_shot_supervised().columns
+    present = {
+        key: name
+        for key, name in columns.items()
+        if any(key in result["mean"] for result in results.values())
+    }
+    repeats = {name: [result["mean"]] for name, result in results.items()}
+    return tables.compare(repeats, present, caption=caption)
+
+
+def _detection(runs: Mapping[str, Path]) -> list[page.Section]:
+    evaluated = {
+        name: record.read_json(path / EVALUATION)
+        for name, path in runs.items()
+        if (path / EVALUATION).is_file()
+    }
+    if not evaluated:
+        return []
+    sections = [
+        page.table(
+            "Detection",
+            detection_table(
+                evaluated, "Means over categories, in percent, on the test images."
+            ),
+        )
+    ]
+    categories = next(iter(evaluated.values()))["curves"]
+    for category in categories:
+        curves = {
+            name: result["curves"].get(category, {})
+            for name, result in evaluated.items()
+        }
+        sections.append(
+            page.curves(
+                f"Curves: {category}",
+                panels.detection_panels(curves),
+                "Images are ranked by score, pixels by anomaly map.",
+            )
+        )
+    for name in evaluated:
+        sections += _examples(name, runs[name])
+    return sections
+
+
+def _examples(name: str, directory: Path) -> list[page.Section]:
+    if not (directory / EXAMPLES).is_file():
+        return []
+    with np.load(directory / EXAMPLES) as stored:
+        arrays = dict(stored)
+    count = len(arrays["image"])
+    examples = [
+        {"mask": None, **{key: value[row] for key, value in arrays.items()}}
+        for row in range(count)
+    ]
+    pictures = panels.detection_rows(examples)
+    rows = [
+        page.PictureRow(
+            "defective" if example["label"] else "normal",
+            shown,
+            f"image score {float(example['image_score']):.2f}",
+        )
+        for example, shown in zip(examples, pictures, strict=True)
+    ]
+    return [
+        page.pictures(
+            f"Anomaly maps: {name}",
+            rows,
+            panels.DETECTION_COLUMNS,
+            "Test images. All maps share one colour range.",
+        )
+    ]
+
+
+def _generation(runs: Mapping[str, Path]) -> list[page.Section]:
+    sections = []
+    for name, directory in runs.items():
+        if not (directory / GENERATION).is_file():
+            continue
+        with np.load(directory / GENERATION) as stored:
+            arrays = dict(stored)
+        rows = [
+            page.PictureRow(
+                str(arrays["label"][row]),
+                panels.generation_row(
+                    arrays["normal"][row],
+                    arrays["inverted"][row],
+                    arrays["image"][row],
+                    arrays["requested_mask"][row],
+                    arrays["mask"][row],
+                ),
+                f"kept {_kept(arrays, row):.0%} of the mask",
+            )
+            for row in range(len(arrays["image"]))
+        ]
+        sections.append(
+            page.pictures(
+                f"Generated defects: {name}",
+                rows,
+                panels.GENERATION_COLUMNS,
+                "A given normal image, its inverted latents with the masked part cut "
+                "out, the image with a new defect, their difference (full colour at "
+                "0.5), the mask asked for and the part of it that really changed.",
+            )
+        )
+    return sections
+
+
+def _kept(arrays: Mapping[str, np.ndarray], row: int) -> float:
+    asked = max(1, int(arrays["requested_mask"][row].astype(bool).sum()))
+    return float(arrays["mask"][row].astype(bool).sum()) / asked
+
+
+def _losses(runs: Mapping[str, Path]) -> page.Section:
+    found = []
+    for name, directory in runs.items():
+        for panel in panels.loss_panels(
+            record.read_metrics(directory / "metrics.jsonl"), "loss"
+        ):
+            found.append(panel._replace(title=f"{name}: {panel.title}"))
+    return page.curves(
+        "Training", found, "Means over the steps between two log rows.", "No rows."
+    )
+
+
+def _records(runs: Mapping[str, Path]) -> page.Section:
+    records: dict[str, Any] = {}
+    for name, directory in runs.items():
+        for file in ("record.json", "config.json"):
+            if (directory / file).is_file():
+                records[f"{name}: {file}"] = record.read_json(directory / file)
+    return page.details("Run record", records, "What was asked, with which versions.")
+
+
+def write_generation(directory: Path, shown: Sequence[Mapping[str, Any]]) -> None:
+    """Keeps what the page shows of generated images in the run's directory.
+
+    Args:
+      directory: of the run.
+      shown: dicts with `label`, `normal`, `image`, `requested_mask`, `mask`,
+        `inverted`, one an image.
+    """
+    arrays = {
+        key: np.stack([np.asarray(item[key]) for item in shown]) for key in shown[0]
+    }
+    _save(Path(directory) / GENERATION, arrays)
+
+
+def write_evaluation(
+    directory: Path, results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
+) -> None:
+    """Keeps what `runner.evaluate` returned: numbers as JSON, examples as arrays."""
+    fields = ("image", "mask", "anomaly_map", "image_score", "label")
+    arrays = {
+        name: np.stack([np.asarray(example[name]) for example in examples])
+        for name in fields
+        if examples and all(example[name] is not None for example in examples)
+    }
+    record.write_json(Path(directory) / EVALUATION, results)
+    _save(Path(directory) / EXAMPLES, arrays)
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    temporary = path.with_name(f".{path.stem}.partial.npz")
+    np.savez_compressed(temporary, **arrays)
+    temporary.replace(path)

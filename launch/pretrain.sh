@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Trains the towers shipped in jaxanom/assets/foundry, from nothing, on the CPU at hand.
+# Killed and started again, it goes on where it stopped. Usage: launch/pretrain.sh
+set -euo pipefail
+cd "$(dirname "$0")/.."
+JAXANOM="${JAXANOM:-python -m jaxanom}"
+OUT=runs/pretrain
+SEEN=$(python -c 'from configs import common; print(",".join(common.SEEN))')
+
+[ -d "$OUT/foundry" ] || {
+  $JAXANOM data foundry --out "$OUT/foundry.partial" --categories "$SEEN" --size 64 \
+    --seed 1 --num-train 500 --num-per-defect 100 --num-test-good 0
+  mv "$OUT/foundry.partial" "$OUT/foundry"
+}
+$JAXANOM data tokenizer --out "$OUT/tokenizer"
+$JAXANOM train --config=configs/pretrain/autoencoder.py --run="$OUT/autoencoder"
+$JAXANOM train --config=configs/pretrain/clip.py --run="$OUT/clip"
+mkdir -p "$OUT/text"
+cp -r "$OUT/clip/model/clip" "$OUT/tokenizer" "$OUT/text/"
+$JAXANOM train --config=configs/pretrain/unet.py --run="$OUT/unet"
+python -m benchmarks.towers --runs "$OUT" --assets jaxanom/assets/foundry

@@ -1,0 +1,47 @@
+"""Package description; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+
+setup(
+    name="jaxanom",
+    version="0.1.0",
+    description="Visual anomaly detection in JAX when anomalies are scarce",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    # `configs/` is installed as jaxanom/configs, so that a wheel has its recipes too.
+    packages=[*find_packages(include=["jaxanom", "jaxanom.*"]), "jaxanom.configs"]
+    + [f"jaxanom.configs.{name}" for name in find_packages("configs")],
+    package_dir={"jaxanom": "jaxanom", "jaxanom.configs": "configs"},
+    package_data={"jaxanom": ["assets/**/*"]},
+    install_requires=[
+        "jax>=0.10.2,<0.13",
+        "flax>=0.12.8,<0.13",
+        "optax>=0.2.8,<0.3",
+        "orbax-checkpoint>=0.12.8,<0.13",
+        "chex>=0.1.92,<0.2",
+        "ml_collections>=1.1.0,<2",
+        "numpy>=2.2,<3",
+        "scipy>=1.14",
+        "safetensors>=0.8.0",
+        "pillow>=11",
+        # Imported only where used: byte-pair encoding, progress bars, plots.
+        "tokenizers>=0.22",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "data": ["tensorflow-datasets>=4.9.10,<5", "array_record>=0.8.6", "grain>=0.2.18"],
+        "hf": ["transformers==4.57.6", "diffusers==0.39.0"],
+        "test": ["pytest>=9", "scikit-learn>=1.5"],
+        "bench": ["torch==2.13.0", "accelerate>=1.15", "scikit-learn>=1.5"],
+    },
+    entry_points={"console_scripts": ["jaxanom=jaxanom.cli.main:main"]},
+)
