@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 HERE = Path(__file__).parent
 
@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     # `configs/` is installed as jaxanom/configs, so that a wheel has its recipes too.
     packages=[*find_packages(include=["jaxanom", "jaxanom.*"]), "jaxanom.configs"]
-    + [f"jaxanom.configs.{name}" for name in find_packages("configs")],
+    + [f"jaxanom.configs.{name}" for name in find_namespace_packages("configs")],
     package_dir={"jaxanom": "jaxanom", "jaxanom.configs": "configs"},
     package_data={"jaxanom": ["assets/**/*"]},
     install_requires=[
@@ -38,7 +38,11 @@ setup(
     extras_require={
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
-        "data": ["tensorflow-datasets>=4.9.10,<5", "array_record>=0.8.6", "grain>=0.2.18"],
+        "data": [
+            "tensorflow-datasets>=4.9.10,<5",
+            "array_record>=0.8.6",
+            "grain>=0.2.18",
+        ],
         "hf": ["transformers==4.57.6", "diffusers==0.39.0"],
         "test": ["pytest>=9", "scikit-learn>=1.5"],
         "bench": ["torch==2.13.0", "accelerate>=1.15", "scikit-learn>=1.5"],

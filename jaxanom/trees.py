@@ -65,6 +65,29 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     return unflatten({**flat_first, **flat_second})
 
 
+def check_same_shapes(found: Any, wanted: Any, where: str) -> None:
+    """Compares paths and shapes of two nested dicts.
+
+    Raises:
+      ValueError: they differ; names up to five paths, and `where` they were found.
+    """
+    shapes = [
+        {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+        for tree in (found, wanted)
+    ]
+    wrong = [
+        f"{path}: wanted {shapes[1].get(path, 'nothing')}, "
+        f"found {shapes[0].get(path, 'nothing')}"
+        for path in sorted(shapes[0].keys() | shapes[1].keys())
+        if shapes[0].get(path) != shapes[1].get(path)
+    ]
+    if wrong:
+        raise ValueError(
+            f"{where} holds the parameters of another model; {len(wrong)} paths "
+            f"differ, such as {'; '.join(wrong[:5])}"
+        )
+
+
 def ravel_particles(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
     """Flattens leaves [P, ...] into one matrix [P, D], float32, and the way back."""
     leaves, treedef = jax.tree.flatten(tree)

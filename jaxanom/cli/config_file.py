@@ -97,8 +97,8 @@ def load(argument: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigD
 def key_paths(config: ml_collections.ConfigDict, prefix: str = "") -> Iterable[str]:
     """Yields every "a.b.c" path of the config, sections included."""
     for key in config:
-        yield prefix + key
-        value = config.get_ref(key).get() if config.is_type_safe else config[key]
+        yield f"{prefix}{key}"
+        value = config[key]
         if isinstance(value, ml_collections.ConfigDict):
             yield from key_paths(value, prefix + key + ".")
 
@@ -119,12 +119,16 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
         node = node[section]
     if last not in node:
         raise _unknown_key(config, key)
+    if isinstance(node[last], ml_collections.ConfigDict):
+        inside = ", ".join(f"--config.{key}.{name}" for name in node[last])
+        raise ValueError(f"--config.{key} is a section; set a key in it: {inside}")
+    wanted = node.get_type(last)
     try:
-        with_type = _parse(text, node.get_type(last))
-        node[last] = with_type
+        node[last] = _parse(text, wanted)
     except (TypeError, ValueError) as error:
-        wanted = node.get_type(last).__name__
-        raise ValueError(f"--config.{key}={text}: wanted {wanted}; {error}") from error
+        raise ValueError(
+            f"--config.{key}={text}: wanted {wanted.__name__}, such as {node[last]!r}"
+        ) from error
 
 
 def _unknown_key(config: ml_collections.ConfigDict, key: str) -> ValueError:
@@ -143,7 +147,9 @@ def _parse(text: str, wanted: type) -> Any:
     if wanted is tuple:
         try:
             value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):
-            value = tuple(part for part in text.strip("()").split(",") if part)
+        except (ValueError, SyntaxError):  # plain words: pill, nut
+            words = (part.strip() for part in text.strip("()[]").split(","))
+            value = tuple(word for word in words if word)
         return tuple(value) if isinstance(value, tuple | list) else (value,)
-    return wanted(ast.literal_eval(text))
+    # int("2.5") and float("true") raise, where int(2.5) would drop a half in silence.
+    return wanted(text)

@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-      0 when done; 2 after a wrong input, told in one line on stderr; 130 on Ctrl-C.
+      0 when done; 2 after a wrong input or a loss that is no number, told on stderr
+      without a traceback; 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
@@ -54,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.overrides = overrides
     try:
         importlib.import_module(f"jaxanom.cli.{arguments.verb}").run(arguments)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxanom {arguments.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint")
+        print("stopped; the same command goes on", file=sys.stderr)
         return 130
     return 0

@@ -9,6 +9,7 @@ from jaxanom.data import catalog, fewshot, generated, pipeline
 from jaxanom.data.catalog import Dataset, Source
 
 POOLS = ("normal", "defect", "generated")
+RULES = ("none", "all", *fewshot.RULES)
 
 
 class Division(NamedTuple):
@@ -37,7 +38,12 @@ def divide(
       shots: for the rules that count; 0 otherwise.
       seed: of the draws.
       num_normal: most normal training images per category; 0 is all.
+
+    Raises:
+      ValueError: an unknown rule, or a category it does not fit.
     """
+    if rule not in RULES:
+        raise ValueError(f"config.data.defect_rule={rule!r}; choose one of {RULES}")
     normal: list[int] = []
     for category in dataset.categories:
         numbers = catalog.select(dataset, "train", category, anomalous=False)
@@ -99,6 +105,38 @@ def sources(
     return pools
 
 
+def check_mixtures(
+    pools: Mapping[str, Source],
+    mixtures: Mapping[str, Mapping[str, float]],
+    phases: Sequence[str],
+) -> None:
+    """Checks what `batch_maker` needs, before anything is paid for.
+
+    Args:
+      pools, mixtures: as in `batch_maker`.
+      phases: names that need a mixture.
+
+    Raises:
+      ValueError: a phase without a mixture, a mixture without weight, a negative
+        weight, or weight on a pool that does not exist or is empty.
+    """
+    for phase in phases:
+        if phase not in mixtures:
+            raise ValueError(f"config.mixture.{phase} is missing: phase {phase!r}")
+    for phase, weights in mixtures.items():
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"config.mixture.{phase}.{name}={weight}; wanted >= 0")
+            if weight and not len(pools.get(name, ())):
+                raise ValueError(
+                    f"config.mixture.{phase}.{name}={weight}, but there are no "
+                    f"{name} images; set it to 0"
+                    + (", or set config.data.generated" if name == "generated" else "")
+                )
+        if not any(weights.values()):
+            raise ValueError(f"config.mixture.{phase} gives no pool a weight")
+
+
 def batch_maker(
     pools: Mapping[str, Source],
     mixtures: Mapping[str, Mapping[str, float]],
@@ -114,20 +152,12 @@ def batch_maker(
       seed: of all draws.
 
     Raises:
-      ValueError: a mixture gives weight to a pool that does not exist or is empty.
+      ValueError: see `check_mixtures`.
     """
+    check_mixtures(pools, mixtures, ())
     mixed = {}
     for number, (phase, weights) in enumerate(sorted(mixtures.items())):
         wanted = {name: weight for name, weight in weights.items() if weight}
-        for name in wanted:
-            if not len(pools.get(name, ())):
-                raise ValueError(
-                    f"config.mixture.{phase}.{name}={wanted[name]}, but there are no "
-                    f"{name} images; set it to 0"
-                    + (", or set config.data.generated" if name == "generated" else "")
-                )
-        if not wanted:
-            raise ValueError(f"config.mixture.{phase} gives no pool a weight")
         phase_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         mixed[phase] = (
             pipeline.mixture(
@@ -143,6 +173,15 @@ def batch_maker(
         )
 
     return make
+
+
+def normal_images(dataset: Dataset, division: Division) -> dict[str, list[np.ndarray]]:
+    """Returns {category: its normal training images}, uint8 [H, W, 3] each."""
+    found: dict[str, list[np.ndarray]] = {}
+    for number in division.normal:
+        image, _ = dataset.load(dataset.records[number])
+        found.setdefault(dataset.records[number].category, []).append(image)
+    return found
 
 
 def spread(dataset: Dataset, numbers: Sequence[int], count: int) -> tuple[int, ...]:

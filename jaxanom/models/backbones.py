@@ -117,7 +117,14 @@ def load_text_encoder(directory: str | Path) -> TextEncoder:
     else:
         shapes = abstract(module, jnp.zeros((1, length), jnp.int32))
         params = pretrained.load_params(path / component, "text_encoder", shapes)
-    return TextEncoder(module, params, Tokenizer(path / "tokenizer"), length)
+    tokenizer = Tokenizer(path / "tokenizer")
+    if tokenizer.vocab_size > config.vocab_size:
+        # An id past the table would be read as another word in silence.
+        raise ValueError(
+            f"{path / 'tokenizer'} has {tokenizer.vocab_size} ids and the text tower "
+            f"beside it {config.vocab_size}; use the tokenizer the tower was trained on"
+        )
+    return TextEncoder(module, params, tokenizer, length)
 
 
 def load_clip(directory: str | Path) -> Tower:

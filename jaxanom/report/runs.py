@@ -27,20 +27,30 @@ def write(
 
     Args:
       path: of the HTML file.
-      directories: of runs; each is shown under its directory's name.
+      directories: of runs; each is shown under its directory's name, or under as much
+        of its path as tells it from the others.
       title: of the page.
       lead: sections to put first.
 
     Raises:
       ValueError: a directory is no run.
     """
-    runs = {Path(directory).name: Path(directory) for directory in directories}
+    runs = _names(directories)
     for directory in runs.values():
         if not (directory / "config.json").is_file():
             raise ValueError(f"{directory} is no run: config.json is missing")
     sections = [*lead, *_detection(runs), *_generation(runs)]
     sections += [_losses(runs), _records(runs)]
     return page.write(Path(path), title, sections)
+
+
+def _names(directories: Sequence[str | Path]) -> dict[str, Path]:
+    """Returns {name to show: directory}, each directory once."""
+    paths = list(dict.fromkeys(Path(d).absolute() for d in directories))
+    depth = 1
+    while len({path.parts[-depth:] for path in paths}) < len(paths):
+        depth += 1
+    return {"/".join(path.parts[-depth:]): path for path in paths}
 
 
 def detection_table(
@@ -73,11 +83,12 @@ def _detection(runs: Mapping[str, Path]) -> list[page.Section]:
             ),
         )
     ]
-    categories = next(iter(evaluated.values()))["curves"]
-    for category in categories:
+    categories = [name for result in evaluated.values() for name in result["curves"]]
+    for category in dict.fromkeys(categories):
         curves = {
-            name: result["curves"].get(category, {})
+            name: result["curves"][category]
             for name, result in evaluated.items()
+            if category in result["curves"]
         }
         sections.append(
             page.curves(
@@ -205,7 +216,8 @@ def write_evaluation(
         if examples and all(example[name] is not None for example in examples)
     }
     record.write_json(Path(directory) / EVALUATION, results)
-    _save(Path(directory) / EXAMPLES, arrays)
+    if arrays:
+        _save(Path(directory) / EXAMPLES, arrays)
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

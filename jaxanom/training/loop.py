@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from jaxanom import record, trees
 from jaxanom.contracts import Method
@@ -178,6 +177,8 @@ def _start(
 
 def _train(job: Job, start: Progress, tx: Any) -> Progress:
     """Trains one phase to its end."""
+    from tqdm import tqdm
+
     stage, carried = start.stage, start.carried
     num_steps, log_every = stage.config.num_steps, job.config.log_every
     train_step = step.make_step(

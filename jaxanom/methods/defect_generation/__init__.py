@@ -27,6 +27,7 @@ from jaxanom.models import backbones, lora, unet
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 
 PHASES = ("adapt", "finetune")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 def make(config: Any, dataset: catalog.Dataset) -> Method:
@@ -71,8 +72,18 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "the tower the UNet was trained with"
         )
     contexts = _contexts(text, dataset, settings)
-    bank = model.mask_bank(_training_masks(dataset))
+    for name in ("latent_pooling", "attention_pooling"):
+        if settings[name] not in model.POOLINGS:
+            raise ValueError(
+                f"config.defect_generation.{name}={settings[name]!r}; choose one of "
+                f"{model.POOLINGS}"
+            )
+    bank = _latent_bank(dataset, grid, settings.latent_pooling)
     alphas_cumprod = backbones.load_alphas(config.model.scheduler or source)
+    if config.model.dtype not in DTYPES:
+        raise ValueError(
+            f"config.model.dtype={config.model.dtype!r}; choose one of {DTYPES}"
+        )
     dtype = jnp.dtype(config.model.dtype)
     compute = network.clone(dtype=dtype, remat=config.model.remat)
 
@@ -85,9 +96,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         frozen = {
             "vae": autoencoder.params,
             "contexts": contexts._asdict(),
-            "latent_bank": model.pool_mask(
-                jnp.asarray(bank), grid, settings.latent_pooling
-            ),
+            "latent_bank": bank,
         }
         if settings.lora_rank == 0:
             return {"unet": fresh_params}, frozen
@@ -162,11 +171,11 @@ def _contexts(
 ) -> model.Contexts:
     """Encodes one prompt per defect type and per category, and the hole's."""
     defects = [settings.hole_prompt] + [
-        settings.defect_prompt.format(defect=name.replace("_", " "))
+        _fill("defect_prompt", settings.defect_prompt, defect=name)
         for name in dataset.defect_types[1:]
     ]
     categories = [
-        settings.background_prompt.format(category=name.replace("_", " "))
+        _fill("background_prompt", settings.background_prompt, category=name)
         for name in dataset.categories
     ]
     states = text.encode(defects + categories)
@@ -178,6 +187,31 @@ def _contexts(
     )
 
 
-def _training_masks(dataset: catalog.Dataset) -> list[np.ndarray]:
+def _fill(key: str, template: str, **names: str) -> str:
+    """Fills one prompt template; ValueError names its config key."""
+    words = {field: name.replace("_", " ") for field, name in names.items()}
+    try:
+        return template.format(**words)
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"config.defect_generation.{key}={template!r}: the one field it may hold "
+            f"is {{{next(iter(names))}}}"
+        ) from error
+
+
+def _latent_bank(dataset: catalog.Dataset, grid: tuple[int, int], how: str):
+    """Pools the training masks to the latent grid, [M, h, w]; drops those that vanish.
+
+    Raises:
+      ValueError: no training defect has a mask, or none survives the pooling.
+    """
     numbers = catalog.select(dataset, anomalous=True)
-    return [dataset.load(dataset.records[number])[1] for number in numbers]
+    masks = [dataset.load(dataset.records[number])[1] for number in numbers]
+    pooled = model.pool_mask(model.mask_bank(masks), grid, how)
+    kept = np.asarray(pooled)[np.asarray(pooled).any((1, 2))]
+    if not len(kept):
+        raise ValueError(
+            f"every training mask vanishes on the latent grid {grid}; set "
+            "config.defect_generation.latent_pooling='max'"
+        )
+    return jnp.asarray(kept)

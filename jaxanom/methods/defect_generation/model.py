@@ -51,7 +51,8 @@ def pool_mask(mask: Array, grid: tuple[int, int], how: str = "max") -> Array:
     rows, columns = grid
     if height % rows or width % columns:
         raise ValueError(
-            f"a mask of {height}x{width} does not pool to {rows}x{columns}"
+            f"a mask of {height}x{width} does not pool to {rows}x{columns}; "
+            "set config.data.image_size to a multiple"
         )
     cells = mask.reshape(batch, rows, height // rows, columns, width // columns)
     if how == "max":

@@ -56,8 +56,15 @@ def check(options: Options) -> None:
     ):
         if value not in known:
             raise ValueError(f"config.generate.{key}={value!r}; choose one of {known}")
-    if options.num_steps < 1:
-        raise ValueError(f"config.generate.num_steps={options.num_steps}; wanted >= 1")
+    for key, value, low, high in (
+        ("num_steps", options.num_steps, 1, float("inf")),
+        ("fixed_point_iterations", options.fixed_point_iterations, 0, float("inf")),
+        ("guidance_scale", options.guidance_scale, 0, float("inf")),
+        ("eta", options.eta, 0, 1),
+        ("change_floor", options.change_floor, 0, 1),
+    ):
+        if not low <= value <= high:
+            raise ValueError(f"config.generate.{key}={value}; wanted {low} to {high}")
 
 
 def generator(
@@ -109,7 +116,8 @@ def generator(
         )
         network = unet_apply, read_params(params, frozen), prompt
         hidden = trained_as.hide_background
-        noise = _row_noise(key, batch["seed"], normal.shape[1:])
+        key_start, key_eta = jax.random.split(key)
+        noise = _row_noise(key_start, batch["seed"], normal.shape[1:])
         if options.start == "inversion":
             inverted, trajectory = inversion.masked_invert(
                 objective.background_noise(*network),
@@ -135,7 +143,7 @@ def generator(
             "replay" if replay else "recompute",
             trajectory,
             options.eta,
-            jax.random.fold_in(key, -1) if options.eta else None,
+            key_eta if options.eta else None,
         )
         # The same background with the normal content inside: what the autoencoder and
         # the inversion do to the image cancels in the difference.
@@ -204,25 +212,24 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
     """Chooses images, defect types and masks; entry k depends on (seed, k) alone.
 
     Every (category, defect type) with a training mask takes its turn. Masks come from
-    that pair's own training defects, flipped and shifted, independently of the image.
+    that pair's own training defects, flipped and shifted, independently of the image;
+    each normal image is equally likely.
 
     Args:
       dataset: the training part.
       num_images: length of the plan.
       seed: of all draws.
+
+    Raises:
+      ValueError: no training defect has a mask.
     """
-    pairs = [
-        (category, defect_type)
-        for category in dataset.categories
-        for defect_type in dataset.defect_types[1:]
-        if catalog.select(dataset, None, category, defect_type)
-    ]
+    banks = _mask_banks(dataset)
+    pairs = list(banks)
     key = jax.random.key(seed)
     normals, masks = {}, {}
     for number, (category, defect_type) in enumerate(pairs):
         normals[category] = catalog.select(dataset, None, category, anomalous=False)
-        found = catalog.select(dataset, None, category, defect_type)
-        bank = model.mask_bank([dataset.load(dataset.records[n])[1] for n in found])
+        bank = banks[category, defect_type]
         count = -(-num_images // len(pairs))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, number), jnp.arange(count)
@@ -240,6 +247,20 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
         mask = masks[category, defect_type][turn]
         requests.append(Request(number, category, defect_type, pool[chosen], mask))
     return requests
+
+
+def _mask_banks(dataset: catalog.Dataset) -> dict[tuple[str, str], np.ndarray]:
+    """Returns {(category, defect type): its training masks}; pairs without any miss."""
+    banks = {}
+    for category in dataset.categories:
+        for defect_type in dataset.defect_types[1:]:
+            found = catalog.select(dataset, None, category, defect_type)
+            masks = [dataset.load(dataset.records[number])[1] for number in found]
+            if any(mask.any() for mask in masks):
+                banks[category, defect_type] = model.mask_bank(masks)
+    if not banks:
+        model.mask_bank(())  # raises, and says what is missing
+    return banks
 
 
 def final_masks(masks: np.ndarray) -> np.ndarray:

@@ -1,0 +1,105 @@
+"""A plan of defects -> rows of a generated set, batch by batch."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxanom.data import catalog, generated
+from jaxanom.methods.defect_generation import predict
+from jaxanom.parallel import placement
+from jaxanom.types import Frozen, Params
+
+Pictures = dict[str, np.ndarray]
+
+
+def rows(
+    generate: Callable[..., dict[str, Any]],
+    params: Params,
+    frozen: Frozen,
+    dataset: catalog.Dataset,
+    num_images: int,
+    *,
+    prompt: str,
+    seed: int,
+    batch_size: int,
+    mesh: Mesh,
+) -> Iterator[tuple[generated.GeneratedRow, Pictures]]:
+    """Yields generated pairs with what a report shows of how they came about.
+
+    Args:
+      generate: `Method.generate`, jitted or not.
+      params, frozen: of the run.
+      dataset: the training part; normal images and masks are drawn from it.
+      num_images: rows to yield, see `predict.plan`.
+      prompt: template with {defect}, for the manifest.
+      seed: of the plan and of the noise.
+      batch_size: rows of every call; the last batch is filled up.
+      mesh: rows are spread over it.
+
+    Yields:
+      (row, {"normal" and "reference" [H, W, 3] in [0, 1], "inverted" [h, w, C],
+      "change" [H, W]}).
+    """
+    from tqdm import tqdm
+
+    requests = predict.plan(dataset, num_images, seed)
+    source = catalog.source(dataset)
+    key = jax.random.key(seed)
+    with tqdm(total=num_images, desc="generate", unit="image", disable=None) as bar:
+        for start in range(0, num_images, batch_size):
+            chosen = requests[start : start + batch_size]
+            padded = chosen + chosen[-1:] * (batch_size - len(chosen))
+            batch = _batch(dataset, source, padded)
+            placed = placement.place_batch(batch, mesh)
+            found = placement.to_host(generate(params, frozen, placed, key))
+            masks = predict.final_masks(found["mask"])
+            for number, request in enumerate(chosen):
+                pictures = {
+                    name: found[name][number]
+                    for name in ("reference", "inverted", "change")
+                }
+                pictures["normal"] = batch["image"][number]
+                image, mask = found["image"][number], masks[number]
+                yield _row(dataset, request, prompt, image, mask), pictures
+            bar.update(len(chosen))
+
+
+def _batch(
+    dataset: catalog.Dataset,
+    source: catalog.Source,
+    requests: Sequence[predict.Request],
+) -> dict[str, np.ndarray]:
+    image = np.stack([source[request.normal]["image"] for request in requests])
+    return {
+        "image": image.astype(np.float32) / np.float32(255),
+        "mask": np.stack([request.mask for request in requests]).astype(np.float32),
+        "defect_id": np.array(
+            [dataset.defect_types.index(r.defect_type) for r in requests], np.int32
+        ),
+        "category_id": np.array(
+            [dataset.categories.index(r.category) for r in requests], np.int32
+        ),
+        "seed": np.array([request.number for request in requests], np.int32),
+    }
+
+
+def _row(
+    dataset: catalog.Dataset,
+    request: predict.Request,
+    prompt: str,
+    image: np.ndarray,
+    mask: np.ndarray,
+) -> generated.GeneratedRow:
+    return generated.GeneratedRow(
+        category=request.category,
+        defect_type=request.defect_type,
+        image=np.round(255 * np.clip(image, 0, 1)).astype(np.uint8),
+        mask=mask.astype(np.uint8),
+        requested_mask=request.mask.astype(np.uint8),
+        source_name=dataset.records[request.normal].name,
+        prompt=prompt.format(defect=request.defect_type.replace("_", " ")),
+        seed=request.number,
+    )

@@ -1,0 +1,167 @@
+"""A config brought to life: its data, method, mesh and batches; nothing is trained."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from jax.sharding import Mesh
+
+from jaxanom.contracts import Method
+from jaxanom.data import catalog, pipeline, pools, transforms
+from jaxanom.methods import by_name
+from jaxanom.parallel import mesh as meshes
+from jaxanom.parallel import placement
+from jaxanom.training import plan
+from jaxanom.types import Frozen
+
+
+class Prepared(NamedTuple):
+    """A config brought to life: data, method, mesh."""
+
+    config: ml_collections.ConfigDict
+    dataset: catalog.Dataset
+    division: pools.Division
+    method: Method
+    mesh: Mesh
+
+
+def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
+    """Opens `config.data` and divides it into training and test images."""
+    data = config.data
+    dataset = catalog.open_dataset(
+        data.name,
+        data.directory or None,
+        tuple(data.categories),
+        data.image_size,
+        data.seed,
+        data.num_train,
+        data.num_test_good,
+        data.num_per_defect,
+    )
+    division = pools.divide(
+        dataset,
+        data.defect_rule,
+        data.shots,
+        data.split_seed,
+        data.num_train if data.name == "folder" else 0,
+    )
+    return dataset, division
+
+
+def prepare(config: ml_collections.ConfigDict) -> Prepared:
+    """Checks everything that can be checked before a compile.
+
+    Raises:
+      ValueError: what is wrong, where, and which key to change.
+    """
+    shape = config.mesh
+    mesh = meshes.make_mesh(shape.data, shape.fsdp, shape.model, shape.particle)
+    placement.check_batch_size(config.data.batch_size, mesh)
+    dataset, division = open_data(config)
+    method = by_name.make(config, pools.training_part(dataset, division))
+    plan.TrainConfig.from_config(config.train)
+    for stage in plan.stages(method, config.phases):
+        accumulate = stage.config.accumulate
+        placement.check_batch_size(config.data.batch_size, mesh, accumulate)
+    return Prepared(config, dataset, division, method, mesh)
+
+
+def pools_of(
+    prepared: Prepared,
+) -> tuple[dict[str, catalog.Source], dict[str, dict[str, float]]]:
+    """Returns the pools of training images, and each phase's weights of them.
+
+    Raises:
+      ValueError: a weight without images, or a generated set that does not fit.
+    """
+    config = prepared.config
+    sources = pools.sources(prepared.dataset, prepared.division, config.data.generated)
+    mixtures = {phase: dict(mix) for phase, mix in config.mixture.items()}
+    pools.check_mixtures(sources, mixtures, [p.name for p in prepared.method.phases])
+    return sources, mixtures
+
+
+def batch_maker(
+    prepared: Prepared,
+    frozen: Frozen,
+    sources: Mapping[str, catalog.Source],
+    mixtures: Mapping[str, Mapping[str, float]],
+) -> Callable[[str, int], Iterator[Mapping[str, Any]]]:
+    """Returns the trainer's batch maker; frozen towers run over the data once.
+
+    Args:
+      prepared: a prepared config.
+      frozen: of its method.
+      sources, mixtures: of `pools_of`.
+    """
+    config, data = prepared.config, prepared.config.data
+    if prepared.method.encode is not None:
+        used = {name for mix in mixtures.values() for name in mix if mix[name]}
+        sources = {
+            name: _encoded(prepared, frozen, source)
+            for name, source in sources.items()
+            if name in used and len(source)
+        }
+    return pools.batch_maker(sources, mixtures, data.batch_size, config.seed)
+
+
+def _encoded(prepared: Prepared, frozen: Frozen, source: catalog.Source):
+    data = prepared.config.data
+
+    def view(example, number):
+        return transforms.views(
+            example, number, prepared.config.seed, tuple(data.flips), data.shift
+        )
+
+    encode = jax.jit(prepared.method.encode)
+    return pipeline.encoded(
+        source,
+        lambda batch: encode(frozen, batch),
+        data.batch_size,
+        data.num_views,
+        view,
+    )
+
+
+def detector_config(
+    config: ml_collections.ConfigDict, generated_directory: str, share: float
+) -> ml_collections.ConfigDict:
+    """Returns the config of the downstream detector on the same data and split.
+
+    Args:
+      config: of the generator, with its section `detector`.
+      generated_directory: of a generated set, or "".
+      share: of defective rows that are drawn from the generated set.
+    """
+    detector = config.detector
+    settings = ml_collections.ConfigDict(
+        {
+            "method": "downstream",
+            "seed": config.seed,
+            "data": config.data.to_dict(),
+            "mesh": config.mesh.to_dict(),
+            "train": config.train.to_dict(),
+            "downstream": detector.downstream.to_dict(),
+            "phases": {"segment": detector.phase.to_dict()},
+            "mixture": {
+                "segment": {
+                    "normal": 0.5,
+                    "defect": 0.5 * (1 - share),
+                    "generated": 0.5 * share,
+                }
+            },
+        }
+    )
+    settings.data.generated = generated_directory
+    settings.data.batch_size = detector.batch_size
+    return settings
+
+
+def without(
+    config: ml_collections.ConfigDict, left_out: str
+) -> ml_collections.ConfigDict:
+    """Returns a copy of the config without one section."""
+    return ml_collections.ConfigDict(
+        {key: value for key, value in config.to_dict().items() if key != left_out}
+    )
