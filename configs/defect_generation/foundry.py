@@ -1,7 +1,7 @@
 """Background-aware defect generation on a procedural category the towers never saw.
 
 Command: make quickstart, or
-`jaxanom quickstart --config=configs/defect_generation/foundry.py --run=runs/quickstart`.
+`jaxanom quickstart --config=configs/defect_generation/foundry.py --run=RUN`.
 """
 
 import ml_collections

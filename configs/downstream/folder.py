@@ -1,6 +1,7 @@
 """A supervised detector on a folder, from real, generated or both kinds of defects.
 
-Command: `jaxanom train --config=configs/downstream/folder.py --config.data.directory=DIR
+Command:
+`jaxanom train --config=configs/downstream/folder.py --config.data.directory=DIR
 --config.data.generated=SET --config.mixture.segment.generated=0.25 --run=RUN`.
 """
 

@@ -1,7 +1,8 @@
-"""A supervised detector on the procedural dataset, from real, generated or both kinds of defects.
+"""A supervised detector on the procedural dataset.
 
-Command: `jaxanom train --config=configs/downstream/foundry.py
---config.data.generated=SET --config.mixture.segment.generated=0.25 --run=RUN`.
+Command: `jaxanom train --config=configs/downstream/foundry.py --run=RUN`; add
+`--config.data.generated=SET --config.mixture.segment.generated=0.25` for a generated
+set.
 """
 
 import ml_collections

@@ -15,19 +15,19 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "tower": "autoencoder",
             "block_out_channels": (32, 64, 64),
             "layers_per_block": 1,
-            "latent_channels": 4,
+            "latent_channels": 8,
             "norm_num_groups": 8,
             "kl_weight": 1e-6,
             "crop": 32,
         }
     )
     common.pretraining_data(config)
-    config.data.batch_size = 16
+    config.data.batch_size = 8
     common.add_phase(
         config,
         "autoencoder",
         {"normal": 0.6, "defect": 0.4},
-        num_steps=5000,
+        num_steps=6000,
         learning_rate=1e-3,
         warmup_steps=100,
         schedule="cosine",

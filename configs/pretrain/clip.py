@@ -17,7 +17,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "hidden_size": 128,
             "num_heads": 4,
             "num_text_layers": 3,
-            "num_image_layers": 6,
+            "num_image_layers": 4,
             "patch_size": 8,
             "text_length": 24,
             "state_fraction": 0.4,
@@ -25,14 +25,14 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         }
     )
     common.pretraining_data(config)
-    config.data.batch_size = 64
+    config.data.batch_size = 32
     common.add_phase(
         config,
         "clip",
         {"normal": 0.4, "defect": 0.6},
-        num_steps=5000,
+        num_steps=2200,
         learning_rate=1e-3,
-        warmup_steps=200,
+        warmup_steps=100,
         schedule="cosine",
         weight_decay=0.05,
     )

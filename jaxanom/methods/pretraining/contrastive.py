@@ -66,7 +66,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             named = module.apply(variables, states, method="encode_text").text_features
             named = clip.normalise(named).reshape(-1, 2, named.shape[-1])[category]
             tokens = module.apply(
-                variables, pictures.patch_tokens, method="project_tokens"
+                variables, pictures.patch_tokens, method=_project_tokens
             )
             dense = _dense_loss(clip.normalise(tokens), named, scale, mask, patch)
             metrics["dense"] = dense
@@ -127,6 +127,10 @@ def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> clip.ClipCo
         ),
         projection_dim=settings.hidden_size,
     )
+
+
+def _project_tokens(module, tokens):
+    return module.image.project_tokens(tokens)
 
 
 def _flip(key, image, mask):
