@@ -11,6 +11,10 @@ STAMP := $(VENV)/.installed
 comma := ,
 RUNTIME := $(if $(EXTRAS),[$(EXTRAS)],)
 
+# Compiled programs are kept between commands: the second start is quick.
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
+
 .PHONY: quickstart test test-slow lint clean
 
 quickstart: $(STAMP)
