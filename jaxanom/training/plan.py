@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -118,6 +119,6 @@ def identity(
     }
     for stage in stages:
         for key, value in dataclasses.asdict(stage.config).items():
-            value = list(value) if isinstance(value, tuple) else value
             found[f"config.phases.{stage.name}.{key}"] = value
-    return found | dict(extra)
+    # As it will be read back: tuples become lists.
+    return json.loads(json.dumps(found | dict(extra)))

@@ -283,13 +283,14 @@ def test_evaluation_is_logged_and_sees_the_average(tmp_path):
 
 
 def test_a_checkpoint_of_other_settings_or_another_method_is_refused(tmp_path):
-    train(tmp_path, identity={"method": "linear"}, checkpoint_every=0)
+    run = {"method": "linear", "data": {"categories": ("a", "b")}}
+    train(tmp_path, identity=run, checkpoint_every=0)
     with pytest.raises(ValueError, match=r"learning_rate: now 0\.2, then 0\.1"):
-        train(tmp_path, identity={"method": "linear"}, extra={"learning_rate": 0.2})
+        train(tmp_path, identity=run, extra={"learning_rate": 0.2})
     with pytest.raises(ValueError, match="method: now 'other', then 'linear'"):
-        train(tmp_path, identity={"method": "other"})
+        train(tmp_path, identity=run | {"method": "other"})
     # How often one logs decides nothing.
-    train(tmp_path, identity={"method": "linear"}, log_every=7)
+    train(tmp_path, identity=run, log_every=7)
 
 
 def test_a_checkpoint_of_another_model_names_paths_and_shapes(unbroken):

@@ -41,7 +41,7 @@ def test_a_run_killed_at_any_moment_and_restarted_ends_in_the_same_bits(tmp_path
     process = start(tmp_path / "b")
     try:
         wait_for_first_row(process, tmp_path / "b" / "metrics.jsonl")
-        # Steps take 0.2 s and more: the moment falls between step 1 and step 12.
+        # Steps take 0.1 s and more: the moment falls between step 1 and step 12.
         delay = random.SystemRandom().uniform(0.0, 1.0)
         time.sleep(delay)
         process.send_signal(signal.SIGKILL)
