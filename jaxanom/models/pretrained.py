@@ -235,8 +235,9 @@ def load_params(
       ValueError: no weight file, a damaged one, or one of another model.
     """
     path = _weight_file(Path(directory_or_file), kind)
+    shapes = weights.shapes(path)
     try:
-        paths = plan(weights.shapes(path), target, kind, ignore)
+        paths = plan(shapes, target, kind, ignore)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return _assemble(weights.stream(path), paths, dtype)
