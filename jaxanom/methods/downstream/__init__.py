@@ -8,13 +8,14 @@ The papers leave the detector unsaid; the released code of AnomalyDiffusion
 (arXiv 2312.05767), whose table layout they share, trains DRAEM's segmenter. Differences
 from that code:
 
-| there                                   | here                                      |
-|-----------------------------------------|-------------------------------------------|
-| batch normalisation                     | group normalisation (`models/segmenter`)  |
-| focal loss, gamma 2                     | same; `dice_weight` adds a Dice term      |
-| 21x21 zero-padded mean pool, then max   | same at 256 px, scaled with the image     |
-| best epoch chosen on the test set       | the trainer's business, never the test set|
-| augmentation in the data loader         | in the jitted loss, by key, off by default|
+| there                                 | here                                     |
+|---------------------------------------|------------------------------------------|
+| batch normalisation                   | group normalisation (`models/segmenter`) |
+| pixels enter in [0, 1]                | centred on grey inside the network       |
+| focal loss, gamma 2                   | same; `dice_weight` adds a Dice term     |
+| 21x21 zero-padded mean pool, then max | same at 256 px, scaled with the image    |
+| augmentation in the data loader       | in the jitted loss, by key; default none |
+| best epoch chosen on the test set     | not decided here                         |
 
 Pinned by tests/methods/test_downstream.py.
 """

@@ -52,6 +52,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
             f"{list(Options._fields)}"
         )
     options = Options(**given)
+    options = options._replace(orientation_fixed=tuple(options.orientation_fixed))
     if options.gamma < 0 or options.dice_weight < 0:
         raise ValueError(
             f"config.downstream.gamma={options.gamma}, dice_weight="
