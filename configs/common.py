@@ -109,6 +109,7 @@ def add_generation(config):
             "block_out_channels": (64, 128),
             "layers_per_block": 1,
             "num_heads": 4,
+            "fine_self_attention": False,
             "dtype": "float32",
             "remat": False,
         }

@@ -18,7 +18,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "block_out_channels": (64, 128),
             "layers_per_block": 1,
             "num_heads": 4,
-            "norm_num_groups": 16,
+            "fine_self_attention": False,
             "empty_fraction": 0.1,
             "hole_fraction": 0.25,
         }

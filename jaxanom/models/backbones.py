@@ -5,6 +5,7 @@ The directory follows diffusers' pipelines (`unet/`, `vae/`, `text_encoder/` or 
 `jaxanom/assets`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -152,6 +153,42 @@ def load_unet(directory: str | Path) -> Tower:
     shapes = abstract(module, *unet_example(config))
     return Tower(
         module, pretrained.load_params(path / "unet", "unet", shapes, jnp.float32)
+    )
+
+
+def small_unet(
+    latent_channels: int,
+    context_width: int,
+    block_out_channels: Sequence[int],
+    layers_per_block: int,
+    num_heads: int,
+    fine_self_attention: bool,
+    sample_size: int | None = None,
+) -> unet.UNetConfig:
+    """Sizes of a UNet with cross-attention at every resolution.
+
+    Args:
+      latent_channels, context_width: of the autoencoder and the text tower.
+      block_out_channels, layers_per_block, num_heads: see `unet.UNetConfig`.
+      fine_self_attention: self-attention at the finest resolution too, which costs a
+        third of the time; the coarser ones always have it.
+      sample_size: side of the latents trained on, for the record.
+    """
+    channels = tuple(block_out_channels)
+    blocks = len(channels)
+    return unet.UNetConfig(
+        sample_size=sample_size,
+        in_channels=latent_channels,
+        out_channels=latent_channels,
+        block_out_channels=channels,
+        down_block_types=("CrossAttnDownBlock2D",) * blocks,
+        up_block_types=("CrossAttnUpBlock2D",) * blocks,
+        layers_per_block=layers_per_block,
+        attention_head_dim=num_heads,
+        cross_attention_dim=context_width,
+        norm_num_groups=min(32, channels[0] // 4),
+        only_cross_attention=(not fine_self_attention, *(False,) * (blocks - 1)),
+        use_linear_projection=True,
     )
 
 

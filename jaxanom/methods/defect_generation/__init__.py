@@ -147,23 +147,15 @@ def _unet(settings: Any, autoencoder: backbones.Tower, width: int, seed: int):
                 "config.model.autoencoder to the one the UNet was trained with"
             )
         return tower
-    channels = tuple(settings.block_out_channels)
-    blocks = len(channels)
-    return backbones.new_unet(
-        unet.UNetConfig(
-            in_channels=backbones.latent_channels(autoencoder),
-            out_channels=backbones.latent_channels(autoencoder),
-            block_out_channels=channels,
-            down_block_types=("CrossAttnDownBlock2D",) * blocks,
-            up_block_types=("CrossAttnUpBlock2D",) * blocks,
-            layers_per_block=settings.layers_per_block,
-            attention_head_dim=settings.num_heads,
-            cross_attention_dim=width,
-            norm_num_groups=min(32, channels[0] // 4),
-            use_linear_projection=True,
-        ),
-        jax.random.key(seed),
+    sizes = backbones.small_unet(
+        backbones.latent_channels(autoencoder),
+        width,
+        settings.block_out_channels,
+        settings.layers_per_block,
+        settings.num_heads,
+        settings.fine_self_attention,
     )
+    return backbones.new_unet(sizes, jax.random.key(seed))
 
 
 def _contexts(

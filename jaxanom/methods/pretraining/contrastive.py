@@ -14,6 +14,7 @@ from jaxanom.losses import contrastive
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import clip, initialise, pretrained
 from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.types import Array
 
 
 def make(config: Any, dataset: catalog.Dataset) -> Method:
@@ -48,18 +49,12 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         image, mask = _flip(key_flip, batch["image"], batch["mask"])
         pictures = module.apply(variables, image, method="encode_image")
         texts = module.apply(variables, frozen["ids"][numbers], method="encode_text")
-        same_category = category[:, None] == category[None, :]
-        agrees = jnp.where(
-            general[None, :],
-            label[:, None] == label[None, :],
-            batch["defect_id"][:, None] == batch["defect_id"][None, :],
-        )
         scale = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0)))
         loss, metrics = contrastive.matched(
             pictures.image_features,
             texts.text_features,
             scale,
-            same_category & agrees,
+            positives(category, label, batch["defect_id"], general),
         )
         if settings.dense_weight:
             states = frozen["ids"][frozen["state"][:, :, 0].reshape(-1)]
@@ -100,6 +95,24 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         )
 
     return Method(init=init, phases=(Phase("clip", loss_fn),), export=export)
+
+
+def positives(category: Array, label: Array, defect_id: Array, general: Array) -> Array:
+    """Says which captions are true of which images.
+
+    Args:
+      category, label, defect_id: [B] int32, of the images.
+      general: [B] bool; True where row j's caption names the state alone.
+
+    Returns:
+      [B, B] bool, entry (i, j): the caption of row j is true of image i.
+    """
+    agrees = jnp.where(
+        general[None, :],
+        label[:, None] == label[None, :],
+        defect_id[:, None] == defect_id[None, :],
+    )
+    return (category[:, None] == category[None, :]) & agrees
 
 
 def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> clip.ClipConfig:

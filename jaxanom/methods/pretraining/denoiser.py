@@ -33,20 +33,14 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     settings = config.pretraining
     autoencoder = backbones.load_autoencoder(settings.autoencoder)
     text = backbones.load_text_encoder(settings.text_encoder)
-    channels = tuple(settings.block_out_channels)
-    latent = backbones.latent_channels(autoencoder)
-    tower = unet.UNetConfig(
+    tower = backbones.small_unet(
+        backbones.latent_channels(autoencoder),
+        text.width,
+        settings.block_out_channels,
+        settings.layers_per_block,
+        settings.num_heads,
+        settings.fine_self_attention,
         sample_size=backbones.latent_grid(autoencoder, dataset.image_size)[0],
-        in_channels=latent,
-        out_channels=latent,
-        block_out_channels=channels,
-        down_block_types=("CrossAttnDownBlock2D",) * len(channels),
-        up_block_types=("CrossAttnUpBlock2D",) * len(channels),
-        layers_per_block=settings.layers_per_block,
-        attention_head_dim=settings.num_heads,
-        cross_attention_dim=text.width,
-        norm_num_groups=settings.norm_num_groups,
-        use_linear_projection=True,
     )
     module = unet.UNet(tower)
     table = captions.table(dataset.categories, dataset.defect_types)
