@@ -16,7 +16,9 @@ FOLDER = Path(__file__).parent
 NUM_DEVICES = 8
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in FOLDER.glob("sharded_*.py")))
+@pytest.mark.parametrize(
+    "name", sorted(path.name for path in FOLDER.glob("sharded_*.py"))
+)
 def test_on_eight_simulated_devices(name):
     root = Path(jaxanom.__file__).parents[1]
     flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
