@@ -60,11 +60,24 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
     placement.check_batch_size(config.data.batch_size, mesh)
     dataset, division = open_data(config)
     method = by_name.make(config, pools.training_part(dataset, division))
+    _check_views(config, method)
     plan.TrainConfig.from_config(config.train)
     for stage in plan.stages(method, config.phases):
         accumulate = stage.config.accumulate
         placement.check_batch_size(config.data.batch_size, mesh, accumulate)
     return Prepared(config, dataset, division, method, mesh)
+
+
+def _check_views(config: Any, method: Method) -> None:
+    """Refuses views that nobody would make."""
+    data = config.data
+    asked = data.num_views != 1 or tuple(data.flips) or data.shift
+    if asked and method.encode is None:
+        raise ValueError(
+            f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
+            f"{data.shift}: these views are of methods that encode images once; "
+            f"{config.method!r} augments by its own keys: set them to 1, () and 0.0"
+        )
 
 
 def pools_of(
@@ -154,6 +167,7 @@ def detector_config(
         }
     )
     settings.data.generated = generated_directory
+    settings.data.num_views, settings.data.flips, settings.data.shift = 1, (), 0.0
     settings.data.batch_size = detector.batch_size
     return settings
 

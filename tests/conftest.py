@@ -1,0 +1,312 @@
+"""A tiny backbone, a tiny folder of images, and the whole job run once on both."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxanom import record
+from jaxanom.cli import config_file
+from jaxanom.data.foundry import names
+from jaxanom.methods.pretraining import captions
+from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
+
+SIZE, TEXT_WIDTH, TEXT_LENGTH, LATENT_CHANNELS = 16, 16, 24, 4
+
+TINY = {
+    "data.image_size": SIZE,
+    "data.batch_size": 4,
+    "data.shots": 4,
+    "train.log_every": 1,
+}
+TINY_GENERATION = TINY | {
+    "data.num_views": 2,
+    "model.unet": "scratch",
+    "model.block_out_channels": (8,),
+    "model.num_heads": 2,
+    "phases.adapt.num_steps": 2,
+    "phases.adapt.warmup_steps": 0,
+    "phases.finetune.num_steps": 2,
+    "phases.finetune.warmup_steps": 0,
+    "generate.num_images": 3,
+    "generate.batch_size": 2,
+    "generate.num_steps": 2,
+    # Untrained networks hardly change an image; Otsu's threshold alone decides.
+    "generate.change_floor": 0.0,
+    "detector.batch_size": 4,
+    "detector.phase.num_steps": 2,
+    "detector.downstream.width": 4,
+    "detector.downstream.depth": 1,
+}
+TINY_DETECTION = TINY | {
+    "downstream.width": 4,
+    "downstream.depth": 1,
+    "phases.segment.num_steps": 2,
+}
+
+
+def write_backbone(folder: Path) -> Path:
+    """Writes a directory in the embedded layout: random, a few thousand weights."""
+    table = captions.table(names.CATEGORIES, ("good", *names.DEFECT_TYPES))
+    words = tokenizer.train(table.texts, 600, folder / "tokenizer")
+    sizes = {
+        "hidden_size": TEXT_WIDTH,
+        "intermediate_size": 2 * TEXT_WIDTH,
+        "projection_dim": TEXT_WIDTH,
+        "num_attention_heads": 2,
+        "num_hidden_layers": 1,
+    }
+    towers = clip.ClipConfig(
+        clip.TextConfig(
+            vocab_size=words.vocab_size,
+            max_position_embeddings=TEXT_LENGTH,
+            bos_token_id=words.bos_id,
+            eos_token_id=words.eos_id,
+            pad_token_id=words.eos_id,
+            **sizes,
+        ),
+        clip.VisionConfig(image_size=SIZE, patch_size=8, **sizes),
+        projection_dim=TEXT_WIDTH,
+    )
+    coder = vae.VaeConfig(
+        block_out_channels=(8, 8, 8),
+        latent_channels=LATENT_CHANNELS,
+        norm_num_groups=4,
+        sample_size=SIZE,
+        scaling_factor=1.0,
+        mid_block_add_attention=False,
+    )
+    network = unet.UNetConfig(
+        sample_size=SIZE // 4,
+        in_channels=LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=TEXT_WIDTH,
+        norm_num_groups=4,
+        use_linear_projection=True,
+    )
+    image = jnp.zeros((1, SIZE, SIZE, 3))
+    ids = jnp.zeros((1, TEXT_LENGTH), jnp.int32)
+    drawn = {
+        "clip": initialise.parameters(
+            clip.CLIP(towers),
+            jax.random.key(1),
+            ids,
+            image,
+            overrides={
+                ".*class_embedding": initialise.normal(0.02),
+                "logit_scale": initialise.constant(2.6),
+            },
+        ),
+        "vae": initialise.parameters(
+            vae.AutoencoderKL(coder), jax.random.key(2), image
+        ),
+        "unet": initialise.parameters(
+            unet.UNet(network), jax.random.key(3), *backbones.unet_example(network)
+        ),
+    }
+    settings = {
+        "clip": dataclasses.asdict(towers),
+        "vae": coder.to_dict(),
+        "unet": network.to_dict(),
+    }
+    for kind, params in drawn.items():
+        pretrained.save_component(folder, kind, settings[kind], params, kind)
+    record.write_json(
+        folder / "scheduler" / "scheduler_config.json",
+        {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"},
+    )
+    return folder
+
+
+def write_folder(root: Path, category: str = "bolt", size: int = SIZE) -> Path:
+    """Writes one category in the MVTec layout: grey noise, bright and dark squares."""
+    rng = np.random.default_rng(5)
+
+    def save(path: Path, array: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(array).save(path)
+
+    def grey() -> np.ndarray:
+        return rng.integers(100, 140, (size, size, 3)).astype(np.uint8)
+
+    for number in range(6):
+        save(root / category / "train" / "good" / f"{number:03d}.png", grey())
+    for number in range(3):
+        save(root / category / "test" / "good" / f"{number:03d}.png", grey())
+    for defect_type, level in (("scratch", 250), ("dent", 5)):
+        for number in range(4):
+            image, mask = grey(), np.zeros((size, size), np.uint8)
+            top, left = rng.integers(0, size - 5, 2)
+            mask[top : top + 5, left : left + 4] = 255
+            image[mask > 0] = level
+            name = f"{number:03d}"
+            save(root / category / "test" / defect_type / f"{name}.png", image)
+            truth = root / category / "ground_truth" / defect_type
+            save(truth / f"{name}_mask.png", mask)
+    return root
+
+
+def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]):
+    """Sets "a.b.c" keys, keeping each key's type."""
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        node = config
+        for section in sections:
+            node = node[section]
+        if last not in node:
+            raise KeyError(key)
+        node[last] = value
+    return config
+
+
+@pytest.fixture(scope="session")
+def tiny_backbone(tmp_path_factory) -> Path:
+    return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory) -> Path:
+    return write_folder(tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="session")
+def generation_config(tiny_backbone, tiny_folder):
+    """() -> config of defect generation, tiny, with changes by "a.b" key."""
+
+    def make(**changes):
+        config = config_file.load("configs/defect_generation/folder.py")
+        paths = {
+            "data.directory": str(tiny_folder),
+            "model.directory": str(tiny_backbone),
+        }
+        changes = {key.replace("__", "."): value for key, value in changes.items()}
+        return with_values(config, TINY_GENERATION | paths | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def detection_config(tiny_folder):
+    """() -> config of the downstream detector, tiny, with changes by "a.b" key."""
+
+    def make(**changes):
+        config = config_file.load("configs/downstream/folder.py")
+        changes = {key.replace("__", "."): value for key, value in changes.items()}
+        paths = {"data.directory": str(tiny_folder)}
+        return with_values(config, TINY_DETECTION | paths | changes)
+
+    return make
+
+
+class KeysRead:
+    """Notes which keys of registered configs are read, one by one.
+
+    Copies (`to_dict`) are not reading: everything is copied into the run record.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch):
+        self.read: set[str] = set()
+        self._names: dict[int, str] = {}
+        self._kept: list[Any] = []
+        self._paused = 0
+        get, to_dict = (
+            ml_collections.ConfigDict.__getitem__,
+            ml_collections.ConfigDict.to_dict,
+        )
+
+        def noting_get(node, key):
+            value = get(node, key)
+            prefix = self._names.get(id(node))
+            if prefix is not None and not self._paused:
+                self.read.add(f"{prefix}{key}")
+            return value
+
+        def silent_to_dict(node, *args, **keywords):
+            self._paused += 1
+            try:
+                return to_dict(node, *args, **keywords)
+            finally:
+                self._paused -= 1
+
+        patch.setattr(ml_collections.ConfigDict, "__getitem__", noting_get)
+        patch.setattr(ml_collections.ConfigDict, "to_dict", silent_to_dict)
+
+    def register(self, config, renamed: dict[str, str] | None = None) -> None:
+        """Watches a config; `renamed` maps its sections to the names they count as."""
+        self._kept.append(config)  # ids stay taken
+        self._paused += 1
+        self._walk(config, "", renamed or {})
+        self._paused -= 1
+
+    def _walk(self, node, prefix, renamed):
+        self._names[id(node)] = renamed.get(prefix, prefix)
+        for key in node:
+            if isinstance(node[key], ml_collections.ConfigDict):
+                self._walk(node[key], f"{prefix}{key}.", renamed)
+
+    def unread(self, config) -> list[str]:
+        """Returns the keys of a config that nobody read, sections left out."""
+        self._paused += 1
+        found = [key for key in _leaves(config) if key not in self.read]
+        self._paused -= 1
+        return found
+
+
+def _leaves(node, prefix=""):
+    for key in node:
+        if isinstance(node[key], ml_collections.ConfigDict):
+            yield from _leaves(node[key], f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}"
+
+
+@pytest.fixture
+def keys_read(monkeypatch) -> KeysRead:
+    return KeysRead(monkeypatch)
+
+
+class Job(NamedTuple):
+    """What the whole job left behind."""
+
+    config: ml_collections.ConfigDict
+    directory: Path
+    page: Path
+    table: Any
+    unread: list[str]
+
+
+@pytest.fixture(scope="session")
+def whole_job(generation_config, tmp_path_factory) -> Job:
+    """`jaxanom quickstart` on the tiny folder, once for all tests that look at it."""
+    from jaxanom import api, prepared
+
+    config = generation_config()
+    directory = tmp_path_factory.mktemp("job") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        keys = KeysRead(patch)
+        prepare = prepared.prepare
+
+        def noting_prepare(given):
+            detector = {
+                "downstream.": "detector.downstream.",
+                "phases.segment.": "detector.phase.",
+            }
+            keys.register(given, detector if given.method == "downstream" else {})
+            return prepare(given)
+
+        patch.setattr(prepared, "prepare", noting_prepare)
+        keys.register(config)
+        page, table = api.generate_then_detect(config, directory)
+        unread = keys.unread(config)
+    return Job(config, directory, page, table, unread)
