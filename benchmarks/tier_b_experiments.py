@@ -1,0 +1,317 @@
+"""Experiments B1 to B5 on foundry: each takes a job and returns plain JSON values.
+
+Each writes its training runs into folders of its own below `job.out` and finds them
+there when it is called again. `targets` are what was asked for before any result.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import tier_b_measures as measures
+from benchmarks import tier_b_runs as runs
+from jaxanom import api
+from jaxanom.data import catalog, generated, pipeline
+from jaxanom.data.foundry import render
+
+NUM_LEVELS = (10, 20, 50, 100)
+FRESH = 1000  # first test index that no training folder uses
+BLOB_PROMPT = "a photo of a {defect} blob"
+RUST_PROMPT = "a photo of a {defect} spot"
+NUM_DETECTOR_SEEDS = 5
+
+
+def pill_run(job: runs.Job) -> api.Run:
+    """The generator of B1, B2 and B5: a category the towers never saw, 10 defects."""
+    return runs.trained(runs.config(job), job.out / "pill")
+
+
+def b1(job: runs.Job) -> dict[str, Any]:
+    """Both loss terms and the gap on defects that were not trained on.
+
+    The same images, noise and timesteps for three networks: `untrained` (predicts 0, as
+    a new UNet does: step 0 of all training), `embedded` (step 0 of the fine-tuning) and
+    `trained`.
+    """
+    run = pill_run(job)
+    prepared = run.prepared
+    method, dataset = prepared.method, prepared.dataset
+    held_out = [
+        number
+        for number in prepared.division.test
+        if dataset.records[number].defect_type != catalog.GOOD
+    ]
+    embedded, _ = method.init(jax.random.key(prepared.config.train.seed))
+    last = embedded["unet"]["conv_out"]
+    silent = {**embedded["unet"], "conv_out": jax.tree.map(jnp.zeros_like, last)}
+    size = min(8, len(held_out))
+    source = catalog.source(dataset, held_out[: len(held_out) // size * size])
+    encode = jax.jit(method.encode)
+    batches = [
+        encode(run.frozen, batch) for batch in pipeline.finite_batches(source, size)
+    ]
+    loss = jax.jit(method.phases[-1].loss_fn)
+    num_draws = job.images(8, 1)
+
+    def terms(params: Any) -> dict[str, float]:
+        found = []
+        for number, batch in enumerate(batches):
+            for draw in range(num_draws):
+                key = jax.random.fold_in(jax.random.key(number), draw)
+                found.append(loss(params, run.frozen, batch, key)[1])
+        return {
+            name: float(np.mean([row[name] for row in found]))
+            for name in ("matching", "background", "gap")
+        }
+
+    found = {
+        "untrained": terms({"unet": silent}),
+        "embedded": terms(embedded),
+        "trained": terms(run.params),
+    }
+    for start in ("untrained", "embedded"):
+        found[f"fall_from_{start}"] = {
+            name: 1 - found["trained"][name] / found[start][name]
+            for name in ("matching", "background")
+        }
+    return {**found, "num_images": len(source), "draws_per_image": num_draws}
+
+
+def b2(job: runs.Job) -> dict[str, Any]:
+    """Background error against S, and that nothing inside the mask reaches outside."""
+    run = pill_run(job)
+    image, mask, defect_id = _held_out_pairs(run, job.images(6, 2))
+    seeds = np.arange(len(image))
+
+    def error(**options: Any) -> dict[str, float]:
+        changes = {f"generate.{name}": value for name, value in options.items()}
+        opened = runs.reopened(run, changes)
+        found = runs.drawer(opened, len(image))(image, mask, defect_id, seeds)
+        values = measures.background_error(
+            found["latents"], found["normal"], found["latent_mask"]
+        )
+        return {"mean": float(values.mean()), "worst": float(values.max())}
+
+    curves = {
+        time: {str(n): error(num_steps=n, inversion_time=time) for n in NUM_LEVELS}
+        for time in ("source", "target")
+    }
+    replay = error(num_steps=50, background="replay")
+    return {
+        "recompute": curves,
+        "replay": {"50": replay},
+        "invariance": _invariance(run, image[:2], mask[:2]),
+        "num_images": len(image),
+    }
+
+
+def _held_out_pairs(run: api.Run, count: int):
+    """Normal test images, each with the mask and type of a held-out defect."""
+    dataset, division = run.prepared.dataset, run.prepared.division
+    records = dataset.records
+    good = [n for n in division.test if records[n].defect_type == catalog.GOOD]
+    bad = [n for n in division.test if records[n].defect_type != catalog.GOOD]
+    # Spread over the defect types, which lie one after the other.
+    bad = [bad[round(k)] for k in np.linspace(0, len(bad) - 1, count)]
+    image = [dataset.load(records[good[k % len(good)]])[0] for k in range(count)]
+    mask = [dataset.load(records[number])[1] for number in bad]
+    ids = [dataset.defect_types.index(records[number].defect_type) for number in bad]
+    return np.stack(image).astype(np.float32) / 255, np.stack(mask), np.array(ids)
+
+
+def _invariance(run: api.Run, image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+    """Largest differences between two seeds and between two prompts, in latents."""
+    draw = runs.drawer(run, len(image))
+    first = np.arange(len(image))
+    base = draw(image, mask, 1, first)
+    outside = base["latent_mask"][..., None] < 0.5
+    found = {}
+    for name, other in (
+        ("seeds", draw(image, mask, 1, first + 100)),
+        ("prompts", draw(image, mask, 2, first)),
+    ):
+        gap = np.abs(other["latents"] - base["latents"])
+        found[f"{name}_outside"] = float(np.where(outside, gap, 0.0).max())
+        found[f"{name}_inside"] = float(np.where(outside, 0.0, gap).max())
+        pixels = np.abs(other["image"] - base["image"]).max(-1)
+        found[f"{name}_pixels_outside"] = float(np.where(mask, 0.0, pixels).max())
+    return found
+
+
+def bottle_run(job: runs.Job, name: str = "full", **changes: Any) -> api.Run:
+    """A generator of floating blobs, whose colour is a function of the juice's."""
+    seed = runs.DATA_SEED + job.seed
+    num_good, num_bad = job.images(48), job.images(24)
+    rows = [("train", "good", k, f"{k:03d}") for k in range(num_good)]
+    rows += [("test", "floating", k, f"{k:03d}") for k in range(num_bad)]
+    folder = runs.write_folder(job.out / "data" / "bottle", "juice_bottle", rows, seed)
+    options = {f"defect_generation.{key}": value for key, value in changes.items()}
+    settings = runs.folder_config(job, folder, BLOB_PROMPT, options)
+    return runs.trained(settings, job.out / f"bottle_{name}")
+
+
+def bottles(job: runs.Job, count: int) -> dict[str, np.ndarray]:
+    """Fresh bottles with and without a blob; both share every other pixel."""
+    seed = runs.DATA_SEED + job.seed
+    indices = range(FRESH, FRESH + count)
+    normal, _ = runs.pictures("juice_bottle", "test", indices, seed)
+    real, mask = runs.pictures("juice_bottle", "test", indices, seed, "floating")
+    return {"normal": normal, "real": real, "mask": mask}
+
+
+def b3(job: runs.Job) -> dict[str, Any]:
+    """Does the defect take its colour from the juice around it?
+
+    Blobs are asked for where the renderer would have put one, on fresh bottles; the
+    control was trained, and draws, with the background hidden from the defect branch.
+    """
+    fresh = bottles(job, job.images(40))
+    real = measures.colour_correlation(
+        fresh["real"], fresh["mask"], fresh["normal"], fresh["mask"]
+    )
+    found: dict[str, Any] = {"real": real._asdict()}
+    for name, hidden in (("full", False), ("hidden", True)):
+        run = bottle_run(job, name, hide_background=hidden)
+        found[name] = colour_numbers(runs.drawer(run), fresh)
+    full, hidden = (found[name]["correlation"] for name in ("full", "hidden"))
+    found["gap"] = full["value"] - hidden["value"]
+    found["gap_error"] = float(np.hypot(full["error"], hidden["error"]))
+    return found
+
+
+def colour_numbers(
+    draw: Callable[..., dict[str, np.ndarray]], fresh: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """Draws a blob on every fresh bottle and measures colour, change and background."""
+    normal, mask = fresh["normal"], fresh["mask"]
+    made = draw(normal, mask, 1, np.arange(len(normal)))
+    kept = measures.kept_share(made["mask"], mask)
+    refined, whole = (
+        measures.colour_correlation(made["image"], area, normal, mask)._asdict()
+        for area in (made["mask"], mask)
+    )
+    wanted = measures.mean_colour(fresh["real"], mask)
+    missed = np.abs(measures.mean_colour(made["image"], mask) - wanted).mean(1)
+    background = measures.background_error(
+        made["latents"], made["normal"], made["latent_mask"]
+    )
+    return {
+        "correlation": refined,
+        "correlation_whole_mask": whole,
+        "colour_error": float(np.nanmean(missed)),
+        "kept": float(kept.mean()),
+        "background_error": float(background.mean()),
+        "num_images": len(normal),
+    }
+
+
+def b4(job: runs.Job) -> dict[str, Any]:
+    """Rust only ever occurs on steel: what happens when it is asked for on plastic?
+
+    Both variants get the same masks and the same noise.
+    """
+    seed = runs.DATA_SEED + job.seed
+    num_good, num_bad = job.images(64), job.images(20)
+    rows = [("train", "good", k, f"{k:03d}") for k in range(num_good)]
+    steel = [k for k in range(4 * num_bad) if _is(k, seed, "steel")][:num_bad]
+    rows += [("test", "rust", k, f"{k:03d}") for k in steel]
+    folder = runs.write_folder(job.out / "data" / "panel", "panel", rows, seed)
+    run = runs.trained(runs.folder_config(job, folder, RUST_PROMPT), job.out / "panel")
+    count = job.images(32)
+    many = range(FRESH, FRESH + 4 * count)
+    of = {
+        kind: [k for k in many if _is(k, seed, kind)][:count]
+        for kind in ("steel", "plastic")
+    }
+    _, mask = runs.pictures("panel", "test", of["steel"], seed, "rust")
+    draw = runs.drawer(run)
+    found: dict[str, Any] = {"num_images": count}
+    for kind, indices in of.items():
+        normal, _ = runs.pictures("panel", "test", indices, seed)
+        made = draw(normal, mask, 1, np.arange(count))
+        kept = measures.kept_share(made["mask"], mask)
+        change = measures.mean_colour(made["change"][..., None], mask)
+        found[kind] = {
+            "kept": float(kept.mean()),
+            "kept_error": float(kept.std(ddof=1) / np.sqrt(count)),
+            "empty": float((kept == 0).mean()),
+            "change": float(np.nanmean(change)),
+        }
+    found["ratio"] = found["plastic"]["kept"] / max(found["steel"]["kept"], 1e-9)
+    return found
+
+
+def _is(index: int, seed: int, kind: str) -> bool:
+    return render.variant("panel", "test", index, seed) == kind
+
+
+def b5(job: runs.Job) -> dict[str, Any]:
+    """What the generated pairs are worth to a segmenter of 10 real defects.
+
+    Three training sets (real; real and generated with the requested mask m; with the
+    refined mask m*), the same generated images, steps and test images for all.
+    """
+    run = pill_run(job)
+    sets = job.out / "sets"
+    _write_sets(run, job.images(60, 8), sets)
+    found: dict[str, Any] = {}
+    for name, share in (("real", 0.0), ("requested", 0.5), ("refined", 0.5)):
+        scores = []
+        for number in range(NUM_DETECTOR_SEEDS):
+            base = runs.config(job)
+            base.seed = base.train.seed = 100 * job.seed + number
+            base.detector.phase.num_steps = job.steps(300)
+            made = str(sets / name) if share else ""
+            settings = api.detector_config(base, made, share)
+            where = job.out / "detectors" / f"{name}_{number}"
+            scores.append(api.evaluate(runs.trained(settings, where))["mean"])
+        found[name] = {
+            metric: measures.spread([score[metric] for score in scores])
+            for metric in ("pixel_ap", "pixel_auroc", "image_auroc")
+        }
+    real = found["real"]["pixel_ap"]
+    for name in ("requested", "refined"):
+        gain = found[name]["pixel_ap"]["mean"] - real["mean"]
+        found[f"gain_{name}"] = gain
+        found[f"gain_{name}_in_stds"] = gain / max(real["std"], 1e-9)
+    return {**found, "num_seeds": NUM_DETECTOR_SEEDS}
+
+
+def _write_sets(run: api.Run, count: int, directory: Any) -> None:
+    """Writes the same generated images twice: with m, and with m*."""
+    wanted = ("requested", "refined")
+    if all((directory / name / generated.MANIFEST).is_file() for name in wanted):
+        return
+    rows = [row for row, _ in api.generated_rows(run, count)]
+    as_asked = [row._replace(mask=row.requested_mask) for row in rows]
+    for name, chosen in zip(wanted, (as_asked, rows), strict=True):
+        generated.write(directory / name, chosen, overwrite=True)
+
+
+def ablations(job: runs.Job) -> dict[str, Any]:
+    """The switches at the end of the specification's section 8, on the bottles of B3.
+
+    (v), no refinement, is B5's comparison of m with m*, and `correlation_whole_mask`.
+    """
+    fresh = bottles(job, job.images(24))
+    full = bottle_run(job, "full", hide_background=False)
+    found = {"full": colour_numbers(runs.drawer(full), fresh)}
+    for name, change in (
+        ("i no regularizer", {"background_weight": 0.0}),
+        ("ii background fed z_t", {"background_input": "full"}),
+        ("iii no masked cross-attention", {"masked_attention": False}),
+    ):
+        run = bottle_run(job, f"ablation_{name.split()[0]}", **change)
+        found[name] = colour_numbers(runs.drawer(run), fresh)
+    changes: dict[str, dict[str, Any]] = {
+        "iv no inversion": {"generate.start": "noise"},
+        "vi replay": {"generate.background": "replay"},
+    }
+    for steps in (10, 20, 100):
+        changes[f"vii S={steps}"] = {"generate.num_steps": steps}
+    for name, change in changes.items():
+        found[name] = colour_numbers(runs.drawer(runs.reopened(full, change)), fresh)
+    return found

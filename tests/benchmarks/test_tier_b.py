@@ -1,0 +1,66 @@
+"""Targets are compared as written, results are cached, and all of it runs."""
+
+import pytest
+
+from benchmarks import tier_b
+from benchmarks import tier_b_runs as runs
+from jaxanom.data import catalog
+from jaxanom.data.foundry import render
+
+
+def b4_result(ratio):
+    return {"steel": {"kept": 0.8}, "plastic": {"kept": 0.8 * ratio}, "ratio": ratio}
+
+
+@pytest.mark.parametrize(
+    ("ratio", "passed"), [(0.3, True), (0.5, False), (None, False)]
+)
+def test_refusal_passes_below_half_and_an_undefined_ratio_misses(ratio, passed):
+    result = b4_result(ratio or 1.0) | {"ratio": ratio}
+    *_, last = tier_b.lines({"B4": result})
+    assert last.measure == "plastic / steel" and last.passed is passed
+
+
+def test_a_result_is_computed_once_and_belongs_to_its_seed(tmp_path):
+    job = runs.Job("embedded", tmp_path, 0, 1.0)
+    calls = []
+
+    def experiment(_):
+        calls.append(1)
+        return b4_result(0.3)
+
+    first = tier_b.done(job, "B4", experiment)
+    assert tier_b.done(job, "B4", experiment) == first and len(calls) == 1
+    with pytest.raises(ValueError, match="choose another --out"):
+        tier_b.done(job._replace(seed=1), "B4", experiment)
+    assert "plastic / steel" in tier_b.write(job, {"B4": first})
+    assert (tmp_path / "tier_b.json").is_file()
+
+
+def test_experiments_never_see_the_seed_that_the_towers_were_trained_on():
+    for seed in range(3):
+        assert runs.config(runs.Job("", None, seed, 1.0)).data.seed > 50
+
+
+def test_a_written_folder_opens_as_the_rendered_images(tmp_path):
+    rows = [("train", "good", 0, "000"), ("test", "rust", 1, "001")]
+    folder = runs.write_folder(tmp_path / "panel", "panel", rows, seed=100)
+    dataset = catalog.open_dataset("folder", folder, image_size=64)
+    assert dataset.defect_types == ("good", "rust")
+    image, mask = dataset.load(dataset.records[1])
+    sample = render.render("panel", "test", 1, 100, 64, defect_type="rust")
+    assert (image == sample.image).all() and (mask == sample.mask).all()
+    assert runs.write_folder(folder, "panel", [], seed=100) == folder
+
+
+@pytest.mark.slow
+def test_every_experiment_runs_on_an_untrained_backbone(tmp_path, backbone):
+    arguments = ["--out", str(tmp_path), "--model", str(backbone), "--scale", "0.01"]
+    results = tier_b.main([*arguments, "--ablations"])
+    assert set(results) == {*tier_b.EXPERIMENTS, tier_b.ABLATIONS}
+    # Structural: no training is needed for it.
+    for what in ("seeds", "prompts"):
+        assert results["B2"]["invariance"][f"{what}_outside"] == 0
+        assert results["B2"]["invariance"][f"{what}_inside"] > 0
+    assert results["B2"]["replay"]["50"]["worst"] == 0
+    assert "| B5 |" in (tmp_path / "tier_b.md").read_text().replace("  ", "")
