@@ -29,13 +29,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config,
         "unet",
         {"normal": 0.5, "defect": 0.5},
-        num_steps=12000,
-        learning_rate=8e-4,
-        warmup_steps=300,
+        num_steps=1500,
+        learning_rate=1e-3,
+        warmup_steps=100,
         schedule="cosine",
         final_fraction=0.02,
     )
-    config.train.ema_decay = 0.999
+    config.train.ema_decay = 0.995
     if arg == "smoke":
         config.pretraining.autoencoder = config.pretraining.text_encoder = "embedded"
     return common.shrink(config, arg)
