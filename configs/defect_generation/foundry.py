@@ -20,20 +20,13 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.batch_size = 8
     config.data.num_views = 4
     config.data.flips = ("horizontal", "vertical")
-    common.add_phase(
-        config,
-        "adapt",
-        {"normal": 1.0},
-        num_steps=150,
-        learning_rate=3e-4,
-        warmup_steps=20,
-    )
+    common.add_phase(config, "adapt", num_steps=0)
     common.add_phase(
         config,
         "finetune",
-        {"normal": 0.25, "defect": 0.75},
-        num_steps=250,
-        learning_rate=3e-4,
+        {"normal": 0.4, "defect": 0.6},
+        num_steps=300,
+        learning_rate=4e-4,
         warmup_steps=20,
         schedule="cosine",
         final_fraction=0.1,
