@@ -1,5 +1,6 @@
 """A tiny backbone, a tiny folder of images, and the whole job run once on both."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +31,7 @@ TINY_GENERATION = TINY | {
     "model.unet": "scratch",
     "model.block_out_channels": (8,),
     "model.num_heads": 2,
-    "phases.adapt.num_steps": 2,
+    "phases.adapt.num_steps": 0,
     "phases.adapt.warmup_steps": 0,
     "phases.finetune.num_steps": 2,
     "phases.finetune.warmup_steps": 0,
@@ -170,6 +171,24 @@ def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]):
     return config
 
 
+@contextlib.contextmanager
+def quickly():
+    """Compiles without most optimisations: half the time, for programs run once."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.read(name)
+    jax.config.update(name, True)
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
+@pytest.fixture(scope="module")
+def quick_compiles():
+    with quickly():
+        yield
+
+
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     return write_backbone(tmp_path_factory.mktemp("backbone"))
@@ -293,7 +312,7 @@ def whole_job(generation_config, tmp_path_factory) -> Job:
 
     config = generation_config()
     directory = tmp_path_factory.mktemp("job") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    with quickly(), pytest.MonkeyPatch.context() as patch:
         keys = KeysRead(patch)
         prepare = prepared.prepare
 

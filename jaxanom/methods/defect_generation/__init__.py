@@ -58,7 +58,14 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     drawing = predict.Options(
         **{name: config.generate[name] for name in predict.Options._fields}
     )
+    objective.check(options)
     predict.check(drawing)
+    for key, value, known in (
+        ("defect_generation.latent_pooling", settings.latent_pooling, model.POOLINGS),
+        ("model.dtype", config.model.dtype, DTYPES),
+    ):
+        if value not in known:
+            raise ValueError(f"config.{key}={value!r}; choose one of {known}")
     source = config.model.directory
     autoencoder = backbones.load_autoencoder(config.model.autoencoder or source)
     grid = backbones.latent_grid(autoencoder, dataset.image_size)
@@ -72,18 +79,10 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "the tower the UNet was trained with"
         )
     contexts = _contexts(text, dataset, settings)
-    for name in ("latent_pooling", "attention_pooling"):
-        if settings[name] not in model.POOLINGS:
-            raise ValueError(
-                f"config.defect_generation.{name}={settings[name]!r}; choose one of "
-                f"{model.POOLINGS}"
-            )
-    bank = _latent_bank(dataset, grid, settings.latent_pooling)
+    latent_pooling = settings.latent_pooling
+    lora_rank, lora_scale = settings.lora_rank, settings.lora_scale
+    bank = _latent_bank(dataset, grid, latent_pooling)
     alphas_cumprod = backbones.load_alphas(config.model.scheduler or source)
-    if config.model.dtype not in DTYPES:
-        raise ValueError(
-            f"config.model.dtype={config.model.dtype!r}; choose one of {DTYPES}"
-        )
     dtype = jnp.dtype(config.model.dtype)
     compute = network.clone(dtype=dtype, remat=config.model.remat)
 
@@ -98,21 +97,21 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "contexts": contexts._asdict(),
             "latent_bank": bank,
         }
-        if settings.lora_rank == 0:
+        if lora_rank == 0:
             return {"unet": fresh_params}, frozen
-        update = lora.init(fresh_params, settings.lora_rank, key)
+        update = lora.init(fresh_params, lora_rank, key)
         return {"lora": update}, {**frozen, "unet": fresh_params}
 
     def read_params(params: Params, frozen: Frozen) -> Params:
         if "unet" in params:
             return params["unet"]
-        return lora.merge(frozen["unet"], params["lora"], settings.lora_scale)
+        return lora.merge(frozen["unet"], params["lora"], lora_scale)
 
     def encode(frozen: Frozen, batch: Batch) -> Batch:
         moments = autoencoder.module.apply(
             {"params": frozen["vae"]}, batch["image"], method="encode"
         )
-        small = model.pool_mask(batch["mask"], grid, settings.latent_pooling)
+        small = model.pool_mask(batch["mask"], grid, latent_pooling)
         kept = ("label", "category_id", "defect_id", "valid")
         return {
             "latents": moments.mean.astype(jnp.float32),
@@ -129,7 +128,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         drawing,
         options,
         grids,
-        settings.latent_pooling,
+        latent_pooling,
     )
     phases = tuple(Phase(name, loss) for name in PHASES)
     return Method(init=init, phases=phases, encode=encode, generate=generate)

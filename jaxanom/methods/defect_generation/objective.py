@@ -38,6 +38,18 @@ class Options(NamedTuple):
     draw_normal_masks: bool = True
 
 
+def check(options: Options) -> None:
+    """Raises ValueError for a choice that does not exist, naming its config key."""
+    for key, value, known in (
+        ("background_input", options.background_input, BACKGROUND_INPUTS),
+        ("attention_pooling", options.attention_pooling, model.POOLINGS),
+    ):
+        if value not in known:
+            raise ValueError(
+                f"config.defect_generation.{key}={value!r}; choose one of {known}"
+            )
+
+
 class Prompted(NamedTuple):
     """What the two branches are told besides latents and timestep.
 
@@ -155,11 +167,7 @@ def loss_fn(
       alphas_cumprod: [T] float64, on the host.
       options, grids: see `prompted`.
     """
-    if options.background_input not in BACKGROUND_INPUTS:
-        raise ValueError(
-            f"config.defect_generation.background_input={options.background_input!r}; "
-            f"choose one of {BACKGROUND_INPUTS}"
-        )
+    check(options)
 
     def loss(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKey

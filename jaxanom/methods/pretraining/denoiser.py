@@ -26,9 +26,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the UNet's training; phase "unet".
 
     Noise regression on cached latents. Each row's caption is drawn from: empty
-    (`empty_fraction`, for guidance), the category alone, the defect alone, category and
-    state, category and defect. `hole_fraction` of the rows have a random box cut out of
-    the noisy latents, a caption of the category alone, and no loss inside the box.
+    (`empty_fraction`, for guidance), the defect alone, category and state, category and
+    defect. `hole_fraction` of the rows have a random box cut out of the noisy latents,
+    a caption of the category alone, and no loss inside the box.
     """
     settings = config.pretraining
     autoencoder = backbones.load_autoencoder(settings.autoencoder)
