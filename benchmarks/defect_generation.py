@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from jaxanom import api
+from jaxanom import prepared
 from jaxanom.cli import config_file
 from jaxanom.contracts import Method
 from jaxanom.data import pools
@@ -36,7 +36,7 @@ def method_maker(directory: str) -> Callable[..., Method]:
     config.model.directory = directory
     config.data.num_train = config.data.num_test_good = config.data.num_per_defect = 2
     config.data.shots = 5
-    dataset, division = api.open_data(config)
+    dataset, division = prepared.open_data(config)
     part = pools.training_part(dataset, division)
 
     def make(**options: Any) -> Method:

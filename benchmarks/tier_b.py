@@ -91,6 +91,8 @@ def _b2(found: Mapping[str, Any]) -> list[Line]:
                 ends[1] < ends[0],
             ),
         ]
+    whole = found["invariance"]["error"]
+    rows.append(Line("B2", "S = 50, source time, in the whole generator", whole))
     replay = found["replay"]["50"]["worst"]
     rows.append(Line("B2", "S = 50, replay", replay, "= 0", replay == 0))
     for what in ("seeds", "prompts"):
@@ -230,7 +232,7 @@ def done(job: runs.Job, name: str, run: Callable[[runs.Job], dict]) -> dict[str,
     return result
 
 
-def write(job: runs.Job, results: Mapping[str, Any]) -> str:
+def write(job: runs.Job, results: Mapping[str, Any]) -> None:
     """Writes `tier_b.md` and `tier_b.json` of the results so far."""
     rows = lines(results)
     parts = [tables.to_markdown(result_table(rows))]
@@ -251,7 +253,6 @@ def write(job: runs.Job, results: Mapping[str, Any]) -> str:
             "versions": record.versions(),
         },
     )
-    return text
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -281,8 +282,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     for name, run in everything.items():
         if name in chosen or (job.out / f"{name}.json").is_file():
             results[name] = done(job, name, run)
-            text = write(job, results)
-    print(text)
+            write(job, results)
+    print(tables.to_text(result_table(lines(results))))
+    if ABLATIONS in results:
+        print(tables.to_text(ablation_table(results[ABLATIONS])))
     return results
 
 

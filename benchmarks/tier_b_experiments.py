@@ -11,9 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks import tier_b_background
 from benchmarks import tier_b_measures as measures
 from benchmarks import tier_b_runs as runs
-from jaxanom import api
+from jaxanom import api, prepared
 from jaxanom.data import catalog, generated, pipeline
 from jaxanom.data.foundry import render
 
@@ -21,6 +22,8 @@ NUM_LEVELS = (10, 20, 50, 100)
 FRESH = 1000  # first test index that no training folder uses
 BLOB_PROMPT = "a photo of a {defect} blob"
 RUST_PROMPT = "a photo of a {defect} spot"
+# Blobs and rust spots to train on: as many, so that both are one program.
+NUM_DEFECTS = 24
 NUM_DETECTOR_SEEDS = 5
 
 
@@ -37,14 +40,14 @@ def b1(job: runs.Job) -> dict[str, Any]:
     `trained`.
     """
     run = pill_run(job)
-    prepared = run.prepared
-    method, dataset = prepared.method, prepared.dataset
+    settings, method = run.prepared.config, run.prepared.method
+    dataset, division = run.prepared.dataset, run.prepared.division
     held_out = [
         number
-        for number in prepared.division.test
+        for number in division.test
         if dataset.records[number].defect_type != catalog.GOOD
     ]
-    embedded, _ = method.init(jax.random.key(prepared.config.train.seed))
+    embedded, _ = method.init(jax.random.key(settings.train.seed))
     last = embedded["unet"]["conv_out"]
     silent = {**embedded["unet"], "conv_out": jax.tree.map(jnp.zeros_like, last)}
     size = min(8, len(held_out))
@@ -83,27 +86,18 @@ def b1(job: runs.Job) -> dict[str, Any]:
 def b2(job: runs.Job) -> dict[str, Any]:
     """Background error against S, and that nothing inside the mask reaches outside."""
     run = pill_run(job)
-    image, mask, defect_id = _held_out_pairs(run, job.images(6, 2))
-    seeds = np.arange(len(image))
-
-    def error(**options: Any) -> dict[str, float]:
-        changes = {f"generate.{name}": value for name, value in options.items()}
-        opened = runs.reopened(run, changes)
-        found = runs.drawer(opened, len(image))(image, mask, defect_id, seeds)
-        values = measures.background_error(
-            found["latents"], found["normal"], found["latent_mask"]
-        )
-        return {"mean": float(values.mean()), "worst": float(values.max())}
-
-    curves = {
-        time: {str(n): error(num_steps=n, inversion_time=time) for n in NUM_LEVELS}
-        for time in ("source", "target")
-    }
-    replay = error(num_steps=50, background="replay")
+    image, mask, defect_id = _held_out_pairs(run, runs.BATCH_SIZE)
+    curves = tier_b_background.error_curves(run, image, mask, defect_id, NUM_LEVELS)
+    replaying = runs.reopened(run, {"generate.background": "replay"})
+    draw = runs.drawer(replaying)
+    found = draw(image, mask, defect_id, np.arange(len(image)))
+    replay = measures.background_error(
+        found["latents"], found["normal"], found["latent_mask"]
+    )
     return {
         "recompute": curves,
-        "replay": {"50": replay},
-        "invariance": _invariance(run, image[:2], mask[:2]),
+        "replay": {"50": {"mean": float(replay.mean()), "worst": float(replay.max())}},
+        "invariance": _invariance(run, image, mask),
         "num_images": len(image),
     }
 
@@ -124,11 +118,14 @@ def _held_out_pairs(run: api.Run, count: int):
 
 def _invariance(run: api.Run, image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
     """Largest differences between two seeds and between two prompts, in latents."""
-    draw = runs.drawer(run, len(image))
+    draw = runs.drawer(run)
     first = np.arange(len(image))
     base = draw(image, mask, 1, first)
     outside = base["latent_mask"][..., None] < 0.5
-    found = {}
+    whole = measures.background_error(
+        base["latents"], base["normal"], base["latent_mask"]
+    )
+    found = {"error": float(whole.mean())}
     for name, other in (
         ("seeds", draw(image, mask, 1, first + 100)),
         ("prompts", draw(image, mask, 2, first)),
@@ -144,7 +141,7 @@ def _invariance(run: api.Run, image: np.ndarray, mask: np.ndarray) -> dict[str, 
 def bottle_run(job: runs.Job, name: str = "full", **changes: Any) -> api.Run:
     """A generator of floating blobs, whose colour is a function of the juice's."""
     seed = runs.DATA_SEED + job.seed
-    num_good, num_bad = job.images(48), job.images(24)
+    num_good, num_bad = job.images(48), job.images(NUM_DEFECTS)
     rows = [("train", "good", k, f"{k:03d}") for k in range(num_good)]
     rows += [("test", "floating", k, f"{k:03d}") for k in range(num_bad)]
     folder = runs.write_folder(job.out / "data" / "bottle", "juice_bottle", rows, seed)
@@ -168,7 +165,7 @@ def b3(job: runs.Job) -> dict[str, Any]:
     Blobs are asked for where the renderer would have put one, on fresh bottles; the
     control was trained, and draws, with the background hidden from the defect branch.
     """
-    fresh = bottles(job, job.images(40))
+    fresh = bottles(job, job.images(32))
     real = measures.colour_correlation(
         fresh["real"], fresh["mask"], fresh["normal"], fresh["mask"]
     )
@@ -214,7 +211,7 @@ def b4(job: runs.Job) -> dict[str, Any]:
     Both variants get the same masks and the same noise.
     """
     seed = runs.DATA_SEED + job.seed
-    num_good, num_bad = job.images(64), job.images(20)
+    num_good, num_bad = job.images(64), job.images(NUM_DEFECTS)
     rows = [("train", "good", k, f"{k:03d}") for k in range(num_good)]
     steel = [k for k in range(4 * num_bad) if _is(k, seed, "steel")][:num_bad]
     rows += [("test", "rust", k, f"{k:03d}") for k in steel]
@@ -263,9 +260,9 @@ def b5(job: runs.Job) -> dict[str, Any]:
         for number in range(NUM_DETECTOR_SEEDS):
             base = runs.config(job)
             base.seed = base.train.seed = 100 * job.seed + number
-            base.detector.phase.num_steps = job.steps(300)
+            base.detector.phase.num_steps = job.steps(250)
             made = str(sets / name) if share else ""
-            settings = api.detector_config(base, made, share)
+            settings = prepared.detector_config(base, made, share)
             where = job.out / "detectors" / f"{name}_{number}"
             scores.append(api.evaluate(runs.trained(settings, where))["mean"])
         found[name] = {

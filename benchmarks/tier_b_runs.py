@@ -18,6 +18,7 @@ from jaxanom.methods.defect_generation import model, predict
 # The towers were trained on foundry seed 1; no experiment may see those images again.
 DATA_SEED = 100
 IMAGE_SIZE = 64
+BATCH_SIZE = 8  # of everything drawn: one program a generator
 RECIPE = "configs/defect_generation/foundry.py"
 
 
@@ -61,10 +62,10 @@ def config(
     found.model.directory = job.model
     found.train.log_every = 25
     found.train.keep = 1
-    for name in found.phases:
-        phase = found.phases[name]
-        phase.num_steps = job.steps(phase.num_steps)
-        phase.warmup_steps = min(phase.warmup_steps, phase.num_steps // 2)
+    for phase in found.phases.values():
+        if phase.num_steps:
+            phase.num_steps = job.steps(phase.num_steps)
+            phase.warmup_steps = min(phase.warmup_steps, phase.num_steps // 2)
     found.data.num_train = job.images(found.data.num_train)
     found.update_from_flattened_dict(dict(changes or {}))
     return found
@@ -139,7 +140,9 @@ def pictures(
     return image, np.stack([sample.mask for sample in samples]) > 0
 
 
-def drawer(run: api.Run, batch_size: int = 8) -> Callable[..., dict[str, np.ndarray]]:
+def drawer(
+    run: api.Run, batch_size: int = BATCH_SIZE
+) -> Callable[..., dict[str, np.ndarray]]:
     """Makes a function that draws defects where it is told, compiled once.
 
     Returns:
