@@ -2,7 +2,8 @@
 
 The network is two circular 3x3 convolutions and the mean over the image, so that every
 pixel of its output depends on every pixel of its input: nothing here can pass because
-information did not travel.
+information did not travel. A skip makes it a rough denoiser, which keeps latents near
+unit size; without it they grow past 100 and rounding grows with them.
 """
 
 import functools
@@ -21,8 +22,8 @@ BATCH, SIZE, CHANNELS, WIDTH = 2, 8, 4, 8
 def make_weights(seed=0):
     rng = np.random.default_rng(seed)
     return {
-        "into": 0.3 * rng.standard_normal((3, 3, CHANNELS, WIDTH)),
-        "out": 0.3 * rng.standard_normal((3, 3, WIDTH, CHANNELS)),
+        "into": 0.3 * rng.standard_normal((9 * CHANNELS, WIDTH)),
+        "out": 0.1 * rng.standard_normal((9 * WIDTH, CHANNELS)),
         "mean": rng.standard_normal((CHANNELS, WIDTH)),
         "time": rng.standard_normal(WIDTH),
         "context": rng.standard_normal((3, WIDTH)),
@@ -33,13 +34,15 @@ def network(xp, weights, latents, timesteps, context):
     """[B, h, w, C], [B], [B] int -> noise_pred; `xp` is numpy or jax.numpy."""
 
     def convolve(x, kernel):
-        shifts = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        return sum(xp.roll(x, s, (1, 2)) @ kernel[s[0] + 1, s[1] + 1] for s in shifts)
+        wide = xp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="wrap")
+        shifts = [wide[:, i : i + SIZE, j : j + SIZE] for i, j in np.ndindex(3, 3)]
+        return xp.concatenate(shifts, -1) @ kernel
 
     hidden = convolve(latents, weights["into"])
     hidden = hidden + (latents.mean((1, 2)) @ weights["mean"])[:, None, None]
     told = timesteps[:, None] / 1000 * weights["time"] + weights["context"][context]
-    return convolve(xp.tanh(hidden + told[:, None, None]), weights["out"])
+    bent = convolve(xp.tanh(hidden + told[:, None, None]), weights["out"])
+    return 0.9 * latents + bent
 
 
 WEIGHTS64 = make_weights()
@@ -265,10 +268,9 @@ def test_both_loops_match_a_transcription_of_the_equations(normal, mask):
     wanted_inverted, wanted = transcription(
         np.asarray(normal, np.float64), np.asarray(mask, np.float64), noise, 50
     )
-    # float32 rounding over 50 steps; relative to latents that reach about 10.
-    scale = np.abs(wanted).max()
+    # float32 rounding of 50 steps on latents that reach 10; 4e-6 seen.
     np.testing.assert_allclose(inverted, wanted_inverted, atol=1e-5)
-    np.testing.assert_allclose(found, wanted, atol=1e-5 * scale)
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def test_transcription_is_missed_when_the_inversion_is_told_another_time(normal, mask):
@@ -288,8 +290,7 @@ def test_scanned_sampling_equals_a_python_loop(normal, mask):
         row = jax.tree.map(lambda column, i=i: column[i : i + 1], down)
         latents = sample(latents, mask, row)
     # The loop scales by root alpha at each step: 100 more roundings.
-    scale = float(jnp.abs(scanned).max())
-    np.testing.assert_allclose(scanned, latents, atol=1e-5 * scale)
+    np.testing.assert_allclose(scanned, latents, atol=1e-5)
 
 
 def test_one_trace_per_shape_and_number_of_steps(normal, mask):
@@ -309,22 +310,20 @@ def test_one_trace_per_shape_and_number_of_steps(normal, mask):
         start = inversion.start_latents(inverted, mask, key)
         return inversion.compose_sample(counted_pair, start, mask, down)
 
-    sizes = []
-    for num_steps in (2, 50):
-        up, down = tables(num_steps)
+    def count(*inputs):
         traces.clear()
-        run(normal, mask, jax.random.key(0), up, down)
-        assert traces.count("invert") <= 2 and traces.count("sample") <= 2
-        jaxpr = jax.make_jaxpr(run)(normal, mask, jax.random.key(0), up, down)
-        sizes.append(str(jaxpr).count(" = "))
+        size = str(jax.make_jaxpr(run)(*inputs)).count(" = ")
+        return traces.count("invert"), traces.count("sample"), size
+
+    key = jax.random.key(0)
+    short, long = (count(normal, mask, key, *tables(steps)) for steps in (2, 50))
     # The program does not grow with the number of steps.
-    assert sizes[0] == sizes[1]
+    assert short == long and max(long[:2]) <= 2
+    run(normal, mask, key, *tables(50))
     traces.clear()
-    up, down = tables(50, "target", "first")
-    run(normal + 1, 1 - mask, jax.random.key(9), up, down)
+    run(normal + 1, 1 - mask, jax.random.key(9), *tables(50, "target", "first"))
     assert not traces
-    run(normal[:1], mask[:1], jax.random.key(9), up, down)  # negative control
-    assert traces
+    assert max(count(normal[:1], mask[:1], key, *tables(50))[:2]) > 0  # control
 
 
 def test_fixed_point_makes_both_inversion_times_agree(normal, mask):
@@ -348,7 +347,7 @@ def test_eta_adds_noise_inside_the_mask_only(normal, mask):
     assert outside(mask, noisy[0] - noisy[1]) == 0
     assert inside(mask, noisy[0] - noisy[1]) > 0.1
     # Two programs, so not bitwise: the fusion may differ.
-    assert outside(mask, noisy[0] - plain) < 1e-5 * float(jnp.abs(plain).max())
+    assert outside(mask, noisy[0] - plain) < 1e-5
 
 
 def test_eta_reproduces_the_spread_of_gaussian_data():
@@ -393,8 +392,7 @@ def test_one_image_gives_what_it_gives_in_a_batch(normal, mask):
     start = jnp.where(mask[:1] > 0.5, noise, inverted)
     alone = sample(start, mask[:1], down)
     # Other shapes sum in another order.
-    scale = float(jnp.abs(both).max())
-    np.testing.assert_allclose(alone, both[:1], atol=1e-5 * scale)
+    np.testing.assert_allclose(alone, both[:1], atol=1e-5)
 
 
 @pytest.mark.parametrize(

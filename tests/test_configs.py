@@ -1,0 +1,182 @@
+"""Every recipe: what it imports and says; that it trains; that every key is read."""
+
+import ast
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from jaxanom import api, prepared
+from jaxanom.cli import config_file
+from jaxanom.data import pools
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+ROOT = config_file.configs_directory()
+RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py"))
+WHOLE_JOB = "defect_generation/folder.py"  # the fixture `whole_job` runs this one
+
+# What makes a recipe small enough to train here; the rest stays as the recipe says.
+SMALL = {
+    "defect_generation/foundry.py": {
+        "model.unet": "scratch",
+        "model.block_out_channels": (8,),
+        "model.num_heads": 2,
+    },
+    "downstream/folder.py": {"downstream.width": 4, "downstream.depth": 1},
+    "downstream/foundry.py": {"downstream.width": 4, "downstream.depth": 1},
+    "pretrain/autoencoder.py": {
+        "pretraining.block_out_channels": (4, 4),
+        "pretraining.norm_num_groups": 2,
+        "pretraining.crop": 8,
+    },
+    "pretrain/clip.py": {
+        "pretraining.hidden_size": 8,
+        "pretraining.num_heads": 2,
+        "pretraining.num_text_layers": 1,
+        "pretraining.num_image_layers": 1,
+    },
+    "pretrain/unet.py": {
+        "pretraining.block_out_channels": (8,),
+        "pretraining.num_heads": 2,
+    },
+}
+
+
+def set_value(config, key, value):
+    *sections, last = key.split(".")
+    for section in sections:
+        config = config[section]
+    assert last in config, key
+    config[last] = value
+
+
+def small(recipe, backbone):
+    """The recipe's own `:smoke`, on 16 px and the tiny backbone."""
+    config = config_file.load(f"configs/{recipe}:smoke")
+    for key, value in SMALL[recipe].items():
+        set_value(config, key, value)
+    config.data.image_size = 16
+    config.data.categories = ("pill",)
+    for key in ("tokenizer", "autoencoder", "text_encoder"):
+        if key in config.get("pretraining", {}):
+            part = "tokenizer" if key == "tokenizer" else ""
+            config.pretraining[key] = str(backbone / part)
+    if "model" in config:
+        config.model.directory = str(backbone)
+    return config
+
+
+def tree_of(recipe):
+    return ast.parse((ROOT / recipe).read_text(encoding="utf-8"))
+
+
+def foreign_imports(tree):
+    """Names a config file imports beyond the two it may."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return [name for name in found if name not in ("ml_collections", "configs.common")]
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES, "common.py"])
+def test_a_config_imports_two_modules_at_most(recipe):
+    assert foreign_imports(tree_of(recipe)) == []
+
+
+def test_a_config_that_imports_more_is_caught():
+    tree = ast.parse("import jax\nfrom configs import common\nfrom jaxanom import api")
+    assert foreign_imports(tree) == ["jax", "jaxanom.api"]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_says_what_it_is_and_how_to_run_it(recipe):
+    text = ast.get_docstring(tree_of(recipe))
+    assert text and "Command:" in text
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_builds_whole_and_shrunk(recipe):
+    whole = config_file.load(f"configs/{recipe}")
+    smoke = config_file.load(f"configs/{recipe}:smoke")
+    assert list(config_file.key_paths(whole)) == list(config_file.key_paths(smoke))
+    for name in smoke.phases:
+        asked, small_steps = (c.phases[name].num_steps for c in (whole, smoke))
+        assert small_steps == min(2, asked)
+    assert any(whole.phases[name].num_steps > 2 for name in whole.phases)
+    assert sorted(whole.mixture) == sorted(whole.phases)
+    with pytest.raises(ValueError, match="'fast'"):
+        config_file.load(f"configs/{recipe}:fast")
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_draws_from_known_pools(recipe):
+    config = config_file.load(f"configs/{recipe}")
+    for mixture in config.mixture.values():
+        assert set(mixture) == set(pools.POOLS)
+        assert sum(mixture.values()) == pytest.approx(1.0)
+    assert config.data.defect_rule in pools.RULES
+
+
+@pytest.mark.parametrize("recipe", sorted(SMALL))
+def test_a_recipe_trains_two_steps_and_reads_all_of_its_keys(
+    recipe, tiny_backbone, tmp_path, keys_read
+):
+    config = small(recipe, tiny_backbone)
+    keys_read.register(config)
+    run = api.train(config, tmp_path / "run")
+    assert (run.directory / api.PARAMS).is_file()
+    unread = keys_read.unread(config)
+    if config.method == "defect_generation":
+        # Read when a set is drawn and judged, which the whole job below does.
+        unread = [k for k in unread if k.split(".")[0] not in ("generate", "detector")]
+    assert unread == []
+
+
+def test_the_whole_job_reads_all_keys_of_its_recipe(whole_job):
+    assert whole_job.unread == []
+
+
+def test_recipes_of_one_method_have_the_same_keys():
+    """So that what holds of one recipe's keys holds of its neighbour's."""
+    keys = {
+        recipe: [
+            key
+            for key in config_file.key_paths(config_file.load(f"configs/{recipe}"))
+            if not key.startswith("phases.")
+        ]
+        for recipe in RECIPES
+        if not recipe.startswith("pretrain/")
+    }
+    for recipe in keys:
+        assert keys[recipe] == keys[f"{Path(recipe).parent}/folder.py"], recipe
+
+
+def test_every_recipe_is_trained_here():
+    assert sorted([*SMALL, WHOLE_JOB]) == RECIPES
+
+
+def test_a_key_that_nobody_reads_is_caught(keys_read):
+    """Negative control of the two tests above."""
+    config = ml_collections.ConfigDict(
+        {"seed": 0, "data": {"size": 4, "flips": (1,)}, "mix": {"a": 1.0, "b": 2.0}}
+    )
+    keys_read.register(config)
+    config.to_dict()  # a copy is not a reader
+    every = ["data.flips", "data.size", "mix.a", "mix.b", "seed"]
+    assert keys_read.unread(config) == every
+    assert config.data.size == 4 and dict(config.mix) == {"a": 1.0, "b": 2.0}
+    assert keys_read.unread(config) == ["data.flips", "seed"]
+    assert config["seed"] == 0
+    assert keys_read.unread(config) == ["data.flips"]
+
+
+def test_preparing_a_config_does_not_yet_read_all_of_it(tiny_backbone, keys_read):
+    """Negative control: the images to draw from are chosen by training alone."""
+    config = small("pretrain/unet.py", tiny_backbone)
+    keys_read.register(config)
+    prepared.prepare(config)
+    assert "mixture.unet.normal" in keys_read.unread(config)
