@@ -78,7 +78,8 @@ def tables(num_steps=50, inversion_time="source", final_alpha="one"):
 
 @pytest.fixture(scope="module")
 def normal():
-    return jax.random.normal(jax.random.key(5), (BATCH, SIZE, SIZE, CHANNELS)) + 0.5
+    noise = np.random.default_rng(5).standard_normal((BATCH, SIZE, SIZE, CHANNELS))
+    return jnp.asarray(noise + 0.5, jnp.float32)
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +105,7 @@ def sample(start, mask, table, background="recompute", trajectory=None, **noise)
 
 
 @functools.partial(jax.jit, static_argnames=("leak",))
-def generate(normal, mask, key, context, leak=None):
-    """The whole of Algorithm 1; `leak` breaks it in one of two ways."""
-    up, down = tables()
-    inverted, _ = inversion.masked_invert(background_fn, normal, mask, up)
-    start = inversion.start_latents(inverted, mask, key)
-
+def compose(start, mask, table, context, leak):
     def leaking(latents, background_latents, timesteps):
         if leak == "background sees defect":
             return pair_fn(latents, latents, timesteps, context)
@@ -118,7 +114,15 @@ def generate(normal, mask, key, context, leak=None):
             return defect, defect
         return pair_fn(latents, background_latents, timesteps, context)
 
-    return inversion.compose_sample(leaking, start, mask, down)
+    return inversion.compose_sample(leaking, start, mask, table)
+
+
+def generate(normal, mask, key, context, leak=None):
+    """The whole of Algorithm 1; `leak` breaks it in one of two ways."""
+    up, down = tables()
+    inverted, _ = invert(normal, mask, up)
+    start = inversion.start_latents(inverted, mask, key)
+    return compose(start, mask, down, context, leak)
 
 
 def outside(mask, array):
@@ -130,11 +134,11 @@ def inside(mask, array):
 
 
 @pytest.mark.parametrize("inversion_time", schedules.INVERSION_TIMES)
-@pytest.mark.parametrize("iterations", [0, 2])
+@pytest.mark.parametrize("iterations", [0, 3])
 def test_hole_stays_zero_at_every_level(normal, mask, inversion_time, iterations):
-    up, _ = tables(10, inversion_time)
+    up, _ = tables(50, inversion_time)
     noised, trajectory = invert(normal, mask, up, iterations)
-    assert trajectory.shape == (11, *normal.shape)
+    assert trajectory.shape == (51, *normal.shape)
     assert inside(mask[None], trajectory) == 0
     assert inside(mask, noised) == 0
     assert outside(mask, noised) > 0.1  # the background did move
@@ -191,7 +195,7 @@ def test_nan_of_the_defect_branch_outside_the_mask_is_never_read(normal, mask):
 
 def test_replay_returns_the_background_bit_for_bit(normal, mask):
     # "first" makes alpha(tau_0) < 1, so that scaling back and forth would round.
-    up, down = tables(20, final_alpha="first")
+    up, down = tables(50, final_alpha="first")
     inverted, trajectory = invert(normal, mask, up)
     start = inversion.start_latents(inverted, mask, jax.random.key(0))
     replayed = sample(start, mask, down, "replay", trajectory)
@@ -224,13 +228,13 @@ def test_replay_and_recompute_agree_when_the_inversion_is_exact(normal, mask):
 
 def test_start_latents_are_unit_noise_in_the_hole_only(normal):
     mask = jnp.zeros((BATCH, SIZE, SIZE, 1)).at[:, :4].set(1.0)
-    wide = jnp.tile(normal, (50, 1, 1, 1))  # [100, 8, 8, 4]
-    masks = jnp.tile(mask, (50, 1, 1, 1))
+    wide = jnp.tile(normal, (32, 1, 1, 1))  # [64, 8, 8, 4]
+    masks = jnp.tile(mask, (32, 1, 1, 1))
     start = inversion.start_latents(wide, masks, jax.random.key(0))
     np.testing.assert_array_equal(start[:, 4:], wide[:, 4:])
-    # 12800 draws: the mean scatters by 0.009, the deviation by 0.006; 4 sigma.
-    assert abs(float(start[:, :4].mean())) < 0.036
-    assert abs(float(start[:, :4].std()) - 1) < 0.025
+    # 8192 draws: the mean scatters by 0.011, the deviation by 0.008; 4 sigma.
+    assert abs(float(start[:, :4].mean())) < 0.044
+    assert abs(float(start[:, :4].std()) - 1) < 0.031
 
 
 def transcription(normal, mask, noise, num_steps):
@@ -351,7 +355,7 @@ def test_eta_adds_noise_inside_the_mask_only(normal, mask):
 
 
 def test_empty_full_and_single_masks(normal, mask):
-    up, down = tables(20)
+    up, down = tables(50)
     for masks, batch in [(mask * 0, 2), (mask * 0 + 1, 2), (mask[:1], 1)]:
         inverted, trajectory = invert(normal[:batch], masks, up)
         start = inversion.start_latents(inverted, masks, jax.random.key(0))
