@@ -90,8 +90,7 @@ def inversion_cases(directory: str, size: int, num_steps: int) -> list[harness.C
     contexts = _contexts(tower)
     levels = schedules.levels(len(alphas), num_steps)
 
-    def apply(params, latents, timesteps, context, bias):
-        return tower.module.apply({"params": params}, latents, timesteps, context, bias)
+    apply = backbones.noise_apply(tower.module, directory)
 
     def case(kept: bool) -> harness.Case:
         def invert(params, latents, mask):

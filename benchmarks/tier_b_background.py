@@ -78,13 +78,11 @@ def _moves(
     """Makes one move of the inversion and one of the sampling, each compiled once."""
     settings = run.prepared.config
     module = backbones.load_unet(settings.model.directory).module
+    apply = backbones.noise_apply(module, settings.model.directory)
     grids = unet.attention_resolutions(module.config, *mask.shape[1:])
     ids = jnp.asarray(defect_id, jnp.int32)
 
     def background(params, contexts) -> tuple[Callable[..., Array], Array]:
-        def apply(params, latents, timesteps, context, bias):
-            return module.apply({"params": params}, latents, timesteps, context, bias)
-
         told = model.Contexts(**contexts)
         options = objective.Options()
         prompt = objective.prompted(

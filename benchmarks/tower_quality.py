@@ -246,6 +246,7 @@ def sampler(
     autoencoder = backbones.load_autoencoder(directory)
     text = backbones.load_text_encoder(directory)
     alphas = backbones.load_alphas(directory)
+    noise_apply = backbones.noise_apply(network.module, directory)
     levels = schedules.levels(len(alphas), num_steps)
     table = schedules.sampling_table(alphas, levels)
     grid = backbones.latent_grid(autoencoder, (IMAGE_SIZE, IMAGE_SIZE))
@@ -257,7 +258,7 @@ def sampler(
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
         def noise_fn(latents, timesteps, told):
-            return network.module.apply({"params": params}, latents, timesteps, told)
+            return noise_apply(params, latents, timesteps, told)
 
         guided = guidance.classifier_free(
             noise_fn, context, null_context, guidance_scale

@@ -19,6 +19,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "layers_per_block": 1,
             "num_heads": 4,
             "fine_self_attention": False,
+            "prediction_type": "v_prediction",
             "empty_fraction": 0.1,
             "hole_fraction": 0.25,
         }
@@ -29,7 +30,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         config,
         "unet",
         {"normal": 0.5, "defect": 0.5},
-        num_steps=1500,
+        num_steps=3000,
         learning_rate=1e-3,
         warmup_steps=100,
         schedule="cosine",

@@ -97,6 +97,16 @@ def min_snr_weights(
     return jnp.asarray(weights, jnp.float32)[timesteps]
 
 
+def velocity_weights(timesteps: Array, alphas_cumprod: np.ndarray) -> Array:
+    """Returns 1 / alpha per row, [B] float32.
+
+    Noise regression with these weights is velocity regression: the two errors of one
+    estimate differ by the factor sqrt(alpha) (arXiv 2202.00512, section 4).
+    """
+    weights = 1 / np.asarray(alphas_cumprod, np.float64)
+    return jnp.asarray(weights, jnp.float32)[timesteps]
+
+
 def _scales(
     alphas_cumprod: np.ndarray, timesteps: Array, ndim: int
 ) -> tuple[Array, Array]:

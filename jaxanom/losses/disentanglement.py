@@ -45,6 +45,7 @@ def loss(
     mask: Array,
     area_balanced: bool = False,
     background_weight: float = 1.0,
+    weights: Array | None = None,
     valid: Array | None = None,
 ) -> tuple[Array, Metrics]:
     """Eq. 5: both terms, each a mean over all h*w*C elements.
@@ -56,6 +57,7 @@ def loss(
       mask: [B, h, w, 1], binary, 1 = defect.
       area_balanced: each term a mean over its own elements instead.
       background_weight: 1 in the paper; 0 trains without the regulariser, an ablation.
+      weights: [B], per-timestep weights of both terms.
       valid: [B] bool, False on padding rows.
 
     Returns:
@@ -63,10 +65,10 @@ def loss(
     """
     inside = mask > 0.5
     matching = denoising.masked_regression(
-        noise, noise_pred_defect, inside, area_balanced, valid=valid
+        noise, noise_pred_defect, inside, area_balanced, weights, valid
     )
     background = denoising.masked_regression(
-        noise, noise_pred_background, ~inside, area_balanced, valid=valid
+        noise, noise_pred_background, ~inside, area_balanced, weights, valid
     )
     total = matching + background_weight * background
     return total, {"matching": matching, "background": background}

@@ -5,7 +5,7 @@ The directory follows diffusers' pipelines (`unet/`, `vae/`, `text_encoder/` or 
 `jaxanom/assets`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import record
-from jaxanom.diffusion import schedules
+from jaxanom.diffusion import schedules, targets
 from jaxanom.models import clip, initialise, pretrained, tiny_autoencoder, unet, vae
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Params
 
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "foundry"
 
 
@@ -218,15 +219,16 @@ def load_scheduler(directory: str | Path) -> dict[str, Any]:
     """Returns `scheduler/scheduler_config.json` of a pipeline directory.
 
     Raises:
-      ValueError: no such file, or a prediction type other than "epsilon".
+      ValueError: no such file, or an unknown prediction type.
     """
     path = resolve(str(directory)) / "scheduler" / "scheduler_config.json"
     if not path.is_file():
         raise ValueError(f"{path} is missing; set config.model.scheduler")
     settings = record.read_json(path)
-    if settings.get("prediction_type", "epsilon") != "epsilon":
+    kind = settings.setdefault("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
         raise ValueError(
-            f"{path}: prediction_type={settings['prediction_type']!r}; wanted 'epsilon'"
+            f"{path}: prediction_type={kind!r}; wanted one of {PREDICTION_TYPES}"
         )
     return settings
 
@@ -236,6 +238,28 @@ def load_alphas(directory: str | Path) -> np.ndarray:
     settings = load_scheduler(directory)
     known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
     return schedules.alphas_cumprod(**{k: settings[k] for k in known if k in settings})
+
+
+def noise_apply(module: unet.UNet, directory: str | Path) -> Callable[..., Array]:
+    """Returns (params, latents, timesteps, context, bias=None) -> noise_pred.
+
+    A velocity network's estimate becomes the noise it implies, so that the equations of
+    the methods have one form.
+
+    Args:
+      module: the UNet.
+      directory: whose scheduler says what the UNet predicts.
+    """
+    is_velocity = load_scheduler(directory)["prediction_type"] == "v_prediction"
+    alphas_cumprod = load_alphas(directory)
+
+    def apply(params, latents, timesteps, context, bias=None):
+        estimate = module.apply({"params": params}, latents, timesteps, context, bias)
+        if not is_velocity:
+            return estimate
+        return targets.noise_from_velocity(estimate, latents, timesteps, alphas_cumprod)
+
+    return apply
 
 
 def latent_channels(autoencoder: Tower) -> int:

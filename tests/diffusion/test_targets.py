@@ -45,6 +45,19 @@ def test_velocity_and_noise_are_the_same_target_in_two_coordinates(pair):
     assert np.abs(wrong - pair[1]).max() > 0.1
 
 
+def test_weighted_noise_regression_is_velocity_regression(pair):
+    noised = targets.add_noise(*pair, TIMESTEPS, ALPHAS)
+    velocity = targets.velocity(*pair, TIMESTEPS, ALPHAS)
+    estimate = jnp.sin(noised)
+    noise_pred = targets.noise_from_velocity(estimate, noised, TIMESTEPS, ALPHAS)
+    weights = targets.velocity_weights(TIMESTEPS, ALPHAS)
+    found = jnp.mean((pair[1] - noise_pred) ** 2, (1, 2, 3)) * weights
+    wanted = jnp.mean((velocity - estimate) ** 2, (1, 2, 3))
+    # float32 rounding of the noise, magnified by up to 1 / alpha = 215.
+    np.testing.assert_allclose(found, wanted, rtol=1e-3)
+    assert not np.allclose(found / weights, wanted, rtol=0.1), "unweighted differs"
+
+
 def test_clean_latents_come_back_from_the_true_noise(pair):
     noised = targets.add_noise(*pair, TIMESTEPS, ALPHAS)
     found = targets.clean_from_noise(pair[1], noised, TIMESTEPS, ALPHAS)

@@ -98,6 +98,22 @@ def test_the_loss_is_the_sum_of_its_two_parts():
     assert min(parts.values()) > 0
 
 
+def test_a_velocity_network_is_trained_on_its_velocity():
+    """With ALPHAS of one value, the loss is the noise loss divided by that alpha."""
+    rows, frozen = inputs()
+    flat = np.full(10, 0.04)
+    key = jax.random.key(0)
+
+    def total(is_velocity):
+        options = objective.Options()
+        loss = objective.loss_fn(
+            stand_in, read_params, flat, options, GRIDS, is_velocity
+        )
+        return float(loss(PARAMS, frozen, rows, key)[0])
+
+    assert total(True) == pytest.approx(total(False) / 0.04, rel=1e-5)
+
+
 def test_one_network_call_sees_all_latents_and_the_same_ones_with_the_hole_cut_out():
     ((latents, timesteps, context, bias),) = calls(draw_normal_masks=False)
     first, second = np.split(np.asarray(latents), 2)

@@ -261,6 +261,7 @@ def test_holes_have_no_text_of_the_defect_and_no_loss_inside(
             layers_per_block=1,
             num_heads=2,
             fine_self_attention=False,
+            prediction_type="v_prediction",
             empty_fraction=0.1,
             hole_fraction=1.0,
         ),

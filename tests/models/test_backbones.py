@@ -80,12 +80,35 @@ def test_a_tokenizer_with_more_words_than_the_tower_is_refused(copy):
 def test_a_missing_schedule_and_another_prediction_type_are_refused(copy):
     path = copy / "scheduler" / "scheduler_config.json"
     settings = record.read_json(path)
-    record.write_json(path, settings | {"prediction_type": "v_prediction"})
-    with pytest.raises(ValueError, match=r"v_prediction.*'epsilon'"):
+    record.write_json(path, settings | {"prediction_type": "sample"})
+    with pytest.raises(ValueError, match=r"'sample'.*'epsilon'"):
         backbones.load_alphas(copy)
     path.unlink()
     with pytest.raises(ValueError, match=r"config\.model\.scheduler"):
         backbones.load_alphas(copy)
+
+
+def test_a_velocity_network_is_read_as_the_noise_it_implies(copy):
+    network = backbones.load_unet(copy)
+    path = copy / "scheduler" / "scheduler_config.json"
+    settings = record.read_json(path)
+    rng = np.random.default_rng(0)
+    latents = rng.standard_normal((2, 4, 4, 4)).astype(np.float32)
+    context = rng.standard_normal((2, 3, 16)).astype(np.float32)
+    timesteps = np.array([10, 900], np.int32)
+    inputs = latents, timesteps, context
+    plain = network.module.apply({"params": network.params}, *inputs)
+    found = {}
+    for kind in backbones.PREDICTION_TYPES:
+        record.write_json(path, settings | {"prediction_type": kind})
+        found[kind] = backbones.noise_apply(network.module, copy)(
+            network.params, *inputs
+        )
+    np.testing.assert_array_equal(found["epsilon"], plain)
+    alphas = backbones.load_alphas(copy)[timesteps][:, None, None, None]
+    wanted = np.sqrt(alphas) * plain + np.sqrt(1 - alphas) * latents
+    np.testing.assert_allclose(found["v_prediction"], wanted, atol=1e-5)
+    assert np.abs(wanted - plain).max() > 0.1, "the two kinds must differ here"
 
 
 def test_the_schedule_is_the_one_in_the_file(copy):

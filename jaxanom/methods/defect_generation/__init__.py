@@ -82,14 +82,12 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     latent_pooling = settings.latent_pooling
     lora_rank, lora_scale = settings.lora_rank, settings.lora_scale
     bank = _latent_bank(dataset, grid, latent_pooling)
-    alphas_cumprod = backbones.load_alphas(config.model.scheduler or source)
+    scheduler = config.model.scheduler or source
+    alphas_cumprod = backbones.load_alphas(scheduler)
+    is_velocity = backbones.load_scheduler(scheduler)["prediction_type"] != "epsilon"
     dtype = jnp.dtype(config.model.dtype)
     compute = network.clone(dtype=dtype, remat=config.model.remat)
-
-    def unet_apply(params, latents, timesteps, context, context_bias):
-        return compute.apply(
-            {"params": params}, latents, timesteps, context, context_bias
-        )
+    unet_apply = backbones.noise_apply(compute, scheduler)
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         frozen = {
@@ -119,7 +117,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             **{name: batch[name] for name in kept},
         }
 
-    loss = objective.loss_fn(unet_apply, read_params, alphas_cumprod, options, grids)
+    loss = objective.loss_fn(
+        unet_apply, read_params, alphas_cumprod, options, grids, is_velocity
+    )
     generate = predict.generator(
         autoencoder.module,
         unet_apply,

@@ -155,6 +155,7 @@ def loss_fn(
     alphas_cumprod: np.ndarray,
     options: Options,
     grids: tuple,
+    is_velocity: bool = False,
 ) -> LossFn:
     """Makes the loss over cached latents.
 
@@ -166,6 +167,8 @@ def loss_fn(
       read_params: (params, frozen) -> the UNet's parameter tree (merges LoRA updates).
       alphas_cumprod: [T] float64, on the host.
       options, grids: see `prompted`.
+      is_velocity: regress the velocity, as a network made to predict it was trained;
+        `unet_apply` returns the noise its estimate implies either way.
     """
     check(options)
 
@@ -184,6 +187,9 @@ def loss_fn(
         noise = jax.random.normal(key_noise, latents.shape)
         timesteps = targets.draw_timesteps(key_timestep, rows, len(alphas_cumprod))
         noisy = targets.add_noise(latents, noise, timesteps, alphas_cumprod)
+        weights = None
+        if is_velocity:
+            weights = targets.velocity_weights(timesteps, alphas_cumprod)
         stacked = disentanglement.stack_inputs(
             noisy, prompt.mask, hide_defect=options.background_input == "masked"
         )
@@ -197,6 +203,7 @@ def loss_fn(
             prompt.mask,
             area_balanced=options.area_balanced,
             background_weight=options.background_weight,
+            weights=weights,
         )
         gap = disentanglement.gap(*predictions, prompt.mask)
         return value, {**parts, "gap": gap}

@@ -25,7 +25,7 @@ SCHEDULE = {
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the UNet's training; phase "unet".
 
-    Noise regression on cached latents. Each row's caption is drawn from: empty
+    Noise or velocity regression on cached latents. Each caption is drawn from: empty
     (`empty_fraction`, for guidance), the defect alone, category and state, category and
     defect. `hole_fraction` of the rows have a random box cut out of the noisy latents,
     a caption of the category alone, and no loss inside the box.
@@ -43,6 +43,12 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         sample_size=backbones.latent_grid(autoencoder, dataset.image_size)[0],
     )
     module = unet.UNet(tower)
+    prediction_type = settings.prediction_type
+    if prediction_type not in backbones.PREDICTION_TYPES:
+        raise ValueError(
+            f"config.pretraining.prediction_type={prediction_type!r}; choose one of "
+            f"{backbones.PREDICTION_TYPES}"
+        )
     table = captions.table(dataset.categories, dataset.defect_types)
     alphas_cumprod = schedules.alphas_cumprod(**SCHEDULE)
 
@@ -64,14 +70,16 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         noise = jax.random.normal(key_noise, latents.shape)
         timesteps = targets.draw_timesteps(key_timestep, rows, len(alphas_cumprod))
         noisy = targets.add_noise(latents, noise, timesteps, alphas_cumprod)
-        noise_pred = module.apply(
+        prediction = module.apply(
             {"params": params},
             jnp.where(hole, 0.0, noisy),
             timesteps,
             frozen["states"][numbers],
         )
-        loss = denoising.masked_regression(noise, noise_pred, ~hole)
-        return loss, {}
+        target = noise
+        if prediction_type == "v_prediction":
+            target = targets.velocity(latents, noise, timesteps, alphas_cumprod)
+        return denoising.masked_regression(target, prediction, ~hole), {}
 
     def init(key):
         frozen = {
@@ -95,7 +103,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "clip_sample": False,
             "set_alpha_to_one": True,
             "steps_offset": 0,
-            "prediction_type": "epsilon",
+            "prediction_type": prediction_type,
         }
         record.write_json(directory / "scheduler/scheduler_config.json", scheduler)
 
