@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 
 from jaxanom import prepared as prepared_config
 from jaxanom import record, trees
-from jaxanom.data import catalog, generated, images, pipeline, pools
-from jaxanom.evaluation import protocols, runner
+from jaxanom.data import catalog, folders, generated, images, pipeline, pools
+from jaxanom.evaluation import calibration, protocols, runner
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement, rules
-from jaxanom.report import page, runs, tables
+from jaxanom.report import detections, page, runs, tables
 from jaxanom.training import loop
 from jaxanom.types import Frozen, Params, Predictions
 
@@ -125,30 +125,73 @@ def load(directory: str | Path, overrides: Callable[[Any], None] | None = None) 
 
 
 def predict(run: Run, pictures: Sequence[np.ndarray]) -> Predictions:
-    """Scores images of any size.
+    """Scores images of any size, in batches of `config.data.batch_size`.
 
     Args:
       run: of a method that detects.
-      pictures: uint8 [H, W, 3] each.
+      pictures: uint8 [H, W, 3] each; read one by one, so a lazy sequence will do.
 
     Returns:
       Maps at the run's image size [N, h, w] and scores [N], numpy float32.
 
     Raises:
-      ValueError: the method only generates.
+      ValueError: the method only generates, or there is no picture.
     """
     _check_detects(run)
-    size = run.prepared.dataset.image_size
-    batch = {
-        "image": np.stack([images.resize_image(p, size) for p in pictures]) / 255.0,
-        "category_id": np.zeros(len(pictures), np.int32),
-        "valid": np.ones(len(pictures), bool),
+    count = len(pictures)
+    if not count:
+        raise ValueError("no picture to score")
+    size = min(run.prepared.config.data.batch_size, count)
+    apply = jax.jit(run.prepared.method.predict)
+    parts = []
+    for start in range(0, count, size):
+        # The last batch is filled up with its own rows: one shape, one program.
+        rows = [min(start + place, count - 1) for place in range(size)]
+        batch = _batch_of([pictures[row] for row in rows], run.prepared.dataset)
+        found = apply(run.params, run.frozen, batch, jax.random.key(0))
+        kept = min(size, count - start)
+        parts.append(jax.tree.map(lambda array, n=kept: np.asarray(array)[:n], found))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _batch_of(pictures: Sequence[np.ndarray], dataset: catalog.Dataset):
+    resized = [images.resize_image(p, dataset.image_size) for p in pictures]
+    return {
+        "image": (np.stack(resized) / 255.0).astype(np.float32),
+        "category_id": np.zeros(len(resized), np.int32),
+        "valid": np.ones(len(resized), bool),
     }
-    batch["image"] = batch["image"].astype(np.float32)
-    found = jax.jit(run.prepared.method.predict)(
-        run.params, run.frozen, batch, jax.random.key(0)
-    )
-    return jax.tree.map(np.asarray, found)
+
+
+def detect(
+    run: Run,
+    paths: Sequence[str | Path],
+    directory: str | Path,
+    normal: str | Path | None = None,
+    false_alarm_rate: float = 0.05,
+) -> list[dict[str, Any]]:
+    """Scores image files and writes heat maps, see `report.detections`.
+
+    The maps of all images are held in memory, 1 MB for one of 512 px.
+
+    Args:
+      run: of a method that detects.
+      paths: image files, or folders whose images are meant.
+      directory: to write to.
+      normal: folder of normal images, not those trained on, that set the threshold;
+        see `evaluation.calibration`. Without it no image is called anomalous.
+      false_alarm_rate: wanted share of normal images called anomalous.
+
+    Raises:
+      ValueError: a path that is no image, or the method does not detect.
+    """
+    files = folders.image_files(paths)
+    threshold = None
+    if normal is not None:
+        calm = predict(run, images.Lazy(folders.image_files([normal])))
+        threshold = calibration.from_normals(calm.image_score, false_alarm_rate)
+    found = predict(run, images.Lazy(files))
+    return detections.write(Path(directory), files, found, threshold)
 
 
 def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:

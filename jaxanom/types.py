@@ -35,7 +35,11 @@ class Predictions(NamedTuple):
     Attributes:
       anomaly_map: [B, H, W] float32.
       image_score: [B] float32.
+      anomaly_map_std, image_score_std: standard deviations over posterior draws, of the
+        same shapes; None of a method without a posterior.
     """
 
     anomaly_map: Array
     image_score: Array
+    anomaly_map_std: Array | None = None
+    image_score_std: Array | None = None

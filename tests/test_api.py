@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxanom import api, record
 from jaxanom.data import catalog, folders, generated
@@ -130,6 +131,53 @@ def test_a_loaded_detector_scores_images_of_any_size(detector):
         found.anomaly_map[1],
         atol=1e-5,  # another batch size, other sums
     )
+
+
+def test_scores_do_not_depend_on_how_images_fall_into_batches(detector):
+    rng = np.random.default_rng(1)
+    pictures = rng.integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
+    assert detector.prepared.config.data.batch_size == 4, "so that 6 make two batches"
+    found = api.predict(detector, pictures)
+    assert found.anomaly_map.shape == (6, 16, 16) and found.anomaly_map_std is None
+    backwards = api.predict(detector, pictures[::-1])
+    # The same program on other rows; float32 sums may be grouped differently.
+    np.testing.assert_allclose(
+        backwards.anomaly_map[::-1], found.anomaly_map, atol=1e-5
+    )
+    with pytest.raises(ValueError, match="no picture"):
+        api.predict(detector, [])
+
+
+def test_detect_writes_a_picture_and_a_row_for_every_image(
+    detector, tiny_folder, tmp_path
+):
+    defective = tiny_folder / "bolt" / "test" / "scratch"
+    calm = tiny_folder / "bolt" / "test" / "good"
+    paths = [defective, next(calm.iterdir())]
+    rows = api.detect(detector, paths, tmp_path / "out", normal=calm)
+    assert list(record.read_metrics(tmp_path / "out" / "detections.jsonl")) == rows
+    assert len(rows) == 5
+    for row in rows:
+        assert row["anomalous"] == (row["image_score"] > row["threshold"])
+        with Image.open(row["picture"]) as picture:
+            assert picture.size == (36, 16), "image and map, 4 pixels apart"
+    # Three normal images bound the share of false alarms by one in four.
+    assert rows[0]["false_alarm_rate"] == 0.25
+    assert not rows[4]["anomalous"], "the threshold is the highest normal score"
+    without = api.detect(detector, paths, tmp_path / "out")
+    assert {row["anomalous"] for row in without} == {None}
+    assert [row["image_score"] for row in without] == [r["image_score"] for r in rows]
+
+
+def test_detect_names_the_path_that_is_no_image(detector, tiny_folder, tmp_path):
+    with pytest.raises(ValueError, match=r"no such image or folder: .*nowhere"):
+        api.detect(detector, [tiny_folder / "nowhere"], tmp_path / "out")
+    with pytest.raises(ValueError, match=r"holds .*wanted images"):
+        api.detect(detector, [tiny_folder / "bolt"], tmp_path / "out")
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"cannot read image .*x\.png"):
+        api.detect(detector, [tmp_path / "x.png"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_loaded_detector_repeats_its_evaluation(detector, whole_job):

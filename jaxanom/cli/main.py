@@ -10,6 +10,7 @@ VERBS = {
     "train": "train the method of a config; started again, it resumes",
     "generate": "write a set of image-mask pairs from a trained run",
     "evaluate": "score a trained detector on a test split",
+    "detect": "score images of your own with a trained detector; heat maps",
     "report": "one self-contained HTML file from one or more runs",
     "data": "write the procedural dataset, or check a folder of images",
 }

@@ -86,6 +86,25 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     return f"unknown {what} {name!r}{hint} known: {', '.join(known)}"
 
 
+def image_files(paths: Sequence[str | Path]) -> list[Path]:
+    """Lists the images meant by files and folders; each one's header is read.
+
+    Raises:
+      ValueError: nothing there, a folder without images, or a damaged image.
+    """
+    files: list[Path] = []
+    for path in (Path(path).expanduser() for path in paths):
+        if not path.exists():
+            raise ValueError(f"no such image or folder: {path}")
+        found = _images(path) if path.is_dir() else [path]
+        if not found:
+            raise ValueError(f"{_describe(path)}; wanted images")
+        files += found
+    for file in files:
+        images.header_size(file)
+    return files
+
+
 def natural_key(name: str) -> tuple:
     """Returns a sort key by which "2.png" comes before "10.png"."""
     parts = re.split(r"(\d+)", name)

@@ -39,6 +39,21 @@ def load_image(path: str | Path) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+class Lazy(Sequence):
+    """Image files as a sequence of uint8 [H, W, 3], each read when asked for."""
+
+    def __init__(self, files: Sequence[str | Path]):
+        self._files = files
+
+    def __len__(self) -> int:
+        """Returns the number of files."""
+        return len(self._files)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """Reads one file."""
+        return load_image(self._files[number])
+
+
 def load_mask(files: Sequence[str | Path]) -> np.ndarray:
     """Decodes the union of mask files to uint8 {0, 1} [H, W].
 

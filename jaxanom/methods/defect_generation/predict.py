@@ -234,10 +234,8 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, number), jnp.arange(count)
         )
-        draw = jax.jit(
-            jax.vmap(lambda k, b=bank: model.draw_masks(jnp.asarray(b), 1, k))
-        )
-        masks[category, defect_type] = np.asarray(draw(keys)[:, 0], np.uint8)
+        drawn = _draw_one_each(jnp.asarray(bank), keys)
+        masks[category, defect_type] = np.asarray(drawn, np.uint8)
     requests = []
     for number in range(num_images):
         turn, which = divmod(number, len(pairs))
@@ -247,6 +245,12 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
         mask = masks[category, defect_type][turn]
         requests.append(Request(number, category, defect_type, pool[chosen], mask))
     return requests
+
+
+@jax.jit
+def _draw_one_each(bank: Array, keys: Array) -> Array:
+    """Draws one mask [H, W] per key, [N, H, W]."""
+    return jax.vmap(lambda key: model.draw_masks(bank, 1, key)[0])(keys)
 
 
 def _mask_banks(dataset: catalog.Dataset) -> dict[tuple[str, str], np.ndarray]:

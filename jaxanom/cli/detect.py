@@ -1,0 +1,40 @@
+"""`jaxanom detect --weights=RUN [--normal=DIR] --out=DIR IMAGE_OR_FOLDER ...`."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument("--weights", required=True, help="directory of a trained run")
+    parser.add_argument("--method", help="refuse a run of any other method")
+    parser.add_argument("--out", default="runs/detect", help="directory to write to")
+    parser.add_argument(
+        "--normal", help="folder of normal images that set the threshold"
+    )
+    parser.add_argument(
+        "--false_alarm_rate",
+        type=float,
+        default=0.05,
+        help="wanted share of normal images called anomalous; default 0.05",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Scores images, writes heat maps, prints a JSON line per image."""
+    import json
+
+    from jaxanom import api
+
+    trained = api.load(arguments.weights)
+    method = trained.prepared.config.method
+    if arguments.method not in (None, method):
+        raise ValueError(f"{arguments.weights} is a run of method {method!r}")
+    for row in api.detect(
+        trained,
+        arguments.images,
+        arguments.out,
+        arguments.normal,
+        arguments.false_alarm_rate,
+    ):
+        print(json.dumps(row), flush=True)

@@ -1,0 +1,102 @@
+"""Detections in images of one's own: a picture and a JSON line for each."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxanom import record
+from jaxanom.data import images
+from jaxanom.evaluation.calibration import Threshold
+from jaxanom.report import figures
+from jaxanom.types import Predictions
+
+RESULTS = "detections.jsonl"
+
+
+def write(
+    directory: Path,
+    files: Sequence[Path],
+    found: Predictions,
+    threshold: Threshold | None,
+) -> list[dict[str, Any]]:
+    """Writes `NUMBER_NAME.png` for every image and `detections.jsonl`.
+
+    A picture shows the image, the anomaly map over it and, of a method that knows it,
+    the standard deviation of the map. All share one colour range, so that they can be
+    compared.
+
+    Args:
+      directory: made where missing; earlier results in it are replaced.
+      files: N images.
+      found: of these images, with a leading axis of N.
+      threshold: None calls no image anomalous or normal.
+
+    Returns:
+      The rows written: `image`, `image_score`, `threshold`, `false_alarm_rate`,
+      `anomalous` (these three None without a threshold), `picture`, and
+      `image_score_std` of a method that knows it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    limits = float(found.anomaly_map.min()), float(found.anomaly_map.max())
+    std = found.anomaly_map_std
+    (directory / RESULTS).unlink(missing_ok=True)
+    rows = []
+    for number, file in enumerate(files):
+        picture = directory / f"{number:04d}_{file.stem}.png"
+        drawn = _drawn(
+            images.load_image(file),
+            found.anomaly_map[number],
+            None if std is None else std[number],
+            limits,
+        )
+        Image.fromarray(drawn).save(picture)
+        rows.append(_row(file, picture, found, number, threshold))
+        record.append_metrics(directory / RESULTS, rows[-1])
+    return rows
+
+
+def _drawn(
+    image: np.ndarray,
+    anomaly_map: np.ndarray,
+    std: np.ndarray | None,
+    limits: tuple[float, float],
+) -> np.ndarray:
+    """Image, map over image and, if there is one, the map's deviation, side by side."""
+    size = image.shape[:2]
+    panels = [image, figures.overlay(image, _enlarged(anomaly_map, size), *limits)]
+    if std is not None:
+        panels.append(figures.heat(_enlarged(std, size), 0.0, float(std.max())))
+    return figures.grid(panels, len(panels))
+
+
+def _enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    plane = Image.fromarray(np.asarray(values, np.float32))
+    return np.asarray(plane.resize(size[::-1], Image.Resampling.BILINEAR))
+
+
+def _row(
+    file: Path,
+    picture: Path,
+    found: Predictions,
+    number: int,
+    threshold: Threshold | None,
+) -> dict[str, Any]:
+    value = float(found.image_score[number])
+    row = {
+        "image": str(file),
+        "image_score": value,
+        "threshold": None,
+        "false_alarm_rate": None,
+        "anomalous": None,
+        "picture": str(picture),
+    }
+    if threshold is not None:
+        row["threshold"] = threshold.value
+        row["false_alarm_rate"] = threshold.false_alarm_rate
+        row["anomalous"] = value > threshold.value
+    if found.image_score_std is not None:
+        row["image_score_std"] = float(found.image_score_std[number])
+    return row
