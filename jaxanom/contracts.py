@@ -65,6 +65,8 @@ class Method(NamedTuple):
       generate: (params, frozen, batch, key) -> dict of arrays; None for detectors.
       export: (params, frozen, directory, batch) writes what was trained in published
         formats; `batch` is one training batch, for what has to be measured.
+      rescale: `Predictions.score_parts` of all test images of a category -> their final
+        image scores; transductive, so for evaluation only. None keeps `image_score`.
     """
 
     init: Callable[[PRNGKey], tuple[Params, Frozen]]
@@ -73,3 +75,4 @@ class Method(NamedTuple):
     encode: EncodeFn | None = None
     generate: Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Any]] | None = None
     export: Callable[[Params, Frozen, Path, Batch], None] | None = None
+    rescale: Callable[[Any], Any] | None = None

@@ -37,9 +37,12 @@ class Predictions(NamedTuple):
       image_score: [B] float32.
       anomaly_map_std, image_score_std: standard deviations over posterior draws, of the
         same shapes; None of a method without a posterior.
+      score_parts: [B, K] float32, what `Method.rescale` makes scores of; None of a
+        method without it.
     """
 
     anomaly_map: Array
     image_score: Array
     anomaly_map_std: Array | None = None
     image_score_std: Array | None = None
+    score_parts: Array | None = None

@@ -1,0 +1,330 @@
+"""What is trained: prompt bank, distributions, attention, heads; and its options."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.methods.bayes_pfl import distributions, heads
+from jaxanom.models import clip, initialise
+from jaxanom.posterior import flows
+from jaxanom.types import Array, Params, PRNGKey
+
+CHOICES = {
+    "iad_logdet": ("author", "exact"),
+    "variance": tuple(distributions.VARIANCES),
+    "flow_constraint": flows.CONSTRAINTS,
+    "train_pairs": ("one", "all"),
+    "isd_input": ("pooled", "fused"),
+    "iad_noise": ("run", "image"),
+    "image_minmax": ("none", "category"),
+    "clip_act": ("", "gelu", "quick_gelu"),
+    "names": ("released", "spaced"),
+}
+
+
+class Options(NamedTuple):
+    """Keys of `config.bayes_pfl`; a key left out has the value below.
+
+    Attributes:
+      num_prompts, num_context, num_states: B prompt pairs of P context and Q state
+        tokens.
+      num_flow_steps: K.
+      num_heads: of the cross-model attention.
+      layers: layers whose patch tokens are used; 1 is the first layer's output.
+      draws_train, draws_test: R.
+      kl_weight: of each of the three KL terms.
+      iad_logdet: "author" divides the image-agnostic log-determinants by the batch
+        size, "exact" does not.
+      variance: "author" reads exp(h / 2) as the variance, "exact" exp(h).
+      flow_constraint: of `flows.push`.
+      train_pairs: "one" random bank entry feeds the classification and segmentation
+        losses of a step, "all" the mean over all.
+      reconstruction_weight: of a decoder that rebuilds the image feature; 0 leaves it
+        out, as the released objective does.
+      dice_background: adds the Dice loss of the normal class.
+      isd_input: the image-specific distribution sees the "pooled" feature, or "fused"
+        with that of the patches.
+      iad_noise: state noise is drawn once per "run", or per "image".
+      top_k: pixels whose mean enters the image score.
+      top_k_small, small_categories: the same, and the categories it is for.
+      map_weight: of that mean in the image score; 0 for datasets without masks.
+      sigma: of the Gaussian that smooths the map, in pixels; 0 is none.
+      image_minmax: "category" scales both parts of the image score to [0, 1] over all
+        test images of a category: transductive, only for evaluation.
+      clip_act: activation of both towers; "" is that of the weights' config.
+      names: class names as the "released" code words them, or "spaced" (underscores
+        are spaces).
+      shortcuts: the exact speed-ups; False computes as the released code does.
+      cache_features: run the image tower over the data once; False runs it in each
+        step, as fresh augmentations need.
+      text_chunk: prompts that the text tower takes at once when predicting.
+      remat: recompute the text tower in the backward pass instead of storing it.
+    """
+
+    num_prompts: int = 3
+    num_context: int = 5
+    num_states: int = 5
+    num_flow_steps: int = 10
+    num_heads: int = 4
+    layers: tuple[int, ...] = (6, 12, 18, 24)
+    draws_train: int = 1
+    draws_test: int = 10
+    kl_weight: float = 0.01
+    iad_logdet: str = "author"
+    variance: str = "author"
+    flow_constraint: str = "none"
+    train_pairs: str = "one"
+    reconstruction_weight: float = 0.0
+    dice_background: bool = False
+    isd_input: str = "pooled"
+    iad_noise: str = "run"
+    top_k: int = 2000
+    top_k_small: int = 20
+    small_categories: tuple[str, ...] = ()
+    map_weight: float = 0.5
+    sigma: float = 8.0
+    image_minmax: str = "none"
+    clip_act: str = "gelu"
+    names: str = "released"
+    shortcuts: bool = True
+    cache_features: bool = True
+    text_chunk: int = 64
+    remat: bool = False
+
+
+def read_options(section: Mapping[str, Any]) -> Options:
+    """Reads `config.bayes_pfl`, each key once.
+
+    Raises:
+      ValueError: a key that is not an option, or a value out of range.
+    """
+    given = {name: section[name] for name in section}
+    unknown = sorted(given.keys() - set(Options._fields))
+    if unknown:
+        raise ValueError(
+            f"config.bayes_pfl has unknown keys {unknown}; it takes "
+            f"{list(Options._fields)}"
+        )
+    for name in ("layers", "small_categories"):
+        if name in given:
+            given[name] = tuple(given[name])
+    options = Options(**given)
+    for name, known in CHOICES.items():
+        if getattr(options, name) not in known:
+            raise ValueError(
+                f"config.bayes_pfl.{name}={getattr(options, name)!r}; choose one of "
+                f"{known}"
+            )
+    for name in (
+        *("num_prompts", "num_context", "num_states", "num_flow_steps", "num_heads"),
+        *("draws_train", "draws_test", "top_k", "top_k_small", "text_chunk"),
+    ):
+        if getattr(options, name) < 1:
+            raise ValueError(
+                f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 1 or more"
+            )
+    for name, high in (
+        ("kl_weight", np.inf),
+        ("reconstruction_weight", np.inf),
+        ("sigma", np.inf),
+        ("map_weight", 1.0),
+    ):
+        if not 0 <= getattr(options, name) <= high:
+            raise ValueError(
+                f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 0 to {high}"
+            )
+    return options
+
+
+class Network(nn.Module):
+    """Everything that is trained; the frozen towers are no part of it.
+
+    Attributes:
+      options: see `Options`.
+      width: D, of the joint space and of the text tower.
+      hidden: of encoders and of `fuse`; half the image tower's width in the paper's
+        code.
+    """
+
+    options: Options
+    width: int
+    hidden: int
+
+    def setup(self):
+        """Names the parts of the tree."""
+        o, width, hidden = self.options, self.width, self.hidden
+        self.prompts = Bank(o.num_prompts, o.num_context, o.num_states, width)
+        self.temperatures = Temperatures()
+        self.context_encoder = distributions.Encoder(hidden, width, o.variance)
+        self.state_encoder = distributions.Encoder(hidden, width, o.variance)
+        self.context_flow = distributions.AmortisedFlow(o.num_flow_steps)
+        self.normal_flow = distributions.FreeFlow(o.num_flow_steps, width)
+        self.abnormal_flow = distributions.FreeFlow(o.num_flow_steps, width)
+        self.attention = heads.CrossModelAttention(len(o.layers), o.num_heads, width)
+        self.class_mapping = nn.Dense(width)
+        self.image_mapping = nn.Dense(width)
+        self.fuse = heads.Fuse(hidden, width)
+        if o.reconstruction_weight:
+            self.context_decoder = distributions.Mlp(hidden, width)
+            self.context_flow_out = nn.Dense(width)
+
+    def draw(
+        self, image_features: Array, patch_tokens: Array, noise: distributions.Noise
+    ) -> distributions.Draws:
+        """Draws R vectors of each distribution.
+
+        Args:
+          image_features: [N, D], not normalised.
+          patch_tokens: [N, S, L, V]; only read with isd_input="fused".
+          noise: of N rows.
+        """
+        constraint = self.options.flow_constraint
+        seen = image_features
+        if self.options.isd_input == "fused":
+            seen = seen + self.fuse(patch_tokens)
+        context = distributions.draw(
+            self.context_encoder(seen),
+            self.context_flow(seen),
+            noise.context,
+            constraint,
+        )
+
+        def state_draw(module, eps):
+            state, flow = module()
+            gaussian_of = self.state_encoder(state)
+            return distributions.draw(gaussian_of, flow, eps, constraint)
+
+        return distributions.Draws(
+            context,
+            state_draw(self.normal_flow, noise.normal),
+            state_draw(self.abnormal_flow, noise.abnormal),
+        )
+
+    def prompt_vectors(self, draws: distributions.Draws) -> Array:
+        """Returns the bank, shifted by the draws: [N, 2, R, B, P + Q, D].
+
+        The second axis is (normal, abnormal). One vector shifts all context tokens of
+        a draw, one all of its state tokens.
+        """
+        context, normal, abnormal = self.prompts()  # [B, P or Q, D]
+
+        def shifted(tokens: Array, draw: distributions.Draw) -> Array:
+            return tokens + draw.end[:, :, None, None]  # [N or 1, R, B, P or Q, D]
+
+        first = shifted(context, draws.context)
+        pairs = [
+            jnp.broadcast_to(shifted(state, draw), (*first.shape[:3], *state.shape[1:]))
+            for state, draw in ((normal, draws.normal), (abnormal, draws.abnormal))
+        ]
+        return jnp.stack(
+            [jnp.concatenate([first, state], axis=-2) for state in pairs], axis=1
+        )
+
+    def adapt(self, text: Array, patch_tokens: Array) -> tuple[Array, Array]:
+        """`heads.CrossModelAttention` on text [N, M, D]."""
+        return self.attention(text, patch_tokens)
+
+    def pixel_margins(self, text: Array, patch_tokens: Array) -> Array:
+        """Text [N, M, D], normal half first -> [N, S, M / 2, L]."""
+        adapted, dense = self.attention(text, patch_tokens)
+        return heads.pixel_margins(dense, adapted, self.temperatures()[0])
+
+    def pixel_logits(self, text: Array, patch_tokens: Array) -> Array:
+        """Text [N, M, D] -> [N, S, M, L], as the released code computes it."""
+        adapted, dense = self.attention(text, patch_tokens)
+        return heads.pixel_logits(dense, adapted, self.temperatures()[0])
+
+    def image_feature(
+        self, image_features: Array, patch_tokens: Array, stage: int
+    ) -> Array:
+        """What text is compared with: the pooled feature; from stage 2 on, mapped."""
+        if stage == 1:
+            return image_features
+        return self.image_mapping(image_features + self.fuse(patch_tokens))
+
+    def image_logits(self, text: Array, feature: Array) -> Array:
+        """Text [N, M, D] of length one, feature [N, D] -> [N, M]."""
+        mapped = clip.normalise(self.class_mapping(text))
+        return heads.image_logits(mapped, feature, self.temperatures()[1])
+
+    def reconstruct(self, draws: distributions.Draws) -> Array:
+        """Image features rebuilt from the context draws, [N, R, D]."""
+        return self.context_flow_out(self.context_decoder(draws.context.end))
+
+    def __call__(
+        self, image_features: Array, patch_tokens: Array, noise: distributions.Noise
+    ) -> tuple[Array, ...]:
+        """Runs every part once, for `init`: text is a stand-in for the text tower."""
+        draws = self.draw(image_features, patch_tokens, noise)
+        text = self.prompt_vectors(draws)[:, :, 0, :, 0].reshape(
+            image_features.shape[0], -1, self.width
+        )
+        feature = self.image_feature(image_features, patch_tokens, 2)
+        rebuilt = self.reconstruct(draws) if self.options.reconstruction_weight else ()
+        margins = self.pixel_margins(text, patch_tokens)
+        return margins, self.image_logits(text, feature), rebuilt
+
+
+class Bank(nn.Module):
+    """The learnable prompts: shared context tokens, normal and abnormal states."""
+
+    num_prompts: int
+    num_context: int
+    num_states: int
+    width: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array, Array]:
+        """Returns [B, P, D], [B, Q, D], [B, Q, D]."""
+        init = nn.initializers.normal(0.02)
+        lengths = (self.num_context, self.num_states, self.num_states)
+        return tuple(
+            self.param(name, init, (self.num_prompts, length, self.width))
+            for name, length in zip(
+                ("context", "normal", "abnormal"), lengths, strict=True
+            )
+        )
+
+
+class Temperatures(nn.Module):
+    """Logarithms of the logits' scales."""
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        """Returns (pixel, image), scalars."""
+        init = nn.initializers.constant(np.log(1 / 0.07))
+        return self.param("pixel", init, ()), self.param("image", init, ())
+
+
+def init(network: Network, vision_width: int, key: PRNGKey) -> Params:
+    """Draws parameters as the released code does; nothing is compiled."""
+    o, width = network.options, network.width
+
+    def around(mean: float) -> initialise.Draw:
+        # The released code cuts at +-2, which is 75 deviations away.
+        return lambda rng, shape: mean + initialise.normal(0.02)(rng, shape)
+
+    def uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        return rng.uniform(-(width**-0.5), width**-0.5, shape).astype(np.float32)
+
+    rows = jnp.zeros((1, o.draws_train, width))
+    return initialise.parameters(
+        network,
+        key,
+        jnp.zeros((1, width)),
+        jnp.zeros((1, len(o.layers), 1, vision_width)),
+        distributions.Noise(rows, rows, rows),
+        overrides={
+            "prompts/context": around(0.0),
+            "prompts/normal": around(0.5),
+            "prompts/abnormal": around(-0.5),
+            "temperatures/.*": initialise.constant(np.log(1 / 0.07)),
+            "(normal|abnormal)_flow/.*": initialise.normal(1.0),
+            "attention/query/.*": uniform,
+            "attention/projections": initialise.normal(0.02),
+            ".*/kernel": initialise.normal(0.02),
+        },
+    )

@@ -1,0 +1,242 @@
+"""Losses of both stages.
+
+    L_1 = CE + sum_l (Focal_l + Dice_l) + 0.01 (KL_isd + KL_n + KL_a) + L_ort
+    L_2 = CE
+
+with one bank entry j per step in the first two terms and all of them in L_ort.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxanom.contracts import LossFn
+from jaxanom.losses import denoising, orthogonality, segmentation
+from jaxanom.methods.bayes_pfl import distributions, features, heads, model, sentences
+from jaxanom.models import clip
+from jaxanom.types import Array, Batch, Frozen, Metrics, Params
+
+STAGE_2 = ("class_mapping/.*", "image_mapping/.*", "fuse/.*")
+
+
+class Towers(NamedTuple):
+    """Modules of the frozen CLIP."""
+
+    image: clip.ImageTower
+    text: clip.TextTower
+
+
+def text_features(
+    network: model.Network,
+    tower: clip.TextTower,
+    params: Params,
+    frozen: Frozen,
+    draws: distributions.Draws,
+    category_id: Array,
+    chunk: int | None = None,
+) -> Array:
+    """Returns text embeddings of length one, [N, 2, R, B, D]: (normal, abnormal)."""
+    vectors = network.apply({"params": params}, draws, method="prompt_vectors")
+    found = sentences.encode(
+        tower,
+        frozen["clip"],
+        sentences.Names(**frozen["names"]),
+        vectors,
+        category_id,
+        chunk,
+    )
+    return clip.normalise(found)
+
+
+def make_loss(
+    network: model.Network, towers: Towers, stage: int, image_size: tuple[int, int]
+) -> LossFn:
+    """Returns the loss of a stage, which draws its own noise and bank entry."""
+    options = network.options
+
+    def loss_fn(params, frozen, batch, key):
+        key_noise, key_entry = jax.random.split(key)
+        num_rows = batch["label"].shape[0]
+        noise = distributions.noise(
+            key_noise,
+            num_rows,
+            options.draws_train,
+            network.width,
+            options.iad_noise == "run",
+        )
+        entry = jax.random.randint(key_entry, (), 0, options.num_prompts)
+        return loss_of(
+            network, towers, stage, image_size, params, frozen, batch, noise, entry
+        )
+
+    return loss_fn
+
+
+def loss_of(
+    network: model.Network,
+    towers: Towers,
+    stage: int,
+    image_size: tuple[int, int],
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    noise: distributions.Noise,
+    entry: Array,
+) -> tuple[Array, Metrics]:
+    """The loss for given noise and bank entry.
+
+    Args:
+      network, towers: modules; `params` and `frozen` are their weights.
+      stage: 1 or 2.
+      image_size: of the masks.
+      params, frozen: weights.
+      batch: images or features, with `label`, `mask`, `category_id` and `valid`.
+      noise: of N rows.
+      entry: j, int32 scalar.
+
+    Returns:
+      (scalar, {"ce", "focal", "dice", "kl_isd", "kl_normal", "kl_abnormal",
+      "orthogonality"}); the KL terms unweighted, focal and Dice summed over layers.
+    """
+    options, variables = network.options, {"params": params}
+    seen = features.of_batch(towers.image, frozen, batch, options.layers)
+    draws = network.apply(variables, *seen, noise, method="draw")
+    text = text_features(
+        network, towers.text, params, frozen, draws, batch["category_id"]
+    )
+    chosen = text
+    if options.train_pairs == "one":
+        chosen = jnp.take(text, entry[None], axis=3)  # [N, 2, R, 1, D]
+    pairs = chosen.reshape(chosen.shape[0], -1, chosen.shape[-1])  # [N, M, D]
+    valid = batch["valid"]
+    feature = network.apply(variables, *seen, stage, method="image_feature")
+    logits = network.apply(variables, pairs, feature, method="image_logits")
+    ce = cross_entropy(logits, batch["label"], valid)
+    if stage == 2:
+        return ce, {"ce": ce}
+
+    if options.shortcuts:
+        margins = shown_margins(network, variables, pairs, seen, towers, image_size)
+    else:
+        margins = released_margins(
+            network, variables, text, seen, towers, image_size, entry
+        )
+    mask = batch["mask"]
+    focal, dice = segmentation_terms(margins, mask, valid, options.dice_background)
+    terms = {
+        "ce": ce,
+        "focal": focal,
+        "dice": dice,
+        **kl_terms(draws, valid, options.iad_logdet),
+        "orthogonality": correlation(text, valid),
+    }
+    kl = terms["kl_isd"] + terms["kl_normal"] + terms["kl_abnormal"]
+    total = ce + focal + dice + options.kl_weight * kl + terms["orthogonality"]
+    if options.reconstruction_weight:
+        rebuilt = network.apply(variables, draws, method="reconstruct")
+        error = jnp.sum((rebuilt - seen.image_features[:, None]) ** 2, -1)  # [N, R]
+        terms["reconstruction"] = denoising.row_mean(jnp.mean(error, -1), valid)
+        total += options.reconstruction_weight * terms["reconstruction"]
+    return total, terms
+
+
+def cross_entropy(logits: Array, label: Array, valid: Array | None = None) -> Array:
+    """Two-way cross-entropy, the mean over pairs and valid rows.
+
+    Args:
+      logits: [N, M], the normal halves of M / 2 pairs, then the abnormal ones.
+      label: [N], 1 = abnormal.
+      valid: [N] bool.
+    """
+    pairs = jnp.stack(jnp.split(logits, 2, axis=1), axis=-1)  # [N, M / 2, 2]
+    label = jnp.broadcast_to(label[:, None], pairs.shape[:2])
+    each = optax.softmax_cross_entropy_with_integer_labels(pairs, label)
+    return denoising.row_mean(jnp.mean(each, 1), valid)
+
+
+def shown_margins(
+    network: model.Network,
+    variables: Any,
+    pairs: Array,
+    seen: features.Features,
+    towers: Towers,
+    image_size: tuple[int, int],
+) -> Array:
+    """Margins of the drawn pairs alone, at image size: [N, S, M / 2, H, W]."""
+    margins = network.apply(variables, pairs, seen.patch_tokens, method="pixel_margins")
+    grid = heads.grid_of(image_size, towers.image.config.patch_size)
+    return heads.upsample(heads.square(margins, grid), image_size)
+
+
+def released_margins(
+    network: model.Network,
+    variables: Any,
+    text: Array,
+    seen: features.Features,
+    towers: Towers,
+    image_size: tuple[int, int],
+    entry: Array,
+) -> Array:
+    """The same as the released code does: every logit upsampled, then one pair taken.
+
+    The barrier keeps the compiler from dropping what is not used.
+    """
+    every = text.reshape(text.shape[0], -1, text.shape[-1])  # [N, 2RB, D]
+    logits = network.apply(variables, every, seen.patch_tokens, method="pixel_logits")
+    grid = heads.grid_of(image_size, towers.image.config.patch_size)
+    maps = heads.upsample(heads.square(logits, grid), image_size)
+    maps = jax.lax.optimization_barrier(maps)
+    maps = maps.reshape(*maps.shape[:2], *text.shape[1:4], *maps.shape[3:])
+    if network.options.train_pairs == "one":
+        maps = jnp.take(maps, entry[None], axis=4)  # [N, S, 2, R, 1, H, W]
+    margins = maps[:, :, 1] - maps[:, :, 0]
+    return margins.reshape(*margins.shape[:2], -1, *image_size)
+
+
+def segmentation_terms(
+    margins: Array, mask: Array, valid: Array, dice_background: bool = False
+) -> tuple[Array, Array]:
+    """Focal and Dice, summed over layers and averaged over pairs.
+
+    Args:
+      margins: [N, S, M / 2, H, W].
+      mask: [N, H, W].
+      valid: [N] bool.
+      dice_background: adds the Dice loss of the normal class.
+    """
+
+    def both(one: Array) -> tuple[Array, Array]:
+        focal = segmentation.binary_focal(one, mask, class_balanced=True, valid=valid)
+        dice = segmentation.dice(jax.nn.sigmoid(one), mask, valid=valid)
+        if dice_background:
+            dice += segmentation.dice(jax.nn.sigmoid(-one), 1 - mask, valid=valid)
+        return focal, dice
+
+    num_pairs = margins.shape[2]
+    rows = jnp.moveaxis(margins, 0, 2)  # [S, M / 2, N, H, W]
+    focal, dice = jax.vmap(both)(rows.reshape(-1, *rows.shape[2:]))
+    return jnp.sum(focal) / num_pairs, jnp.sum(dice) / num_pairs
+
+
+def kl_terms(draws: distributions.Draws, valid: Array, logdet: str) -> dict[str, Array]:
+    """The three KL estimates, unweighted."""
+    count = jnp.maximum(jnp.sum(valid), 1)
+    state = distributions.kl_image_agnostic
+    return {
+        "kl_isd": distributions.kl_image_specific(draws.context, valid),
+        "kl_normal": state(draws.normal, count, logdet),
+        "kl_abnormal": state(draws.abnormal, count, logdet),
+    }
+
+
+def correlation(text: Array, valid: Array) -> Array:
+    """L_ort: normal plus abnormal, the mean over draws; text [N, 2, R, B, D]."""
+    num_images, _, num_draws, *rest = text.shape
+
+    def per_class(one: Array) -> Array:
+        rows = one.reshape(num_images * num_draws, *rest)
+        return orthogonality.squared_cosine(rows, jnp.repeat(valid, num_draws))
+
+    return per_class(text[:, 0]) + per_class(text[:, 1])

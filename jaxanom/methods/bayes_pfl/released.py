@@ -1,0 +1,144 @@
+"""Parameters under the names of the released checkpoints, and our tree.
+
+| released                                        | ours                              |
+|-------------------------------------------------|-----------------------------------|
+| `prompt_context`, `prompt_state_(ab)normal`     | `prompts/...`                     |
+| `temperature_pixel`, `temperature_image`        | `temperatures/...`                |
+| `context_encoder.weight_mean.module.{0,2,4}`    | `context_encoder/mean/layers_{i}` |
+| `context_encoder.weight_log_variance.module`    | `context_encoder/spread`          |
+| `PFL_context.amor_u` ...                        | `context_flow/u` ...              |
+| `PFL_normal.amor_u` [1, K, D, 1], `state`       | `normal_flow/u` [K, D], `state`   |
+| `RCA.q_proj_pre` [D, D, 1]                      | `attention/query`                 |
+| `RCA.linear_proj.{l}` [D, V], one per layer     | `attention/projections` [S, V, D] |
+| `fuse.fuse_modules`, `.compress`, `.post_process` | `fuse/project`, `weigh`, `out`  |
+
+Linear weights [out, in] are our kernels [in, out], transposed. The decoders and `p_mu`
+belong to a reconstruction that the released objective throws away; they are read only
+where our tree has them.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jaxanom import trees
+from jaxanom.types import Params
+
+UNUSED = (
+    r"(context|state)_decoder\..*",
+    r"PFL_(context|normal|abnormal)\.p_mu\..*",
+)
+"""What a released checkpoint holds beyond the objective."""
+
+_LAYERS = "attention/projections"
+_PARTS = (
+    (r"prompts/context", "prompt_context"),
+    (r"prompts/(normal|abnormal)", r"prompt_state_\1"),
+    (r"temperatures/(pixel|image)", r"temperature_\1"),
+    (r"(context|state)_encoder/mean", r"\1_encoder.weight_mean.module"),
+    (r"(context|state)_encoder/spread", r"\1_encoder.weight_log_variance.module"),
+    (r"context_decoder", "context_decoder.weight_mean.module"),
+    (r"context_flow_out", "PFL_context.p_mu.0"),
+    (r"context_flow/(u|w|b)", r"PFL_context.amor_\1"),
+    (r"(normal|abnormal)_flow/(u|w|b)", r"PFL_\1.amor_\2"),
+    (r"(normal|abnormal)_flow/state", r"PFL_\1.state"),
+    (r"attention/query", "RCA.q_proj_pre"),
+    (r"fuse/project", "fuse.fuse_modules"),
+    (r"fuse/weigh", "fuse.compress"),
+    (r"fuse/out", "fuse.post_process"),
+    (r"(class_mapping|image_mapping)", r"\1"),
+)
+
+
+def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
+    """Builds our parameters from a released checkpoint.
+
+    Args:
+      tensors: by released name.
+      target: our tree, arrays or shapes; it drives the mapping.
+
+    Returns:
+      Nested dict of float32 numpy arrays.
+
+    Raises:
+      ValueError: tensors that are missing, left over, or of another shape; all are
+        named.
+    """
+    left, problems, leaves = set(tensors), [], {}
+    for path, leaf in trees.flatten(target).items():
+        names = released_names(path, leaf.shape)
+        absent = [name for name in names if name not in tensors]
+        left -= set(names)
+        if absent:
+            problems.append(f"{absent} missing, for {path}")
+            continue
+        found = [_inward(path, np.asarray(tensors[name])) for name in names]
+        value = np.stack(found) if path == _LAYERS else found[0]
+        value = value.reshape(leaf.shape) if value.size == 1 else value
+        if value.shape != tuple(leaf.shape):
+            problems.append(f"{names[0]} gives {value.shape}, wanted {leaf.shape}")
+        leaves[path] = value.astype(np.float32)
+    left = [n for n in left if not any(re.fullmatch(p, n) for p in UNUSED)]
+    problems += [f"{name} is of no use" for name in sorted(left)]
+    if problems:
+        raise ValueError(
+            "the checkpoint is not of this model; config.bayes_pfl decides its sizes: "
+            + "; ".join(problems[:8])
+        )
+    return trees.unflatten(leaves)
+
+
+def to_released(params: Params) -> dict[str, np.ndarray]:
+    """Returns {released name: array}; the inverse of `from_released`."""
+    tensors = {}
+    for path, leaf in trees.flatten(params).items():
+        names = released_names(path, leaf.shape)
+        parts = list(leaf) if path == _LAYERS else [leaf]
+        for name, part in zip(names, parts, strict=True):
+            tensors[name] = _outward(path, np.asarray(part))
+    return tensors
+
+
+def released_names(path: str, shape: tuple[int, ...]) -> list[str]:
+    """Returns the released names behind one of our leaves; several for `projections`.
+
+    Raises:
+      ValueError: the path is not of this model.
+    """
+    if path == _LAYERS:
+        return [f"RCA.linear_proj.{layer}.weight" for layer in range(shape[0])]
+    stem, _, last = path.rpartition("/")
+    is_linear = last in ("kernel", "bias")
+    stem, ending = (stem, "") if is_linear else (path, "")
+    if is_linear:
+        ending = ".weight" if last == "kernel" else ".bias"
+        layer = re.fullmatch(r"(.*)/layers_(\d)", stem)
+        if layer:  # softplus takes the odd places of their list
+            stem, ending = layer[1], f".{2 * int(layer[2])}{ending}"
+    for pattern, name in _PARTS:
+        found = re.fullmatch(pattern, stem)
+        if found:
+            return [found.expand(name) + ending]
+    raise ValueError(f"{path} has no name in released checkpoints")
+
+
+def _inward(path: str, array: np.ndarray) -> np.ndarray:
+    if path == "attention/query/kernel":
+        array = array[:, :, 0]
+    if path.endswith("/kernel") or path == _LAYERS:
+        return array.T
+    if re.fullmatch(r"(normal|abnormal)_flow/.*", path):
+        return array.reshape([size for size in array.shape if size > 1])
+    return array
+
+
+def _outward(path: str, array: np.ndarray) -> np.ndarray:
+    if path.endswith("/kernel") or path == _LAYERS:
+        array = np.ascontiguousarray(array.T)
+        return array[:, :, None] if path == "attention/query/kernel" else array
+    added: dict[str, Any] = {"u": (0, 3), "w": (0, 2), "b": (0, 2, 3), "state": (0,)}
+    if re.fullmatch(r"(normal|abnormal)_flow/.*", path):
+        return np.expand_dims(array, added[path.rpartition("/")[2]])
+    return array

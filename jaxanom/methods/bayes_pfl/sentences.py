@@ -1,0 +1,147 @@
+"""Prompt vectors among words, and the frozen text tower over all of them.
+
+The sentence of a class is "X name" with X replaced by P + Q vectors. The text tower is
+causal and read at the end-of-text token only, so columns after the last such token may
+be cut: they cost three quarters of the time and change no feature.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.models import clip, prompts
+from jaxanom.types import Array, Params
+
+RENAMED = {
+    **dict.fromkeys(("macaroni1", "macaroni2"), "macaroni"),
+    **dict.fromkeys(("pcb1", "pcb2", "pcb3", "pcb4"), "printed circuit board"),
+    "pipe_fryum": "pipe fryum",
+    "chewinggum": "chewing gum",
+    "metal_nut": "metal nut",
+}
+"""Categories that the released code words differently."""
+
+
+class Names(NamedTuple):
+    """Class names around the open places; frozen.
+
+    Attributes:
+      words: [C, L, D] float32 token embeddings, any value at the open places.
+      eos_positions: [C] int32.
+    """
+
+    words: Array
+    eos_positions: Array
+
+
+def class_name(category: str, wording: str) -> str:
+    """Returns the words for a category; `wording` is "released" or "spaced"."""
+    name = RENAMED.get(category, category)
+    return (name if wording == "released" else name.replace("_", " ")).lower()
+
+
+def template(num_vectors: int) -> prompts.Template:
+    """Returns the sentence: all vectors, then the name."""
+    return (*(~k for k in range(num_vectors)), prompts.NAME)
+
+
+def names(
+    words: Sequence[Sequence[int]],
+    special: prompts.SpecialIds,
+    table: Array,
+    num_vectors: int,
+    length: int | None = None,
+) -> Names:
+    """Looks up the words of C class names.
+
+    Args:
+      words: token ids of each name.
+      special: start, end and padding ids.
+      table: [V, D], the tower's token embeddings.
+      num_vectors: P + Q.
+      length: L; None cuts after the last end token.
+
+    Raises:
+      ValueError: a sentence is longer than `length`.
+    """
+    layout = prompts.make_layout(
+        template(num_vectors), words, special, num_vectors, length
+    )
+    return Names(
+        jnp.asarray(np.asarray(table, np.float32)[np.asarray(layout.input_ids)]),
+        jnp.asarray(layout.eos_positions),
+    )
+
+
+def slots(num_vectors: int, length: int) -> np.ndarray:
+    """Returns [L]: which vector stands at a position, -1 where a word does."""
+    places = np.full(length, -1, np.int32)
+    places[1 : 1 + num_vectors] = np.arange(num_vectors)
+    return places
+
+
+def assemble(found: Names, prompt_vectors: Array, category_id: Array) -> Array:
+    """Puts the vectors into the sentences of their images.
+
+    Args:
+      found: of C classes.
+      prompt_vectors: [N, ..., P + Q, D].
+      category_id: [N].
+
+    Returns:
+      [N, ..., L, D], positions not added.
+    """
+    words = found.words[category_id]  # [N, L, D]
+    middle = (1,) * (prompt_vectors.ndim - 3)
+    words = words.reshape(words.shape[0], *middle, *words.shape[1:])
+    places = slots(prompt_vectors.shape[-2], words.shape[-2])
+    return prompts.inject(words, places, prompt_vectors)
+
+
+def encode(
+    tower: clip.TextTower,
+    params: Params,
+    found: Names,
+    prompt_vectors: Array,
+    category_id: Array,
+    chunk: int | None = None,
+) -> Array:
+    """Runs the text tower once over every image, draw and bank entry.
+
+    Args:
+      tower: frozen; gradients reach the prompt vectors.
+      params: of a whole CLIP.
+      found: of C classes.
+      prompt_vectors: [N, ..., P + Q, D].
+      category_id: [N].
+      chunk: sentences at a time, which bounds the memory; None takes all at once.
+
+    Returns:
+      [N, ..., D] text features, not normalised.
+    """
+    *lead, num_vectors, width = prompt_vectors.shape
+    per_image = int(np.prod(lead[1:]))
+    rows = prompt_vectors.reshape(-1, num_vectors, width)
+    category_rows = jnp.repeat(category_id, per_image)
+    variables = {
+        "params": {key: params[key] for key in ("text_model", "text_projection")}
+    }
+
+    def batch(rows: Array, category_rows: Array) -> Array:
+        return tower.apply(
+            variables,
+            token_embeddings=assemble(found, rows, category_rows),
+            eos_positions=found.eos_positions[category_rows],
+        ).text_features
+
+    if chunk is None or chunk >= rows.shape[0]:
+        return batch(rows, category_rows).reshape(*lead, -1)
+
+    def one(row: tuple[Any, Any]) -> Array:
+        return batch(row[0][None], row[1][None])[0]
+
+    features = jax.lax.map(one, (rows, category_rows), batch_size=chunk)
+    return features.reshape(*lead, -1)
