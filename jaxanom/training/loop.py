@@ -356,12 +356,7 @@ def _restore(
 def _read_meta(job: Job, at: int) -> dict[str, Any]:
     """Reads the note of a checkpoint and refuses that of another run."""
     meta = job.checkpoints.read_meta(at)
-    now, then = job.identity, meta["identity"]
-    wrong = [
-        f"{key}: now {now.get(key, 'absent')!r}, then {then.get(key, 'absent')!r}"
-        for key in sorted(now.keys() | then.keys())
-        if now.get(key) != then.get(key)
-    ]
+    wrong = plan.changes(job.identity, meta["identity"])
     if wrong:
         raise ValueError(
             f"{job.checkpoints.path(at)} was written by a run with other settings; use "

@@ -2,7 +2,8 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -26,11 +27,15 @@ class OptimizerConfig:
       optimizer: "adamw", "adam", "sgd" or "lion".
       learning_rate: its peak, reached when warm-up ends.
       warmup_steps: linear warm-up; step n (from 0) runs at (n + 1) / warmup_steps.
+      warmup_from_zero: it runs at n / warmup_steps instead: the first step moves
+        nothing, as in some released code.
       schedule: after warm-up "constant"; "cosine" or "linear" down to `final_fraction`
         of the peak; "step" multiplies by `step_factor` at each of `step_at`.
       final_fraction: of the peak, at the last step of "cosine" and "linear".
       step_at: fractions of `num_steps`, in [0, 1].
       step_factor: see `schedule`.
+      rate_factors: (path pattern, factor) pairs; a parameter's learning rate is
+        multiplied by the factor of the first pattern that matches its whole path.
       weight_decay: decoupled for adamw and lion, added to the gradient for adam and
         sgd; 0 is off.
       decay_all: decay biases and norm scales too.
@@ -44,10 +49,12 @@ class OptimizerConfig:
     optimizer: str = "adamw"
     learning_rate: float = 1e-4
     warmup_steps: int = 0
+    warmup_from_zero: bool = False
     schedule: str = "constant"
     final_fraction: float = 0.0
     step_at: tuple[float, ...] = (0.8, 0.9)
     step_factor: float = 0.2
+    rate_factors: tuple[tuple[str, float], ...] = ()
     weight_decay: float = 0.0
     decay_all: bool = False
     b1: float = 0.9
@@ -108,10 +115,13 @@ def read_settings(
 def schedule(config: OptimizerConfig) -> optax.Schedule:
     """Returns optimiser step -> learning rate, float32."""
     span = max(config.num_steps - config.warmup_steps, 1)
+    first = 0 if config.warmup_from_zero else 1
 
     def learning_rate(count: Array) -> Array:
         count = jnp.asarray(count, jnp.float32)
-        warm = jnp.minimum((count + 1) / max(config.warmup_steps, 1), 1.0)
+        warm = 1.0
+        if config.warmup_steps:
+            warm = jnp.minimum((count + first) / config.warmup_steps, 1.0)
         done = jnp.clip((count - config.warmup_steps) / span, 0.0, 1.0)
         low = config.final_fraction
         if config.schedule == "cosine":
@@ -157,9 +167,50 @@ def make(
     }[config.optimizer]()
     decoupled = config.optimizer in ("adamw", "lion")
     inner = (scale, decay) if decoupled else (decay, scale)
+    if config.rate_factors:
+        inner = (*inner, scale_by_path(config.rate_factors))
     return optax.chain(
         clip, transport, *inner, optax.scale_by_learning_rate(schedule(config))
     )
+
+
+def scale_by_path(
+    factors: Sequence[tuple[str, float]],
+) -> optax.GradientTransformation:
+    """Multiplies updates by the factor of the first pattern that matches their path.
+
+    Args:
+      factors: (regular expression for a whole path "a/b/c", factor) pairs; paths that
+        none matches keep their updates.
+
+    Raises:
+      ValueError: when it is initialised, a pattern that is the first match of no path.
+    """
+
+    def place(keys: Any) -> int | None:
+        path = jax.tree_util.keystr(keys, simple=True, separator="/")
+        matches = (re.fullmatch(pattern, path) for pattern, _ in factors)
+        return next((i for i, match in enumerate(matches) if match), None)
+
+    def init(params: Any) -> optax.EmptyState:
+        leaves = jax.tree_util.tree_leaves_with_path(params)
+        used = {place(keys) for keys, _ in leaves}
+        unused = [factors[i][0] for i in range(len(factors)) if i not in used]
+        if unused:
+            raise ValueError(
+                f"config.phases.<name>.rate_factors: {unused} match no parameter that "
+                "the phase trains and an earlier pattern does not"
+            )
+        return optax.EmptyState()
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        def scaled(keys: Any, leaf: Array) -> Array:
+            found = place(keys)
+            return leaf if found is None else leaf * factors[found][1]
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(init, update)
 
 
 def decayed(params: Any) -> Any:

@@ -120,5 +120,29 @@ def identity(
     for stage in stages:
         for key, value in dataclasses.asdict(stage.config).items():
             found[f"config.phases.{stage.name}.{key}"] = value
-    # As it will be read back: tuples become lists.
-    return json.loads(json.dumps(found | dict(extra)))
+    return _as_read_back(found | dict(extra))
+
+
+def changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Lists the settings in which two identities differ, for a message.
+
+    A phase's setting that one of them does not know had its default: it was added to
+    the optimiser after the checkpoint was written.
+    """
+    defaults = _as_read_back(dataclasses.asdict(optimizer.OptimizerConfig()))
+
+    def value(identity: Mapping[str, Any], key: str) -> Any:
+        if key.startswith("config.phases."):
+            return identity.get(key, defaults.get(key.rpartition(".")[2], "absent"))
+        return identity.get(key, "absent")
+
+    return [
+        f"{key}: now {value(now, key)!r}, then {value(then, key)!r}"
+        for key in sorted(now.keys() | then.keys())
+        if value(now, key) != value(then, key)
+    ]
+
+
+def _as_read_back(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns JSON values: tuples become lists."""
+    return json.loads(json.dumps(dict(values)))

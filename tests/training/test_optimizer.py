@@ -126,3 +126,36 @@ def test_config_dicts_and_unset_placeholders_are_read():
     config.eps = ml_collections.config_dict.placeholder(float)
     found = optimizer.OptimizerConfig.from_config(config)
     assert (found.learning_rate, found.step_at, found.eps) == (1.0, (0.5,), 1e-8)
+
+
+def test_warm_up_from_zero_starts_at_rest():
+    settings = {"num_steps": 6, "learning_rate": 4.0, "warmup_steps": 4}
+    assert rates(6, **settings, warmup_from_zero=True) == [0, 1, 2, 3, 4, 4]
+    assert rates(6, **settings) == [1, 2, 3, 4, 4, 4]
+    assert rates(2, learning_rate=4.0, warmup_from_zero=True) == [4, 4]
+
+
+def test_rate_factors_scale_the_first_pattern_that_matches():
+    settings = {"optimizer": "sgd", "learning_rate": 1.0, "clip_norm": 0.0}
+    factors = (("layer/kernel", 10.0), ("layer/.*", 2.0))
+    grads = {"layer": {"kernel": jnp.array([[0.3, 0.4]]), "bias": jnp.array([0.5])}}
+    config = optimizer.OptimizerConfig.from_config(settings | {"rate_factors": factors})
+    tx = optimizer.make(config)
+    found = tx.update(grads, tx.init(PARAMS), PARAMS)[0]["layer"]
+    np.testing.assert_allclose(found["kernel"], [[-3.0, -4.0]], rtol=1e-6)
+    np.testing.assert_allclose(found["bias"], [-1.0], rtol=1e-6)
+    adam = optimizer.make(
+        optimizer.OptimizerConfig.from_config(
+            settings | {"optimizer": "adam", "rate_factors": factors}
+        )
+    )
+    found = adam.update(grads, adam.init(PARAMS), PARAMS)[0]["layer"]
+    # A factor before Adam would be divided out again.
+    np.testing.assert_allclose(found["kernel"], [[-10.0, -10.0]], rtol=1e-5)
+
+
+def test_a_rate_factor_that_reaches_nothing_is_refused():
+    factors = (("layer/.*", 1.0), ("layer/kernel", 2.0))
+    tx = optimizer.make(optimizer.OptimizerConfig(rate_factors=factors))
+    with pytest.raises(ValueError, match=r"rate_factors.*layer/kernel"):
+        tx.init(PARAMS)
