@@ -89,14 +89,18 @@ def check_same_shapes(found: Any, wanted: Any, where: str) -> None:
 
 
 def ravel_particles(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
-    """Flattens leaves [P, ...] into one matrix [P, D], float32, and the way back."""
+    """Flattens leaves [P, ...] into one matrix [P, D] and returns the way back.
+
+    The matrix is float32, or float64 where a leaf is.
+    """
     leaves, treedef = jax.tree.flatten(tree)
+    dtype = jnp.result_type(jnp.float32, *leaves)
     num_particles = leaves[0].shape[0]
     shapes = [leaf.shape for leaf in leaves]
     dtypes = [leaf.dtype for leaf in leaves]
     widths = [leaf.size // num_particles for leaf in leaves]
     matrix = jnp.concatenate(
-        [leaf.reshape(num_particles, -1).astype(jnp.float32) for leaf in leaves], axis=1
+        [leaf.reshape(num_particles, -1).astype(dtype) for leaf in leaves], axis=1
     )
 
     def unravel(flat: Array) -> Any:

@@ -1,0 +1,225 @@
+"""Bandwidth rules: squared distances -> h, as pairs (init, update).
+
+Rules see the whole [P, P] matrices, so they say the same wherever the particles live.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from jaxanom.posterior import kernels
+from jaxanom.types import Array
+
+FLOOR = 1e-10
+"""Least h: where particles coincide the median is 0, and forces go with 1/h."""
+
+MEDIANS = ("midpoint", "upper", "offdiag")
+
+
+class Rule(NamedTuple):
+    """A bandwidth rule.
+
+    Attributes:
+      init: dtype -> state.
+      update: (squared distances [P, P], inner products [P, P] of the centred particles,
+        columns D, state) -> (h, state).
+    """
+
+    init: Callable[[Any], Any]
+    update: Callable[[Array, Array, int, Any], tuple[Array, Any]]
+
+
+def fixed(value: float) -> Rule:
+    """The same h always.
+
+    Raises:
+      ValueError: not positive.
+    """
+    if value <= 0:
+        raise ValueError(f"bandwidth={value}; wanted a positive number")
+    return Rule(
+        init=lambda dtype: (),
+        update=lambda r2, inner, columns, state: (jnp.asarray(value, r2.dtype), state),
+    )
+
+
+def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -> Rule:
+    """h = median(r2) / (2 log(P + 1)), so that a row of the gram matrix sums to ~1.
+
+    Args:
+      rule: which median, see `median_of`.
+      mode: "exact" sorts all of them; "subsample" the same `num_pairs` places every
+        time; "histogram" counts bins and refines once; "lagged" uses the exact value of
+        the step before (of the first step, its own), so that nothing waits for it.
+      num_pairs: of "subsample".
+
+    Raises:
+      ValueError: an unknown rule or mode.
+    """
+    modes: dict[str, Callable[[Array], Array]] = {
+        "exact": lambda r2: median_of(r2, rule),
+        "subsample": lambda r2: _subsampled(r2, rule, num_pairs),
+        "histogram": lambda r2: _histogram(r2, rule),
+        "lagged": lambda r2: median_of(r2, rule),
+    }
+    if rule not in MEDIANS or mode not in modes:
+        raise ValueError(
+            f"median rule {rule!r}, mode {mode!r}; choose one of {MEDIANS} and one of "
+            f"{tuple(modes)}"
+        )
+
+    def update(r2, inner, columns, state):
+        found = scaled(modes[mode](r2), r2.shape[0])
+        if mode != "lagged":
+            return found, state
+        return jnp.where(state > 0, state, found), found
+
+    def init(dtype):
+        return jnp.zeros((), dtype) if mode == "lagged" else ()
+
+    return Rule(init, update)
+
+
+def scaled(median_r2: Array, num_particles: int) -> Array:
+    """Returns h of a median; 1 for a single particle, never below `FLOOR`."""
+    if num_particles == 1:
+        return jnp.ones_like(median_r2)
+    return jnp.maximum(median_r2 / (2 * jnp.log(num_particles + 1.0)), FLOOR)
+
+
+def median_of(r2: Array, rule: str = "midpoint") -> Array:
+    """Returns a median of squared distances [P, P].
+
+    Args:
+      r2: with its zero diagonal.
+      rule: "midpoint" over all P^2 entries (the script of arXiv 1608.04471); "upper",
+        the upper of the two middle entries (that of arXiv 1807.01750); "offdiag",
+        midpoint over pairs of different particles. For two particles the first is half
+        of the others.
+    """
+    if r2.shape[0] == 1:
+        return jnp.zeros((), r2.dtype)
+    entries = jnp.sort(_entries(r2, rule))
+    return _middle(entries, rule)
+
+
+def _entries(r2: Array, rule: str) -> Array:
+    if rule != "offdiag":
+        return r2.reshape(-1)
+    rows, columns = jnp.triu_indices(r2.shape[0], 1)
+    return r2[rows, columns]
+
+
+def _middle(entries: Array, rule: str) -> Array:
+    count = entries.shape[0]
+    upper = entries[count // 2]
+    return upper if rule == "upper" else (upper + entries[(count - 1) // 2]) / 2
+
+
+def _subsampled(r2: Array, rule: str, num_pairs: int) -> Array:
+    """Median of the entries at places drawn once; all of them where there are fewer."""
+    entries = _entries(r2, rule)
+    if entries.shape[0] <= num_pairs:
+        return _middle(jnp.sort(entries), rule)
+    places = jax.random.randint(jax.random.key(0), (num_pairs,), 0, entries.shape[0])
+    return _middle(jnp.sort(entries[places]), rule)
+
+
+def _histogram(r2: Array, rule: str, num_bins: int = 512) -> Array:
+    """Median to 1 / num_bins^2 of the range: counts, then counts in the middle bin."""
+    entries = _entries(r2, rule)
+    half = entries.shape[0] // 2  # so many lie below the middle one
+    low, high = jnp.zeros((), r2.dtype), jnp.max(entries)
+    below = jnp.zeros((), jnp.int32)
+    for _ in range(2):
+        width = jnp.maximum((high - low) / num_bins, jnp.finfo(r2.dtype).tiny)
+        places = jnp.floor((entries - low) / width).astype(jnp.int32)
+        inside = (entries >= low) & (entries <= high)
+        counts = jnp.zeros(num_bins, jnp.int32)
+        counts = counts.at[jnp.clip(places, 0, num_bins - 1)].add(inside)
+        reached = below + jnp.cumsum(counts)
+        number = jnp.argmax(reached > half)
+        below = reached[number] - counts[number]
+        low, high = low + number * width, low + (number + 1) * width
+    return (low + high) / 2
+
+
+class HeatState(NamedTuple):
+    """Where the line search of `heat_equation` stands; 0 before the first step."""
+
+    bandwidth: Array
+
+
+def heat_equation(factor: float = 1.1, rule: str = "upper") -> Rule:
+    """Lets the smoothed density follow the heat equation (arXiv 1807.01750, sec. 4).
+
+    One line-search step an iteration in kappa = 1/h, from the last one (first: of the
+    median): try kappa times or over `factor`, against the slope's sign; fit a parabola
+    through value, slope and trial; keep the best of the three.
+
+    Args:
+      factor: of the trial.
+      rule: median of the first step.
+    """
+
+    def update(r2, inner, columns, state):
+        first = scaled(median_of(r2, rule), r2.shape[0])
+        start = jnp.where(state.bandwidth > 0, state.bandwidth, first)
+        if r2.shape[0] == 1:
+            return first, HeatState(first)
+        kappa = _line_search(
+            lambda kappa: heat_misfit(r2, inner, columns, kappa), 1 / start, factor
+        )
+        found = jnp.maximum(1 / kappa, FLOOR)
+        return found, HeatState(found)
+
+    return Rule(lambda dtype: HeatState(jnp.zeros((), dtype)), update)
+
+
+def heat_misfit(r2: Array, inner: Array, columns: int, kappa: Array) -> Array:
+    """Logarithm of how far the smoothed density is from the heat equation.
+
+    The squared sum over particles of d/dt - Laplacian, over kappa^4;
+    its factor kappa^D stays in logarithms, or D in the thousands would overflow.
+
+    Args:
+      r2: [P, P].
+      inner: [P, P], G = x x^T of the centred particles (any origin gives the same).
+      columns: D.
+      kappa: 1/h.
+    """
+    chex.assert_equal_shape([r2, inner])
+    gram = kernels.rbf(r2, 1 / kappa).value
+    density = gram.sum(1)  # S
+    shares = gram / density[None, :]  # W_ik = K_ik / S_k
+    mixed = (gram * inner).sum(1)  # K o G 1
+    terms = (
+        (r2 * gram).sum(1)
+        - mixed
+        + gram @ jnp.diagonal(inner)
+        + ((inner @ gram) * shares).sum(1)
+        - shares @ mixed
+    )
+    left = kappa**2 * terms - kappa * columns * density
+    total = jnp.sum(left**2)
+    return jnp.log(total) + (columns - 4) * jnp.log(kappa)
+
+
+def _line_search(log_misfit, start: Array, factor: float) -> Array:
+    """One step on exp(log_misfit), all of it relative to the value at `start`."""
+    reference = log_misfit(start)
+    misfit = lambda kappa: jnp.exp(log_misfit(kappa) - reference)  # noqa: E731
+    slope = jax.grad(misfit)(start)
+    trial = jnp.where(slope < 0, start * factor, start / factor)
+    value = misfit(trial)
+    gap = trial - start
+    curvature = 2 * (value - 1 - slope * gap) / gap**2
+    fitted = start - slope / jnp.where(curvature > 0, curvature, 1.0)
+    usable = (curvature > 0) & (fitted > 0) & jnp.isfinite(slope)
+    fitted = jnp.where(usable, fitted, start)
+    choices = jnp.stack([start, trial, fitted])
+    values = jnp.stack([jnp.ones_like(value), value, misfit(fitted)])
+    return choices[jnp.argmin(jnp.where(jnp.isfinite(values), values, jnp.inf))]

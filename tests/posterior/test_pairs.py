@@ -1,0 +1,41 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from densities import starts
+
+from jaxanom.posterior import pairs
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+def test_the_matrix_product_gives_the_direct_differences(float64):
+    x = starts(7, 5)
+    found = pairs.squared_distances(x)
+    np.testing.assert_allclose(found, pairs.direct_squared_distances(x), atol=1e-13)
+    assert np.all(np.diagonal(found) == 0)
+
+
+def test_digits_survive_far_from_the_origin():
+    """Negative control beside it: without the mean they do not."""
+    x = jnp.asarray(1000 + 1e-2 * starts(6, 20), jnp.float32)
+    wanted = pairs.direct_squared_distances(x)
+    found = pairs.squared_distances(x)
+    # Rounding of 1000 itself, 6e-5, is shared by both; what is left is of sums of 20.
+    np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-6)
+    inner = x @ x.T
+    norms = jnp.diagonal(inner)
+    careless = norms[:, None] + norms[None, :] - 2 * inner
+    assert np.abs(careless - wanted).max() > 0.1
+
+
+def test_a_metric_weighs_columns(float64):
+    x, metric = starts(4, 3), np.array([2.0, 0.5, 3.0])
+    found = pairs.squared_distances(x, metric=metric)
+    gaps = x[:, None] - x[None]
+    np.testing.assert_allclose(found, jnp.sum(metric * gaps**2, -1), atol=1e-13)
+
+
+def test_the_mean_distance_is_over_different_particles():
+    x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
+    assert float(pairs.mean_distance(x)) == pytest.approx(5.0, rel=1e-6)
+    assert float(pairs.mean_distance(x[:1])) == 0.0
