@@ -1,96 +1,120 @@
-"""Published weights of diffusers and transformers, and our parameter trees.
+"""Published weights in and out of our parameter trees.
 
-Published names are those of the PyTorch classes (`mid_block.resnets.0.conv1.weight`),
-our trees those of the libraries' Flax classes (`mid_block/resnets_0/conv1/kernel`). The
-tree that is wanted drives the mapping: every leaf names the tensor it comes from, so a
-tensor nobody asked for, a leaf nobody fills and a shape that differs are all errors.
-
-| ours                      | published      | layout                   |
-|---------------------------|----------------|--------------------------|
-| `kernel` [I, O]           | `weight`       | transposed to [O, I]     |
-| `kernel` [h, w, I, O]     | `weight`       | transposed to [O,I,h,w]  |
-| `scale`, `embedding`      | `weight`       | same                     |
-| `bias` and anything else  | same           | same                     |
-| `resnets_0/`              | `resnets.0.`   |                          |
-| VAE `query/`, `key/`, ... | `to_q.`, ...   | older files: `query.`    |
+The tree that is wanted drives the mapping: every leaf names the tensor it comes from
+(`layouts` knows the names), so a tensor nobody asked for, a leaf nobody fills and a
+shape that differs are all errors, found by shapes alone before a weight is read. Then
+one tensor after the other is read, cast, turned into our order and placed.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
+from jax.sharding import Sharding
 
 from jaxanom import record, trees
-from jaxanom.models import weights
+from jaxanom.models import layouts, stored, weight_files, weights
+from jaxanom.models.layouts import Origin
+from jaxanom.models.stored import Computed, Stored
 from jaxanom.types import Params
 
+Kind = weight_files.Kind
+KINDS = weight_files.KINDS
+published_names = layouts.published_names
+Place = Callable[[str, np.ndarray], Any]
 
-class Kind(NamedTuple):
-    """One published class: how its directory is laid out.
+_CONFIG_NAMES = {"scheduler": "scheduler_config.json"}
+FORMATS = ("safetensors", "flax")
+_SHOWN = weight_files.SHOWN
+
+
+class Comparison(NamedTuple):
+    """How the tensors of a file and the leaves of a tree fit; lines for a reader.
 
     Attributes:
-      stem: the weight file's name without `.safetensors`.
-      identity: what config.json must say for the class to be found; a config that
-        says otherwise keeps its own words.
+      origins: {path in our tree: where it comes from}, for the leaves that fit.
+      layout: one of `layouts.LAYOUTS`.
+      unread: tensors that nobody wants.
+      missing: leaves that nobody fills.
+      doubled: leaves that two tensors fill.
+      differing: leaves whose tensor has another shape.
     """
 
-    stem: str
-    identity: dict[str, Any]
+    origins: dict[str, Origin]
+    layout: str
+    unread: list[str]
+    missing: list[str]
+    doubled: list[str]
+    differing: list[str]
 
 
-KINDS = {
-    "unet": Kind("diffusion_pytorch_model", {"_class_name": "UNet2DConditionModel"}),
-    "vae": Kind("diffusion_pytorch_model", {"_class_name": "AutoencoderKL"}),
-    "clip": Kind("model", {"model_type": "clip", "architectures": ["CLIPModel"]}),
-    "text_encoder": Kind(
-        "model", {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}
-    ),
-    "image_encoder": Kind(
-        "model",
-        {
-            "model_type": "clip_vision_model",
-            "architectures": ["CLIPVisionModelWithProjection"],
-        },
-    ),
-}
-
-# Module lists of the PyTorch classes. Other trailing numbers (`linear_1`, `conv1`) are
-# part of a name.
-_INDEXED = re.compile(
-    "(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers"
-    r"|transformer_blocks|to_out|net)_(\d+)"
-)
-_VAE_ATTENTION = {
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}
-_LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
-# Buffers that older transformers wrote among the weights; they hold 0, 1, 2, ...
-_BUFFERS = (r"(.*\.)?position_ids",)
-_CONFIG_NAMES = {"scheduler": "scheduler_config.json"}
-_SHOWN = 20
-
-
-def published_names(path: str, kind: str) -> tuple[str, ...]:
-    """Returns the published names of one of our leaves, the one we write first.
+def compare(
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Params,
+    kind: str,
+    ignore: Sequence[str] = (),
+) -> Comparison:
+    """Compares the tensors of a file with the leaves of a tree, by names and shapes.
 
     Args:
-      path: "a/b/c" in our tree.
-      kind: a key of `KINDS`.
+      shapes: {name in the file: shape}.
+      target, kind, ignore: as in `from_published`.
     """
-    *modules, leaf = path.split("/")
-    leaf = _LEAVES.get(leaf, leaf)
-    modules = [_INDEXED.sub(r"\1.\2", module) for module in modules]
-    older = ".".join([*modules, leaf])
-    in_attention = len(modules) > 1 and modules[-2].startswith("attentions.")
-    if kind == "vae" and in_attention and modules[-1] in _VAE_ATTENTION:
-        modules[-1] = _VAE_ATTENTION[modules[-1]]
-        return ".".join([*modules, leaf]), older
-    return (older,)
+    weight_files.kind_of(kind)
+    leaves = {path: tuple(leaf.shape) for path, leaf in trees.flatten(target).items()}
+    layout = layouts.detect(shapes)
+    patterns = (*layouts.left_out(kind, layout, leaves), *ignore)
+    skipped = [re.compile(pattern) for pattern in patterns]
+    left = {
+        name: shape
+        for name, shape in shapes.items()
+        if not any(pattern.fullmatch(name) for pattern in skipped)
+    }
+    chosen, missing, doubled, differing, used = {}, [], [], [], set()
+    for path, choices in layouts.origins(leaves, kind, layout).items():
+        names = dict.fromkeys(origin.name for origin in choices)
+        found = [name for name in names if name in left]
+        used.update(found)
+        fitting = [
+            origin for origin in choices if left.get(origin.name) == origin.shape
+        ]
+        if not found:
+            missing.append(f"{' or '.join(names)} {choices[0].shape} for {path}")
+        elif len(found) > 1:
+            doubled.append(f"{' and '.join(found)} for {path}")
+        elif not fitting:
+            wanted = next(o.shape for o in choices if o.name == found[0])
+            differing.append(f"{found[0]} is {left[found[0]]}, {path} wants {wanted}")
+        else:
+            chosen[path] = fitting[0]
+    unread = [f"{name} {shape}" for name, shape in left.items() if name not in used]
+    return Comparison(chosen, layout, unread, missing, doubled, differing)
+
+
+def plan(
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Params,
+    kind: str,
+    ignore: Sequence[str] = (),
+) -> dict[str, str]:
+    """Returns {name in the file: path in our tree}, once everything matches.
+
+    Works on shapes alone, so a wrong file is refused before any weight is read. Where
+    one tensor fills several leaves (queries, keys and values), the last is named.
+
+    Args:
+      shapes: {name in the file: shape}.
+      target, kind, ignore: as in `from_published`.
+
+    Raises:
+      ValueError: lists tensors nobody wants, leaves nobody fills, leaves that two
+        tensors fill, and shapes that differ, each with its shape.
+    """
+    found = _matched(shapes, target, kind, ignore)
+    return {origin.name: path for path, origin in found.items()}
 
 
 def from_published(
@@ -103,7 +127,7 @@ def from_published(
     """Builds our tree from tensors under published names.
 
     Args:
-      published: {name: array}.
+      published: {name: array}, in any of `layouts.LAYOUTS`.
       target: nested dict of anything with a shape, e.g. `jax.eval_shape` of our init.
       kind: a key of `KINDS`.
       dtype: floating leaves are cast to it; None keeps theirs.
@@ -117,8 +141,14 @@ def from_published(
       ValueError: names or shapes do not match; the message lists them.
     """
     shapes = {name: tuple(np.shape(value)) for name, value in published.items()}
-    paths = plan(shapes, target, kind, ignore)
-    return _assemble(published.items(), paths, dtype)
+    flat = {}
+    for path, origin in _matched(shapes, target, kind, ignore).items():
+        index, count = origin.part
+        rows = np.asarray(published[origin.name])
+        if count > 1:
+            rows = np.split(rows, count)[index]
+        flat[path] = layouts.inward(weights.cast(rows, dtype, origin.name), origin)
+    return trees.unflatten(flat)
 
 
 def to_published(tree: Params, kind: str) -> dict[str, np.ndarray]:
@@ -128,64 +158,7 @@ def to_published(tree: Params, kind: str) -> dict[str, np.ndarray]:
       tree: nested dict of arrays, host or device.
       kind: a key of `KINDS`.
     """
-    _kind(kind)
-    return {
-        published_names(path, kind)[0]: _outward(path, np.asarray(leaf))
-        for path, leaf in trees.flatten(tree).items()
-    }
-
-
-def plan(
-    shapes: Mapping[str, tuple[int, ...]],
-    target: Params,
-    kind: str,
-    ignore: Sequence[str] = (),
-) -> dict[str, str]:
-    """Returns {published name: path in our tree}, once everything matches.
-
-    Works on shapes alone, so a wrong file is refused before any weight is read.
-
-    Args:
-      shapes: {published name: shape}.
-      target, kind, ignore: as in `from_published`.
-
-    Raises:
-      ValueError: lists tensors nobody wants, leaves nobody fills, leaves that two
-        tensors fill, and shapes that differ, each with its shape.
-    """
-    _kind(kind)
-    skipped = [re.compile(pattern) for pattern in (*_BUFFERS, *ignore)]
-    left = {
-        name: shape
-        for name, shape in shapes.items()
-        if not any(pattern.fullmatch(name) for pattern in skipped)
-    }
-    paths, missing, doubled, differing = {}, [], [], []
-    for path, leaf in trees.flatten(target).items():
-        wanted = _outward_shape(path, tuple(leaf.shape))
-        names = published_names(path, kind)
-        found = [name for name in names if name in left]
-        if not found:
-            missing.append(f"{' or '.join(names)} {wanted} for {path}")
-        elif len(found) > 1:
-            doubled.append(f"{' and '.join(found)} for {path}")
-        elif left[found[0]] != wanted:
-            differing.append(f"{found[0]} is {left[found[0]]}, {path} wants {wanted}")
-        paths |= dict.fromkeys(found, path)
-    unread = [f"{name} {left[name]}" for name in left if name not in paths]
-    problems = {
-        "in the weights but not in the model": unread,
-        "in the model but not in the weights": missing,
-        "twice in the weights": doubled,
-        "of another shape": differing,
-    }
-    if any(problems.values()):
-        listed = "".join(_listing(*problem) for problem in problems.items())
-        raise ValueError(
-            f"the weights are not those of this {kind}; check that its config.json "
-            f"belongs to them{listed}"
-        )
-    return paths
+    return {name: np.asarray(leaf) for name, leaf in _outward(tree, kind).items()}
 
 
 def load_config(directory: Path, component: str = "") -> dict[str, Any]:
@@ -205,7 +178,7 @@ def load_config(directory: Path, component: str = "") -> dict[str, Any]:
         weight_file = "" if component in _CONFIG_NAMES else " and a .safetensors file"
         raise ValueError(
             f"{path} is missing; wanted {path.name}{weight_file} in {folder}; "
-            f"{_contents(folder)}"
+            f"{weight_files.contents(folder)}"
         )
     config = record.read_json(path)
     if not isinstance(config, dict):
@@ -219,28 +192,42 @@ def load_params(
     target: Params,
     dtype: Any = np.float32,
     ignore: Sequence[str] = (),
+    place: Place | Sharding | Mapping[str, Any] | None = None,
+    variant: str | None = None,
 ) -> dict[str, Any]:
     """Reads published weights into the shape of `target`, one tensor at a time.
+
+    Host memory holds the result, where it stays on the host, and one tensor; the large
+    ones come first, so that the peak is little above the result.
 
     Args:
       directory_or_file: the component's own directory (`<pipeline>/unet`), where the
         kind's usual file is looked for, single before sharded; or a weight file or
         index of any name.
       kind, target, dtype, ignore: as in `from_published`.
+      place: where each leaf goes as soon as it is read: a sharding for all, a tree of
+        shardings like `target` (`parallel.rules.shardings`), or a function of path and
+        host array; None leaves it on the host.
+      variant: such as "fp16", of the file's name.
 
     Returns:
-      Nested dict of NumPy arrays on the host, for the caller to place.
+      Nested dict of what `place` returned, or of NumPy arrays.
 
     Raises:
       ValueError: no weight file, a damaged one, or one of another model.
     """
-    path = _weight_file(Path(directory_or_file), kind)
-    shapes = weights.shapes(path)
+    path = weight_files.locate(Path(directory_or_file), kind, variant)
+    tensors = weights.tensors(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
-        paths = plan(shapes, target, kind, ignore)
+        found = _matched(shapes, target, kind, ignore)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    return _assemble(weights.stream(path), paths, dtype)
+    put = _placer(place, target)
+    flat: dict[str, Any] = dict.fromkeys(found)
+    for leaf in sorted(found, key=lambda leaf: -tensors[found[leaf].name].nbytes):
+        flat[leaf] = put(leaf, _fetch(tensors, found[leaf], dtype))
+    return trees.unflatten(flat)
 
 
 def save_component(
@@ -250,90 +237,104 @@ def save_component(
     tree: Params,
     kind: str,
     dtype: Any = None,
+    format: str = "safetensors",
+    shard_bytes: int | None = None,
 ) -> None:
-    """Writes config.json and weights as the PyTorch classes' `from_pretrained` reads.
+    """Writes config.json and weights as the published classes' `from_pretrained` reads.
 
     Args:
       directory: the pipeline's directory; the model's own if `component` is "".
       component: the folder below it.
       config: what config.json shall hold; the class name is added where it lacks one.
-      tree: our parameters.
+      tree: our parameters, host or device; one leaf at a time is fetched.
       kind: a key of `KINDS`.
       dtype: float16 or bfloat16 for a smaller file; None keeps the tree's.
+      format: "safetensors" for the PyTorch classes, "flax" for the Flax ones.
+      shard_bytes: the most bytes of one safetensors file; None writes one.
+
+    Raises:
+      ValueError: an unknown format, or a value that `dtype` cannot hold.
     """
     folder = Path(directory) / component
-    layout = _kind(kind)
-    path = folder / f"{layout.stem}.safetensors"
-    weights.write(path, to_published(tree, kind), dtype, metadata={"format": "pt"})
+    layout = weight_files.kind_of(kind)
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}; wanted one of {FORMATS}")
+    if format == "flax":
+        weights.write_flax(folder / f"{layout.flax_stem}.msgpack", tree, dtype)
+    else:
+        path, metadata = folder / f"{layout.stem}.safetensors", {"format": "pt"}
+        weights.write(path, _outward(tree, kind), dtype, metadata, shard_bytes)
     record.write_json(folder / "config.json", {**layout.identity, **config})
 
 
-def _kind(kind: str) -> Kind:
-    if kind not in KINDS:
-        raise ValueError(f"kind={kind!r}; wanted one of {sorted(KINDS)}")
-    return KINDS[kind]
+def _matched(
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Params,
+    kind: str,
+    ignore: Sequence[str],
+) -> dict[str, Origin]:
+    found = compare(shapes, target, kind, ignore)
+    problems = {
+        "in the weights but not in the model": found.unread,
+        "in the model but not in the weights": found.missing,
+        "twice in the weights": found.doubled,
+        "of another shape": found.differing,
+    }
+    if any(problems.values()):
+        listed = "".join(_listing(*problem) for problem in problems.items())
+        raise ValueError(
+            f"the weights are not those of this {kind}; check that its config.json "
+            f"belongs to them{listed}"
+        )
+    return found.origins
 
 
-def _permutation(path: str, num_axes: int) -> tuple[int, ...] | None:
-    """Axes of our leaf in published order, or None where the layouts agree."""
-    if not path.endswith("/kernel"):
-        return None
-    if num_axes == 2:
-        return (1, 0)
-    if num_axes == 4:
-        return (3, 2, 0, 1)
-    raise ValueError(f"{path} has {num_axes} axes; wanted a kernel with 2 or 4")
+def _fetch(tensors: Mapping[str, Stored], origin: Origin, dtype: Any) -> np.ndarray:
+    array = stored.read(tensors[origin.name], origin.part)
+    return layouts.inward(weights.cast(array, dtype, origin.name), origin)
 
 
-def _outward(path: str, array: np.ndarray) -> np.ndarray:
-    axes = _permutation(path, array.ndim)
-    return array if axes is None else np.asarray(array.transpose(axes), order="C")
+def _placer(place: Any, target: Params) -> Place:
+    if place is None:
+        return lambda path, array: array
+    if isinstance(place, Sharding):
+        return lambda path, array: _on_devices(array, place)
+    if isinstance(place, Mapping):
+        shardings = trees.flatten(place)
+        differing = sorted(shardings.keys() ^ trees.flatten(target).keys())
+        if differing:
+            raise ValueError(f"place and target differ in {differing[:5]}")
+        return lambda path, array: _on_devices(array, shardings[path])
+    return place
 
 
-def _outward_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    axes = _permutation(path, len(shape))
-    return shape if axes is None else tuple(shape[axis] for axis in axes)
-
-
-def _inward(path: str, array: np.ndarray) -> np.ndarray:
-    axes = _permutation(path, array.ndim)
-    if axes is None:
-        return array
-    return np.asarray(array.transpose(np.argsort(axes)), order="C")
-
-
-def _assemble(
-    tensors: Iterable[tuple[str, Any]], paths: Mapping[str, str], dtype: Any
-) -> dict[str, Any]:
-    flat = {}
-    for name, value in tensors:
-        if name in paths:
-            array = weights.cast(np.asarray(value), dtype, name)
-            flat[paths[name]] = _inward(paths[name], array)
-    return trees.unflatten(flat)
-
-
-def _weight_file(path: Path, kind: str) -> Path:
-    """Finds the weight file of a component directory; a file stands for itself."""
-    stem = _kind(kind).stem
-    if path.is_file():
-        return path
-    single = path / f"{stem}.safetensors"
-    index = path / f"{stem}.safetensors{weights.INDEX_SUFFIX}"
-    for candidate in (single, index):
-        if candidate.is_file():
-            return candidate
-    raise ValueError(
-        f"{path} holds no {kind} weights; wanted {single.name} or {index.name} there, "
-        f"or the path of a weight file; {_contents(path)}"
+def _on_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Copies each device's part there and waits, so that the host part can go."""
+    leaf = jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.asarray(array[index])
     )
+    return jax.block_until_ready(leaf)
 
 
-def _contents(folder: Path) -> str:
-    if not folder.is_dir():
-        return f"{folder} is not a directory"
-    names = sorted(entry.name for entry in folder.iterdir())
-    return f"it holds {names[:_SHOWN] if names else 'nothing'}"
+def _outward(tree: Params, kind: str) -> dict[str, Computed]:
+    weight_files.kind_of(kind)
+    return {
+        published_names(path, kind)[0]: _outward_leaf(path, leaf)
+        for path, leaf in trees.flatten(tree).items()
+    }
+
+
+def _outward_leaf(path: str, leaf: Any) -> Computed:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    axes = layouts.outward_axes(path, len(leaf.shape))
+    if axes is None:
+        return Computed(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+    shape = tuple(leaf.shape[axis] for axis in axes)
+    return Computed(
+        shape,
+        leaf.dtype,
+        lambda: np.asarray(np.asarray(leaf).transpose(axes), order="C"),
+    )
 
 
 def _listing(title: str, items: Sequence[str]) -> str:

@@ -1,62 +1,81 @@
-"""Weight files on disk: safetensors, in one file or in shards beside an index.
+"""Weight files on disk: one file, or shards beside an index.
 
-An index, `<stem>.safetensors.index.json`, holds {"weight_map": {name: shard file}}; the
-shards lie beside it. Values come and go as NumPy arrays under the names in the file;
-what the names mean is `pretrained.py`'s business.
+| suffix                        | format              | module             |
+|-------------------------------|---------------------|--------------------|
+| `.safetensors`                | safetensors         | `safetensors_file` |
+| `.msgpack`                    | Flax's checkpoints  | `flax_msgpack`     |
+| `.bin`, `.pt`, `.pth`, `.ckpt`| PyTorch's archives  | `torch_archive`    |
+
+An index, `<file>.index.json`, holds {"weight_map": {name: shard file}}; the shards lie
+beside it. Values come and go as NumPy arrays under the names in the file; what the
+names mean is the business of `pretrained` and `layouts`.
 """
 
+import math
 import os
+import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import save_file
 
 from jaxanom import record
+from jaxanom.models import flax_msgpack, safetensors_file, stored, torch_archive
+from jaxanom.models.stored import Computed, Stored
 
 INDEX_SUFFIX = ".index.json"
+_INDEX = re.compile(r".*\.index(\.[\w-]+)?\.json")
+_READERS = {
+    ".safetensors": safetensors_file.tensors,
+    ".msgpack": flax_msgpack.tensors,
+    **dict.fromkeys((".bin", ".pt", ".pth", ".ckpt"), torch_archive.tensors),
+}
+
+
+def tensors(path: Path) -> dict[str, Stored]:
+    """Returns what a file, or all shards of an index, hold; no tensor is read.
+
+    Args:
+      path: a weight file, or an index of such files.
+
+    Raises:
+      ValueError: a file is missing, damaged or of an unknown format, or an index and
+        its shards disagree.
+    """
+    path = Path(path)
+    if not _INDEX.fullmatch(path.name):
+        return _reader(path)(path)
+    found = {}
+    for shard, expected in _shards(path).items():
+        here = _reader(shard)(shard)
+        if set(here) != expected:
+            differing = sorted(set(here) ^ expected)[:5]
+            raise ValueError(f"{shard} and its index disagree on tensors {differing}")
+        found |= here
+    return found
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    """Returns {name: shape} from the headers alone; no tensor is read.
-
-    Args:
-      path: a `.safetensors` file or a `.safetensors.index.json`.
-
-    Raises:
-      ValueError: a file is missing or damaged, or an index and its shards disagree.
-    """
-    found = {}
-    for shard, names in _shards(Path(path)).items():
-        with _opened(shard) as file:
-            for name in _checked_names(shard, file, names):
-                found[name] = tuple(file.get_slice(name).get_shape())
-    return found
+    """Returns {name: shape} from the headers alone; see `tensors`."""
+    return {name: tensor.shape for name, tensor in tensors(path).items()}
 
 
 def stream(path: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, array) one tensor at a time, so memory holds one beside the result.
 
     Args:
-      path: a `.safetensors` file or a `.safetensors.index.json`.
+      path: a weight file, or an index of such files.
       dtype: floating tensors are cast to it (float16 and bfloat16 files to float32, as
         a rule); None keeps the file's. Integers and bools stay as they are.
 
     Raises:
-      ValueError: as `shapes`; or a value does not fit into `dtype`.
+      ValueError: as `tensors`; or a value does not fit into `dtype`.
     """
-    for shard, names in _shards(Path(path)).items():
-        with _opened(shard) as file:
-            for name in _checked_names(shard, file, names):
-                try:
-                    array = file.get_tensor(name)
-                except (safetensors.SafetensorError, OSError, TypeError) as error:
-                    raise ValueError(f"{shard}: cannot read {name}: {error}") from error
-                yield name, cast(array, dtype, f"{shard}: {name}")
+    for name, tensor in tensors(path).items():
+        yield name, cast(stored.read(tensor), dtype, f"{tensor.path}: {name}")
 
 
 def read(path: Path, dtype: Any = None) -> dict[str, np.ndarray]:
@@ -78,7 +97,7 @@ def write(
 
     Args:
       path: the single file's name, ending in `.safetensors`; shards are named after it.
-      tensors: {name: array}, host or device.
+      tensors: {name: array}, host or device, or `Computed`; one at a time is made.
       dtype: floating tensors are cast to it, e.g. float16; None keeps theirs.
       metadata: strings for the header; {"format": "pt"} is what PyTorch readers want.
       shard_bytes: the most bytes of one shard; None writes one file.
@@ -94,7 +113,7 @@ def write(
     if path.suffix != ".safetensors":
         raise ValueError(f"{path} does not end in .safetensors; weights are only that")
     arrays = {
-        name: np.asarray(cast(np.asarray(value), dtype, f"{path}: {name}"), order="C")
+        name: pending(value, dtype, f"{path}: {name}")
         for name, value in tensors.items()
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,19 +125,61 @@ def write(
             "remove it, or write to another directory"
         )
     if len(groups) == 1:
-        _write_file(path, arrays, metadata)
+        _write_safetensors(path, arrays, metadata)
         return path
     weight_map = {}
     for number, names in enumerate(groups, start=1):
         shard = f"{path.stem}-{number:05d}-of-{len(groups):05d}.safetensors"
         chosen = {name: arrays[name] for name in names}
-        _write_file(path.with_name(shard), chosen, metadata)
+        _write_safetensors(path.with_name(shard), chosen, metadata)
         weight_map.update(dict.fromkeys(names, shard))
-    total = sum(array.nbytes for array in arrays.values())
+    total = sum(map(_num_bytes, arrays.values()))
     record.write_json(
         index, {"metadata": {"total_size": total}, "weight_map": weight_map}
     )
     return index
+
+
+def write_flax(path: Path, tree: Mapping[str, Any], dtype: Any = None) -> Path:
+    """Writes a nested dict as the libraries' Flax classes do, whole or not at all.
+
+    Args:
+      path: ends in `.msgpack`.
+      tree: leaves as in `write`.
+      dtype: as in `write`.
+
+    Raises:
+      ValueError: a value does not fit into `dtype`, or the name does not end right.
+    """
+    path = Path(path)
+    if path.suffix != ".msgpack":
+        raise ValueError(f"{path} does not end in .msgpack")
+
+    def prepare(value: Any, name: str) -> Any:
+        if isinstance(value, Mapping):
+            return {key: prepare(item, f"{name}/{key}") for key, item in value.items()}
+        return pending(value, dtype, name)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    leaves = prepare(tree, str(path))
+    _replace(path, lambda file: flax_msgpack.write(file, leaves))
+    return path
+
+
+def pending(value: Any, dtype: Any, name: str) -> Computed:
+    """Puts off fetching and casting one array until a writer asks for it.
+
+    Args:
+      value: array, host or device, or `Computed`.
+      dtype: as in `cast`.
+      name: what an error calls the array.
+    """
+    value = value if hasattr(value, "dtype") else np.asarray(value)
+    floating = jnp.issubdtype(value.dtype, jnp.floating)
+    final = value.dtype if dtype is None or not floating else dtype
+    return Computed(
+        value.shape, jnp.dtype(final), lambda: cast(np.asarray(value), dtype, name)
+    )
 
 
 def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
@@ -150,10 +211,16 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     return result
 
 
-def _shards(path: Path) -> dict[Path, set[str] | None]:
-    """Maps each file to read to the names an index expects there (None: any)."""
-    if not path.name.endswith(INDEX_SUFFIX):
-        return {path: None}
+def _reader(path: Path) -> Callable[[Path], dict[str, Stored]]:
+    if path.is_dir() or not path.exists():
+        raise ValueError(f"{path} is not a file; wanted weights")
+    if path.suffix not in _READERS:
+        raise ValueError(f"{path} is of no known format; known are {[*_READERS]}")
+    return _READERS[path.suffix]
+
+
+def _shards(path: Path) -> dict[Path, set[str]]:
+    """Maps each file that an index names to the tensors it promises there."""
     if not path.is_file():
         raise ValueError(f"{path} is not a file; wanted a weight index")
     index = record.read_json(path)
@@ -168,48 +235,37 @@ def _shards(path: Path) -> dict[Path, set[str] | None]:
     return dict(sorted(grouped.items()))
 
 
-def _opened(path: Path) -> Any:
-    """Opens one safetensors file as a context, or says which file is at fault."""
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; wanted safetensors weights")
-    try:
-        return safetensors.safe_open(path, framework="np")
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from (
-            error
-        )
+def _num_bytes(array: Computed) -> int:
+    return math.prod(array.shape) * array.dtype.itemsize
 
 
-def _checked_names(path: Path, file: Any, expected: set[str] | None) -> list[str]:
-    """Returns the names in a file once they are those its index promised."""
-    names = list(file.keys())
-    if expected is not None and set(names) != expected:
-        differing = sorted(set(names) ^ expected)[:5]
-        raise ValueError(f"{path} and its index disagree on tensors {differing}")
-    return names
-
-
-def _group(arrays: Mapping[str, np.ndarray], limit: int | None) -> list[list[str]]:
+def _group(arrays: Mapping[str, Computed], limit: int | None) -> list[list[str]]:
     """Splits names, in order, into runs of at most `limit` bytes each."""
     groups: list[list[str]] = [[]]
     size = 0
     for name, array in arrays.items():
-        if limit is not None and groups[-1] and size + array.nbytes > limit:
+        if limit is not None and groups[-1] and size + _num_bytes(array) > limit:
             groups.append([])
             size = 0
         groups[-1].append(name)
-        size += array.nbytes
+        size += _num_bytes(array)
     return groups
 
 
-def _write_file(
-    path: Path, arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None
+def _write_safetensors(
+    path: Path, arrays: Mapping[str, Computed], metadata: Mapping[str, str] | None
 ) -> None:
+    _replace(path, lambda file: safetensors_file.write(file, arrays, metadata or {}))
+
+
+def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
     """Writes one file under a temporary name beside it, then renames."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
     try:
-        save_file(dict(arrays), temporary, metadata=dict(metadata or {}))
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+        # Temporary files are private; weights are for whoever may read their folder.
+        os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxanom import record, trees
-from jaxanom.models import clip, pretrained, unet, vae, weights
+from jaxanom.models import clip, pretrained, stored, unet, vae, weights
 
 UNET = unet.UNetConfig(
     sample_size=8,
@@ -348,7 +348,7 @@ def test_a_wrong_file_is_refused_before_any_weight_is_read(tmp_path, monkeypatch
     kind, target = abstract("text tower")
     pretrained.save_component(tmp_path, "", {}, drawn(target), kind)
     target["text_model"]["final_layer_norm"].pop("bias")
-    monkeypatch.setattr(weights, "stream", lambda *_: pytest.fail("read weights"))
+    monkeypatch.setattr(stored, "read", lambda *_: pytest.fail("read weights"))
     with pytest.raises(
         ValueError,
         match=r"model\.safetensors: .*\n.*\n  text_model\."
@@ -370,7 +370,7 @@ def test_missing_parts_are_errors_that_name_the_wanted_files(tmp_path):
     (tmp_path / "unet").mkdir()
     with pytest.raises(ValueError, match="it holds nothing"):
         pretrained.load_config(tmp_path, "unet")
-    (tmp_path / "unet" / "diffusion_pytorch_model.bin").touch()
+    (tmp_path / "unet" / "other_pytorch_model.bin").touch()
     with pytest.raises(
         ValueError,
         match=r"no unet weights; wanted diffusion_pytorch_model\.safetensors or "

@@ -5,7 +5,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxanom import record
-from jaxanom.models import weights
+from jaxanom.models import stored, weights
 
 
 def tensors():
@@ -64,6 +64,22 @@ def test_shards_equal_the_single_file_and_respect_the_limit(tmp_path):
     assert weights.shapes(index) == {k: v.shape for k, v in tensors().items()}
 
 
+def test_shards_of_a_variant_and_of_another_format_load_through_their_index(tmp_path):
+    halves = [{"a": np.ones(3, np.float32)}, {"b": np.zeros((2, 2), np.float16)}]
+    for suffix, index in (
+        (".safetensors", "m.safetensors.index.fp16.json"),
+        (".msgpack", "m.msgpack.index.json"),
+    ):
+        names = [f"m.fp16-0000{i}-of-00002{suffix}" for i in (1, 2)]
+        weight_map = {}
+        for name, half in zip(names, halves, strict=True):
+            write = weights.write if suffix == ".safetensors" else weights.write_flax
+            write(tmp_path / name, half)
+            weight_map |= dict.fromkeys(half, name)
+        record.write_json(tmp_path / index, {"weight_map": weight_map})
+        assert_same(weights.read(tmp_path / index), halves[0] | halves[1])
+
+
 def test_few_enough_bytes_stay_one_file(tmp_path):
     path = tmp_path / "w.safetensors"
     assert weights.write(path, tensors(), shard_bytes=10_000) == path
@@ -105,16 +121,32 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
     path = weights.write(tmp_path / "w.safetensors", tensors())
     before = path.read_bytes()
 
-    def fail(arrays, filename, metadata):
-        with open(filename, "wb") as file:
-            file.write(b"half a file")
+    def fail(file, arrays, metadata):
+        file.write(b"half a file")
         raise OSError("disk full")
 
-    monkeypatch.setattr(weights, "save_file", fail)
+    monkeypatch.setattr(weights.safetensors_file, "write", fail)
     with pytest.raises(OSError, match="disk full"):
         weights.write(path, {"other": np.zeros(3, np.float32)})
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_value_that_fails_half_way_leaves_nothing(tmp_path):
+    def fail():
+        raise RuntimeError("the device is gone")
+
+    values = tensors() | {"a.late": stored.Computed((2,), np.float32, fail)}
+    with pytest.raises(RuntimeError, match="device is gone"):
+        weights.write(tmp_path / "w.safetensors", values)
+    with pytest.raises(RuntimeError, match="device is gone"):
+        weights.write_flax(tmp_path / "w.msgpack", {"a": values})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_written_file_is_readable_by_all_who_may_read_its_folder(tmp_path):
+    path = weights.write(tmp_path / "w.safetensors", tensors())
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_file_is_replaced_but_never_shadows_or_mixes_with_shards(tmp_path):
@@ -159,6 +191,11 @@ def test_a_missing_file_is_a_value_error_that_names_it(tmp_path, name):
 
 
 def test_a_directory_and_other_formats_are_refused(tmp_path):
+    (tmp_path / "w.h5").touch()
+    with pytest.raises(ValueError, match=r"w\.h5 is of no known format.*\.msgpack"):
+        weights.read(tmp_path / "w.h5")
+    with pytest.raises(ValueError, match="does not end in"):
+        weights.write_flax(tmp_path / "w.safetensors", tensors())
     with pytest.raises(ValueError, match="is not a file"):
         weights.read(tmp_path)
     with pytest.raises(ValueError, match="does not end in"):

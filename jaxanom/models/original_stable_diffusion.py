@@ -1,0 +1,214 @@
+"""The names of latent-diffusion's own checkpoints: one file, all networks.
+
+`model.diffusion_model.` is the UNet, `first_stage_model.` the autoencoder and
+`cond_stage_model.` the text tower: in Stable Diffusion 1 under transformers' names, in
+2 under OpenCLIP's. The networks number their blocks in one list; diffusers nests them
+by resolution.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+TEXT, OPEN_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
+_PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."}
+# What training left beside the networks: averages, noise levels, discriminators.
+_TRAINING = (
+    r"model_ema\..*",
+    r"(first_stage_model\.)?loss\..*",
+    r"(first_stage_model\.)?model_ema\..*",
+    r"(betas|alphas_cumprod(_prev)?|sqrt_.*|log_one_minus_.*|posterior_.*)",
+    r"(lvlb_weights|logvar|scale_factor|global_step)",
+)
+_UNET_ENDS = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.resnets.0": "middle_block.0",
+    "mid_block.attentions.0": "middle_block.1",
+    "mid_block.resnets.1": "middle_block.2",
+}
+_UNET_RESIDUAL = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_BLOCK = re.compile(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.+)")
+_VAE_WORDS = (
+    ("mid_block.resnets.0", "mid.block_1"),
+    ("mid_block.resnets.1", "mid.block_2"),
+    ("mid_block.attentions.0", "mid.attn_1"),
+    ("conv_norm_out", "norm_out"),
+    ("conv_shortcut", "nin_shortcut"),
+    ("downsamplers.0", "downsample"),
+    ("upsamplers.0", "upsample"),
+    (".group_norm.", ".norm."),
+    (".to_q.", ".q."),
+    (".to_k.", ".k."),
+    (".to_v.", ".v."),
+    (".to_out.0.", ".proj_out."),
+    (".resnets.", ".block."),
+)
+
+
+def recognises(names: Collection[str]) -> bool:
+    """Says whether a file's tensor names are these; a lone autoencoder counts too."""
+    lone = "encoder.down.0.block.0.norm1.weight"
+    return lone in names or any(
+        name.startswith(tuple(_PREFIXES.values())) for name in names
+    )
+
+
+def prefixes(kind: str) -> tuple[str, ...]:
+    """Returns the prefixes a network's names may have in such a file."""
+    if kind not in _PREFIXES:
+        raise ValueError(
+            f"a Stable Diffusion checkpoint has no {kind}; it has {[*_PREFIXES]}"
+        )
+    return (_PREFIXES[kind], "") if kind == "vae" else (_PREFIXES[kind],)
+
+
+def names(published: Collection[str], kind: str) -> dict[str, str]:
+    """Returns {published name: original name} of a whole network, without prefix.
+
+    Args:
+      published: every name of the network; how many blocks it has is read off them.
+      kind: "unet", "vae" or "text_encoder"; the last keeps its names here.
+
+    Raises:
+      ValueError: the checkpoint has no such network.
+    """
+    prefixes(kind)
+    if kind == "unet":
+        return _unet_names(published)
+    if kind == "vae":
+        last = max(_numbers(published, r"encoder\.down_blocks\.(\d+)\."), default=0)
+        return {name: _vae_name(name, last) for name in published}
+    return {name: name for name in published}
+
+
+def left_out(kind: str, leaves: Collection[str]) -> list[str]:
+    """Returns patterns of what a checkpoint holds beside one network.
+
+    Stable Diffusion 2 conditions on the states before OpenCLIP's last layer. diffusers
+    drops that layer; where the tower wanted ends one layer early, it is left out here.
+    """
+    others = [prefix for name, prefix in _PREFIXES.items() if name != kind]
+    patterns = [*_TRAINING, *(re.escape(prefix) + ".*" for prefix in others)]
+    if kind == "text_encoder":
+        numbers = _numbers(leaves, r"text_model/encoder/layers/(\d+)/")
+        unused = max(numbers, default=-1) + 1
+        text = re.escape(OPEN_TEXT)
+        patterns += [
+            rf"{text}transformer\.resblocks\.{unused}\..*",
+            rf"{text}(text_projection|logit_scale|attn_mask)",
+            r"cond_stage_model\.logit_scale",
+        ]
+    return patterns
+
+
+def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
+    """Tells Stable Diffusion 1 from 2 by shapes and returns their config.json dicts.
+
+    Args:
+      shapes: {original name: shape} of a whole checkpoint.
+
+    Returns:
+      {"unet": ..., "vae": ..., "text_encoder": ...}.
+
+    Raises:
+      ValueError: it is neither; the message says what was found.
+    """
+    probe = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    found, entry = shapes.get(probe), shapes.get(f"{UNET}input_blocks.0.0.weight")
+    if found not in ((320, 768), (320, 1024)) or entry is None:
+        raise ValueError(
+            f"{probe} is {found}; only Stable Diffusion 1 (320, 768) and 2 (320, 1024) "
+            "are known as single files. Convert others to a diffusers directory"
+        )
+    second = found[1] == 1024
+    unet = {
+        "in_channels": entry[1],
+        "cross_attention_dim": found[1],
+        # diffusers' misnomer: this is the number of heads.
+        "attention_head_dim": [5, 10, 20, 20] if second else 8,
+        "use_linear_projection": second,
+    }
+    vae = {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "sample_size": 512,
+    }
+    text = {
+        "hidden_size": found[1],
+        "intermediate_size": 4 * found[1],
+        "num_attention_heads": found[1] // 64,
+        "num_hidden_layers": 23 if second else 12,
+        "hidden_act": "gelu" if second else "quick_gelu",
+        "projection_dim": 512 if second else 768,
+    }
+    return {"unet": unet, "vae": vae, "text_encoder": text}
+
+
+def _unet_names(published: Collection[str]) -> dict[str, str]:
+    numbers = _numbers(published, r"down_blocks\.0\.resnets\.(\d+)\.")
+    per_block = max(numbers, default=0) + 1
+    attending = set(_numbers(published, r"up_blocks\.(\d+)\.attentions\."))
+    found = {}
+    for name in published:
+        block = _BLOCK.fullmatch(name)
+        if block is None:
+            stem = next(
+                (stem for stem in _UNET_ENDS if name.startswith(stem + ".")), ""
+            )
+            rest = name.removeprefix(stem + ".")
+            start = _UNET_ENDS.get(stem, stem)
+            found[name] = f"{start}.{_in_residual(rest)}" if stem else name
+            continue
+        way, level, part, index, rest = block.groups()
+        level, index = int(level), int(index)
+        if way == "down":
+            place = 1 + level * (per_block + 1) + index
+            if part == "downsamplers":
+                place, rest = (level + 1) * (per_block + 1), _after_dot(rest, "op")
+            slot = 1 if part == "attentions" else 0
+            start = f"input_blocks.{place}.{slot}"
+        else:
+            place = level * (per_block + 1) + index
+            slot = 1 if part == "attentions" else 0
+            if part == "upsamplers":
+                place = level * (per_block + 1) + per_block
+                slot = 2 if level in attending else 1
+            start = f"output_blocks.{place}.{slot}"
+        found[name] = f"{start}.{_in_residual(rest) if part == 'resnets' else rest}"
+    return found
+
+
+def _in_residual(rest: str) -> str:
+    module, _, leaf = rest.partition(".")
+    return f"{_UNET_RESIDUAL[module]}.{leaf}" if module in _UNET_RESIDUAL else rest
+
+
+def _after_dot(rest: str, word: str) -> str:
+    return f"{word}.{rest.partition('.')[2]}"
+
+
+def _vae_name(name: str, last: int) -> str:
+    for word, original in _VAE_WORDS:
+        name = name.replace(word, original)
+    name = re.sub(r"\bdown_blocks\.", "down.", name)
+    return re.sub(
+        r"\bup_blocks\.(\d+)", lambda found: f"up.{last - int(found[1])}", name
+    )
+
+
+def _numbers(names: Collection[str], pattern: str) -> list[int]:
+    return [int(found[1]) for name in names if (found := re.match(pattern, name))]

@@ -1,0 +1,125 @@
+"""One tensor in a file: what the header says of it, and where its bytes lie.
+
+The readers of the formats return {name: Stored} without touching a value. `read` then
+fetches the bytes of one tensor, or of some of its rows, into memory of its own. Files
+are not mapped: mapped pages of a checkpoint of some gigabytes would stay in memory
+beside the parameters made of them.
+"""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Stored(NamedTuple):
+    """Where one tensor is.
+
+    Attributes:
+      path: the file.
+      shape, dtype: of the tensor.
+      pieces: (offset, number of bytes) of its parts in the file, in order.
+      strides: steps between values along each axis, counted in values; None where the
+        values lie in C order.
+    """
+
+    path: Path
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: tuple[tuple[int, int], ...]
+    strides: tuple[int, ...] | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensor once read."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+class Computed:
+    """An array that is made when it is asked for, such as a transposed leaf.
+
+    Writers look at `shape` and `dtype` first and take one array at a time, so that no
+    second copy of all parameters exists.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: Any, make: Callable[[], Any]):
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self._make = make
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """Makes the array."""
+        return np.asarray(self._make(), dtype)
+
+
+def read(tensor: Stored, part: tuple[int, int] = (0, 1)) -> np.ndarray:
+    """Reads a tensor, or one of several equal runs of its rows.
+
+    Args:
+      tensor: from one of the readers.
+      part: (i, n), the i-th of n runs of the leading axis; (0, 1) is the whole.
+
+    Returns:
+      A writable array that nothing else refers to.
+
+    Raises:
+      ValueError: the file ends early (it changed since its header was read), or the
+        rows do not divide.
+    """
+    index, count = part
+    if count == 1:
+        return _strided(tensor, _bytes(tensor, 0, _span(tensor)))
+    rows = tensor.shape[0] if tensor.shape else 1
+    if rows % count:
+        raise ValueError(f"{tensor.path}: {rows} rows do not split into {count} parts")
+    if tensor.strides is not None:
+        step = rows // count
+        return read(tensor)[index * step : (index + 1) * step].copy()
+    size = tensor.nbytes // count
+    array = _bytes(tensor, index * size, size).view(tensor.dtype)
+    return array.reshape(rows // count, *tensor.shape[1:])
+
+
+def _span(tensor: Stored) -> int:
+    """Bytes from the first value to the last, which strides may spread."""
+    if tensor.strides is None or 0 in tensor.shape:
+        return tensor.nbytes
+    steps = zip(tensor.shape, tensor.strides, strict=True)
+    last = sum((size - 1) * stride for size, stride in steps)
+    return (last + 1) * tensor.dtype.itemsize
+
+
+def _strided(tensor: Stored, raw: np.ndarray) -> np.ndarray:
+    values = raw.view(tensor.dtype)
+    if tensor.strides is None or 0 in tensor.shape:
+        return values.reshape(tensor.shape)
+    strides = [step * tensor.dtype.itemsize for step in tensor.strides]
+    view = np.lib.stride_tricks.as_strided(values, tensor.shape, strides)
+    return view.copy(order="C")
+
+
+def _bytes(tensor: Stored, start: int, size: int) -> np.ndarray:
+    """Reads `size` bytes that begin `start` bytes into the pieces laid end to end."""
+    raw = np.empty(size, np.uint8)
+    filled = 0
+    with tensor.path.open("rb", buffering=0) as file:
+        for offset, length in tensor.pieces:
+            skipped = min(start, length)
+            start -= skipped
+            wanted = min(length - skipped, size - filled)
+            file.seek(offset + skipped)
+            target = memoryview(raw)[filled : filled + wanted]
+            while target:
+                got = file.readinto(target)
+                if not got:
+                    raise ValueError(
+                        f"{tensor.path} ends at {file.tell()} bytes, in the middle of "
+                        "a tensor; copy it again"
+                    )
+                target = target[got:]
+            filled += wanted
+    if filled != size:
+        raise ValueError(f"{tensor.path} holds {filled} of {size} bytes of a tensor")
+    return raw

@@ -1,0 +1,214 @@
+"""What the pickle in a file of PyTorch weights describes, without unpickling it.
+
+A pickle is a program for a stack machine, and Python's would run whatever it names. The
+machine below knows only the instructions that build dicts, lists, tuples, numbers and
+names; it imports nothing and calls nothing. A name other than those of `_NAMES`, and
+any use of one that does not make a tensor or an ordered dict, is refused.
+"""
+
+import pickletools
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+_STORAGES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": jnp.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_DICT = "collections.OrderedDict"
+_TENSOR = "torch._utils._rebuild_tensor_v2"
+_PARAMETER = "torch._utils._rebuild_parameter"
+_NAMES = {_DICT, _TENSOR, _PARAMETER, *(f"torch.{name}" for name in _STORAGES)}
+_CONSTANTS = {
+    "NONE": None,
+    "NEWTRUE": True,
+    "NEWFALSE": False,
+    "EMPTY_TUPLE": (),
+}
+_NUMBERS_AND_TEXT = {
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE"),
+}
+_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+MOST_BYTES = 64 * 2**20
+_MARK = object()
+
+
+class _Name(NamedTuple):
+    """A dotted name that the pickle mentions; never looked up."""
+
+    text: str
+
+
+class Storage(NamedTuple):
+    """One file of values within the archive."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+class View(NamedTuple):
+    """A tensor: part of a storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def run(program: bytes) -> Any:
+    """Executes the harmless instructions of a pickle and returns what they build.
+
+    Args:
+      program: the whole pickle.
+
+    Returns:
+      Dicts, lists, tuples, numbers, text, and `View` for every tensor.
+
+    Raises:
+      ValueError: an instruction or a name that tensors do not need, or a damaged
+        program. Nothing of it was executed.
+    """
+    if len(program) > MOST_BYTES:
+        raise ValueError(f"data.pkl is larger than {MOST_BYTES} bytes")
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    try:
+        for code, argument, position in pickletools.genops(program):
+            if code.name == "STOP":
+                return stack.pop()
+            _step(code.name, argument, position, stack, memo)
+    except (IndexError, KeyError, TypeError) as error:
+        raise ValueError(f"data.pkl is damaged: {error!r}") from error
+    raise ValueError("data.pkl is cut short")
+
+
+def _step(
+    code: str, argument: Any, position: int, stack: list[Any], memo: dict[int, Any]
+) -> None:
+    """Executes one instruction; refuses all that are not listed here."""
+    if code in ("PROTO", "FRAME"):
+        return
+    if code in _NUMBERS_AND_TEXT:
+        stack.append(argument)
+    elif code in _CONSTANTS:
+        stack.append(_CONSTANTS[code])
+    elif code in ("EMPTY_DICT", "EMPTY_LIST"):
+        stack.append({} if code == "EMPTY_DICT" else [])
+    elif code == "MARK":
+        stack.append(_MARK)
+    elif code in ("BINPUT", "LONG_BINPUT"):
+        memo[argument] = stack[-1]
+    elif code == "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+    elif code in ("BINGET", "LONG_BINGET"):
+        stack.append(memo[argument])
+    elif code == "TUPLE":
+        stack.append(tuple(_above_mark(stack)))
+    elif code in _TUPLES:
+        stack.append(tuple(_last(stack, _TUPLES[code])))
+    elif code in ("SETITEM", "SETITEMS"):
+        items = _above_mark(stack) if code == "SETITEMS" else _last(stack, 2)
+        _set(stack[-1], items)
+    elif code in ("APPEND", "APPENDS"):
+        items = _above_mark(stack) if code == "APPENDS" else _last(stack, 1)
+        _wanted(stack[-1], list).extend(items)
+    elif code in ("GLOBAL", "STACK_GLOBAL"):
+        parts = argument.split(" ") if code == "GLOBAL" else _last(stack, 2)
+        stack.append(_name(".".join(parts), position))
+    elif code == "BINPERSID":
+        stack.append(_storage(stack.pop()))
+    elif code == "REDUCE":
+        arguments = stack.pop()
+        stack.append(_made(stack.pop(), arguments))
+    elif code == "BUILD":
+        # A module's state_dict carries version numbers as an attribute: not needed.
+        _wanted(stack.pop(), dict), _wanted(stack[-1], dict)
+    else:
+        raise ValueError(
+            f"instruction {code} at byte {position} of data.pkl is not one that "
+            "tensors need"
+        )
+
+
+def _last(stack: list[Any], count: int) -> list[Any]:
+    items = stack[-count:]
+    del stack[-count:]
+    return items
+
+
+def _above_mark(stack: list[Any]) -> list[Any]:
+    start = max(i for i, item in enumerate(stack) if item is _MARK)
+    items = stack[start + 1 :]
+    del stack[start:]
+    return items
+
+
+def _wanted(value: Any, kind: type) -> Any:
+    if type(value) is not kind:
+        raise ValueError(f"data.pkl uses a {type(value).__name__} as a {kind.__name__}")
+    return value
+
+
+def _set(target: Any, items: list[Any]) -> None:
+    keys, values = items[::2], items[1::2]
+    # Other keys would be hashed, which nested tuples can make take for ever.
+    if not all(type(key) in (str, int) for key in keys):
+        raise ValueError("data.pkl has a dict with keys other than text and integers")
+    _wanted(target, dict).update(zip(keys, values, strict=True))
+
+
+def _name(text: str, position: int) -> _Name:
+    if text not in _NAMES:
+        raise ValueError(
+            f"its data.pkl asks for {text!r} at byte {position}; a file of weights "
+            "needs tensors only, and nothing of this one was executed. If you trust "
+            "its source, save its state_dict as safetensors elsewhere"
+        )
+    return _Name(text)
+
+
+def _storage(value: Any) -> Storage:
+    """Reads ("storage", type, key, device, number of values)."""
+    if not (type(value) is tuple and len(value) == 5 and value[0] == "storage"):
+        raise ValueError("data.pkl has a persistent id that is no storage")
+    _, kind, key, _, count = value
+    name = kind.text.removeprefix("torch.") if isinstance(kind, _Name) else None
+    if name not in _STORAGES or type(key) is not str or not _is_count(count):
+        raise ValueError("data.pkl has a storage of no known kind")
+    return Storage(key, np.dtype(_STORAGES[name]), count)
+
+
+def _made(name: Any, arguments: Any) -> Any:
+    """Gives meaning to the three names that a file of weights may apply."""
+    if not isinstance(name, _Name) or type(arguments) is not tuple:
+        raise ValueError("data.pkl applies what is not a name")
+    if name.text == _DICT and not arguments:
+        return {}
+    if name.text == _PARAMETER and arguments and isinstance(arguments[0], View):
+        return arguments[0]
+    if name.text == _TENSOR and len(arguments) >= 4:
+        storage, offset, shape, strides = arguments[:4]
+        counts = (offset, *_wanted(shape, tuple), *_wanted(strides, tuple))
+        if (
+            isinstance(storage, Storage)
+            and all(map(_is_count, counts))
+            and len(shape) == len(strides)
+        ):
+            return View(storage, offset, shape, strides)
+    kinds = [type(argument).__name__ for argument in arguments]
+    raise ValueError(f"data.pkl applies {name.text} to {kinds}, which makes no tensor")
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
