@@ -52,7 +52,7 @@ def velocity(mesh: Mesh, axis: str, backend: str) -> Callable:
     def apply(field, state, particles, grad_log_p, embed=None, noise=None):
         if embed is not None:
             raise ValueError(
-                f"backend={backend!r} knows the kernel space 'ctx' only; for others set "
+                f"backend={backend!r} knows kernel_space 'ctx' only; set "
                 "config.app.backend='auto'"
             )
         if particles.shape[0] % size:
