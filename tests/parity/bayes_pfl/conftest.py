@@ -16,7 +16,13 @@ import pytest
 
 from jaxanom import trees
 from jaxanom.methods import bayes_pfl
-from jaxanom.methods.bayes_pfl import distributions, model, released, sentences
+from jaxanom.methods.bayes_pfl import (
+    distributions,
+    features,
+    model,
+    released,
+    sentences,
+)
 from jaxanom.models import clip
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
@@ -143,6 +149,17 @@ class Golden:
             "names": self.names(token_ids, length)._asdict(),
         }
 
+    @cached_property
+    def _look(self):
+        tower, layers = self.towers.image, self.options.layers
+        return jax.jit(
+            lambda params, image: features.look(tower, params, image, layers)
+        )
+
+    def features(self, image):
+        """Frozen features of images in [0, 1]."""
+        return self._look(self.clip_params, image)
+
     def images(self, normalised):
         """NCHW, normalised -> NHWC in [0, 1]."""
         config = self.towers.image.config
@@ -218,6 +235,6 @@ def golden():
 
 
 @pytest.fixture(autouse=True)
-def full_precision():
+def full_precision(quick_compiles):
     with jax.default_matmul_precision("highest"):
         yield

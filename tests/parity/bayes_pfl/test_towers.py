@@ -3,18 +3,13 @@
 import numpy as np
 import pytest
 
-from jaxanom.methods.bayes_pfl import distributions, features, objective, sentences
+from jaxanom.methods.bayes_pfl import distributions, objective, sentences
 from jaxanom.models import positions
 
 
 def test_image_features_and_patch_tokens(golden):
     arrays = golden.arrays("vision")
-    found = features.look(
-        golden.towers.image,
-        golden.clip_params,
-        golden.images(arrays["images"]),
-        golden.options.layers,
-    )
+    found = golden.features(golden.images(arrays["images"]))
     golden.close(found.image_features, arrays["image_features"])
     golden.close(found.patch_tokens, np.moveaxis(arrays["patch_tokens"], 0, 1))
 
