@@ -43,7 +43,7 @@ setup(
             "array_record>=0.8.6",
             "grain>=0.2.18",
         ],
-        "hf": ["transformers==4.57.6", "diffusers==0.39.0"],
+        "hf": ["transformers==4.57.6", "diffusers==0.39.0", "huggingface_hub>=0.36"],
         "test": ["pytest>=9", "scikit-learn>=1.5"],
         "bench": ["torch==2.13.0", "accelerate>=1.15", "scikit-learn>=1.5"],
     },

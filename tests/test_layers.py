@@ -55,6 +55,7 @@ LAZY = {
     "tokenizers": {"models/tokenizer.py"},
     "tqdm": {"training/loop.py", "methods/defect_generation/drawing.py"},
     "matplotlib": {"report/figures.py"},
+    "huggingface_hub": {"models/hub.py"},
 }
 NEVER = ("torch", "transformers", "diffusers", "sklearn", "tensorflow")
 

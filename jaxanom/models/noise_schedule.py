@@ -1,0 +1,135 @@
+"""What a published scheduler_config.json says of the noise a network was trained on.
+
+diffusers' schedulers mix two things in one file: the noise levels and what the network
+predicts, which belong to the weights, and the options of one solver. The first are read
+and honoured, the second left alone; what would change the levels in a way not
+implemented here is refused.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxanom.diffusion import schedules
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Defaults of diffusers' classes, for files that were written before a key existed.
+_SPACING = {
+    "DDIMScheduler": "leading",
+    "DDIMInverseScheduler": "leading",
+    "DDPMScheduler": "leading",
+    "PNDMScheduler": "leading",
+    "LCMScheduler": "leading",
+    "LMSDiscreteScheduler": "linspace",
+    "EulerDiscreteScheduler": "linspace",
+    "EulerAncestralDiscreteScheduler": "linspace",
+    "HeunDiscreteScheduler": "linspace",
+    "DPMSolverMultistepScheduler": "linspace",
+    "DPMSolverSinglestepScheduler": "linspace",
+    "UniPCMultistepScheduler": "linspace",
+}
+_FINAL_ALPHA_FIRST = ("PNDMScheduler",)
+_REFUSED = {
+    "rescale_betas_zero_snr": "noise levels that end in pure noise",
+    "clip_sample": "clipped latents",
+    "thresholding": "clipped latents",
+    "use_karras_sigmas": "other noise levels than those of training",
+    "use_exponential_sigmas": "other noise levels than those of training",
+    "use_beta_sigmas": "other noise levels than those of training",
+    "use_flow_sigmas": "flow matching",
+}
+_BETAS = ("beta_start", "beta_end", "beta_schedule")
+
+
+class NoiseSchedule(NamedTuple):
+    """Noise levels of a network, and how runs of few steps lie on them.
+
+    Attributes:
+      alphas_cumprod: [T] float64.
+      prediction_type: one of `PREDICTION_TYPES`.
+      spacing, steps_offset: as `schedules.levels` takes them.
+      final_alpha: as the tables of `schedules` take it.
+    """
+
+    alphas_cumprod: np.ndarray
+    prediction_type: str
+    spacing: str
+    steps_offset: int
+    final_alpha: str
+
+    def levels(self, num_steps: int) -> np.ndarray:
+        """Returns the noise levels of a run of S steps, int32 [S + 1]."""
+        # The offset belongs to one spacing; diffusers ignores it with the others.
+        offset = self.steps_offset if self.spacing == "leading" else 0
+        count = len(self.alphas_cumprod)
+        return schedules.levels(count, num_steps, self.spacing, offset)
+
+
+def read(raw: Mapping[str, Any], where: str | Path) -> NoiseSchedule:
+    """Reads the dict of a scheduler_config.json.
+
+    Args:
+      raw: the parsed file; keys of solvers are ignored.
+      where: the file, for messages.
+
+    Raises:
+      ValueError: a value that is unknown, not implemented, or contradicts another.
+    """
+    for name, meaning in _REFUSED.items():
+        if raw.get(name):
+            raise ValueError(
+                f"{where}: {name}={raw[name]!r} asks for {meaning}, which is not "
+                "implemented; set it to false, or use another checkpoint"
+            )
+    kind = raw.get("prediction_type", "epsilon")
+    if kind not in PREDICTION_TYPES:
+        raise ValueError(
+            f"{where}: prediction_type={kind!r}; wanted one of {PREDICTION_TYPES}"
+        )
+    final = "one" if _set_alpha_to_one(raw) else "first"
+    try:
+        alphas = _alphas(raw)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{where}: {error}") from error
+    spacing, offset = _spacing(raw, where), raw.get("steps_offset", 0)
+    if type(offset) is not int or not 0 <= offset < len(alphas):
+        raise ValueError(
+            f"{where}: steps_offset={offset!r}; wanted 0 to {len(alphas) - 1}"
+        )
+    return NoiseSchedule(alphas, kind, spacing, offset, final)
+
+
+def _alphas(raw: Mapping[str, Any]) -> np.ndarray:
+    count = raw.get("num_train_timesteps", 1000)
+    if type(count) is not int:
+        raise ValueError(f"num_train_timesteps={count!r}; wanted a count")
+    given = raw.get("trained_betas")
+    if given is None:
+        known = {name: raw[name] for name in _BETAS if raw.get(name) is not None}
+        return schedules.alphas_cumprod(count, **known)
+    betas = np.asarray(given, np.float64)
+    if betas.shape != (count,) or not np.all((betas > 0) & (betas < 1)):
+        raise ValueError(
+            f"trained_betas of shape {betas.shape} contradict num_train_timesteps="
+            f"{count}; wanted {count} values between 0 and 1"
+        )
+    return np.cumprod(1 - betas)
+
+
+def _set_alpha_to_one(raw: Mapping[str, Any]) -> bool:
+    default = raw.get("_class_name") not in _FINAL_ALPHA_FIRST
+    return bool(raw.get("set_alpha_to_one", default))
+
+
+def _spacing(raw: Mapping[str, Any], where: str | Path) -> str:
+    spacing = raw.get("timestep_spacing")
+    if spacing is None:
+        spacing = _SPACING.get(raw.get("_class_name", "DDIMScheduler"))
+    if spacing not in schedules.SPACINGS:
+        raise ValueError(
+            f"{where}: timestep_spacing={spacing!r} of {raw.get('_class_name')}; set "
+            f"it to one of {schedules.SPACINGS}"
+        )
+    return spacing

@@ -1,0 +1,137 @@
+"""Where one network of a checkpoint is: its config and its weights.
+
+A checkpoint is a directory in the layout of diffusers or transformers, a hub name of
+one, or a single file of weights. A single file in Stable Diffusion's or CLIP's original
+layout tells its config by its shapes; any other needs config.json beside it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxanom.models import (
+    hub,
+    layouts,
+    openai_clip,
+    original_stable_diffusion,
+    pretrained,
+    weight_files,
+    weights,
+)
+
+
+class Source(NamedTuple):
+    """One network.
+
+    Attributes:
+      config: its config.json, read or inferred.
+      weights: a directory with its weights, or the file itself.
+    """
+
+    config: dict[str, Any]
+    weights: Path
+
+
+def find(
+    name: str | Path, folders: Sequence[str], kind: str, variant: str | None = None
+) -> Source:
+    """Finds one network of a checkpoint, fetching it from the hub if need be.
+
+    Args:
+      name: a directory, a file, or a hub name.
+      folders: where the network may be in a directory, the likeliest first; "." is the
+        directory itself.
+      kind: a key of `pretrained.KINDS`.
+      variant: of the weight file, such as "fp16".
+
+    Raises:
+      ValueError: nothing there, no config.json, or a single file of unknown sizes.
+      ImportError: a hub name that is not cached, without `huggingface_hub`.
+    """
+    path = local(name, folders, kind, variant)
+    if path.is_file():
+        return Source(_config_of_file(path, kind), path)
+    folder = _folder(path, folders)
+    return Source(pretrained.load_config(path, folder), path / folder)
+
+
+def local(
+    name: str | Path,
+    folders: Sequence[str] = (".",),
+    kind: str | None = None,
+    variant: str | None = None,
+) -> Path:
+    """Returns the directory or file that a checkpoint's name stands for.
+
+    Args as in `find`; without `kind` only the JSON and text files are wanted.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if not hub.is_name(str(name)):
+        raise ValueError(
+            f"no backbone directory or file {path}; set config.model.directory to "
+            "'embedded', to a folder in diffusers' layout (unet/, vae/, text_encoder/, "
+            "...), to a file of weights, or to a hub name like owner/name"
+        )
+    small = [_below(folder, name) for folder in folders for name in ("*.json", "*.txt")]
+
+    def is_complete(snapshot: Path) -> bool:
+        inside = [snapshot / folder for folder in folders]
+        if kind is None:
+            return any(any(folder.glob("*.json")) for folder in inside)
+        return any(_has_weights(folder, kind, variant) for folder in inside)
+
+    groups = [small]
+    if kind is not None:
+        groups = [
+            [*small, *(_below(f, name) for f in folders for name in _patterns(group))]
+            for group in _by_format(weight_files.candidates(kind, variant))
+        ]
+    return hub.resolve(str(name), is_complete, groups)
+
+
+def _folder(path: Path, folders: Sequence[str]) -> str:
+    for folder in folders:
+        if (path / folder / "config.json").is_file():
+            return folder
+    return folders[0]
+
+
+def _config_of_file(path: Path, kind: str) -> dict[str, Any]:
+    beside = path.parent / "config.json"
+    shapes = weights.shapes(path)
+    layout = layouts.detect(shapes)
+    if beside.is_file():
+        return pretrained.load_config(path.parent)
+    if layout == "original":
+        configs = original_stable_diffusion.configs(shapes)
+        if kind in configs:
+            return configs[kind]
+    if layout == "openai" and kind in ("clip", "text_encoder", "image_encoder"):
+        return openai_clip.config(shapes)
+    raise ValueError(
+        f"{beside} is missing, and {path.name} (layout {layout!r}) does not tell the "
+        f"config of a {kind}; put the model's config.json beside it"
+    )
+
+
+def _has_weights(folder: Path, kind: str, variant: str | None) -> bool:
+    return (folder / "config.json").is_file() and any(
+        (folder / name).is_file() for name in weight_files.candidates(kind, variant)
+    )
+
+
+def _by_format(names: Sequence[str]) -> list[list[str]]:
+    """Groups a file with its index, so that one format is fetched and not all."""
+    return [list(names[i : i + 2]) for i in range(0, len(names), 2)]
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    single, index = names
+    stem, dot, suffix = single.rpartition(".")
+    return [single, index, f"{stem}-*-of-*{dot}{suffix}"]
+
+
+def _below(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"
