@@ -105,6 +105,8 @@ def add_generation(config):
             "autoencoder": "",  # "" takes each part from `directory`
             "text_encoder": "",
             "scheduler": "",
+            # "ours", or "hf_flax" for the libraries' own Flax classes (extra `hf`)
+            "implementation": "ours",
             "unet": "",  # a directory, or "scratch" for a new one of these sizes:
             "block_out_channels": (64, 128),
             "layers_per_block": 1,

@@ -56,6 +56,8 @@ LAZY = {
     "tqdm": {"training/loop.py", "methods/defect_generation/drawing.py"},
     "matplotlib": {"report/figures.py"},
     "huggingface_hub": {"models/hub.py"},
+    "diffusers": {"models/hf_libraries.py"},
+    "transformers": {"models/hf_libraries.py"},
 }
 NEVER = ("torch", "transformers", "diffusers", "sklearn", "tensorflow")
 

@@ -16,11 +16,20 @@ import numpy as np
 
 from jaxanom import record
 from jaxanom.diffusion import schedules, targets
-from jaxanom.models import clip, initialise, pretrained, tiny_autoencoder, unet, vae
+from jaxanom.models import (
+    clip,
+    hf_flax,
+    initialise,
+    pretrained,
+    tiny_autoencoder,
+    unet,
+    vae,
+)
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Params
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
+IMPLEMENTATIONS = ("ours", "hf_flax")
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "foundry"
 
 
@@ -155,6 +164,27 @@ def load_unet(directory: str | Path) -> Tower:
     return Tower(
         module, pretrained.load_params(path / "unet", "unet", shapes, jnp.float32)
     )
+
+
+def implemented(tower: Any, implementation: str) -> Any:
+    """Returns a tower with the module that computes it chosen; weights stay.
+
+    Args:
+      tower: a `Tower` or `TextEncoder` with a module of ours.
+      implementation: "ours", or "hf_flax" for the Flax class of diffusers or
+        transformers, a second opinion on the same weights.
+
+    Raises:
+      ValueError: an unknown name, or the library has no such network.
+    """
+    if implementation not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"config.model.implementation={implementation!r}; choose one of "
+            f"{IMPLEMENTATIONS}"
+        )
+    if implementation == "ours":
+        return tower
+    return tower._replace(module=hf_flax.adapt(tower.module))
 
 
 def small_unet(

@@ -14,6 +14,7 @@ Where the paper is silent or can be read in two ways, both are options:
 | prompt of the hole           | empty                        | any text              |
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -66,10 +67,15 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     ):
         if value not in known:
             raise ValueError(f"config.{key}={value!r}; choose one of {known}")
+    implementation = _implementation(config.model.implementation, settings)
     source = config.model.directory
-    autoencoder = backbones.load_autoencoder(config.model.autoencoder or source)
+    autoencoder = implementation(
+        backbones.load_autoencoder(config.model.autoencoder or source)
+    )
     grid = backbones.latent_grid(autoencoder, dataset.image_size)
-    text = backbones.load_text_encoder(config.model.text_encoder or source)
+    text = implementation(
+        backbones.load_text_encoder(config.model.text_encoder or source)
+    )
     network, fresh_params = _unet(config.model, autoencoder, text.width, config.seed)
     grids = unet.attention_resolutions(network.config, *grid)
     if text.width != network.config.cross_attention_dim:
@@ -87,6 +93,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     is_velocity = backbones.load_scheduler(scheduler)["prediction_type"] != "epsilon"
     dtype = jnp.dtype(config.model.dtype)
     compute = network.clone(dtype=dtype, remat=config.model.remat)
+    compute = implementation(backbones.Tower(compute, fresh_params)).module
     unet_apply = backbones.noise_apply(compute, scheduler)
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
@@ -132,6 +139,17 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     )
     phases = tuple(Phase(name, loss) for name in PHASES)
     return Method(init=init, phases=phases, encode=encode, generate=generate)
+
+
+def _implementation(name: str, settings: Any) -> Callable[[Any], Any]:
+    """Returns tower -> tower, computed by the implementation of that name."""
+    if name == "hf_flax" and settings.masked_attention:
+        raise ValueError(
+            "config.model.implementation='hf_flax' has no masked cross-attention; set "
+            "config.defect_generation.masked_attention=False, or "
+            "config.model.implementation='ours'"
+        )
+    return lambda tower: backbones.implemented(tower, name)
 
 
 def _unet(settings: Any, autoencoder: backbones.Tower, width: int, seed: int):
