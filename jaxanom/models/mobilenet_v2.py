@@ -1,0 +1,191 @@
+"""MobileNetV2 (arXiv 1801.04381) as a feature tower, batch norm folded in.
+
+Layers are named in the order of the published 8-bit graph: "L00" the stem, three
+convolutions a block (two in the first), "A00" ... the sums of the blocks with a
+shortcut, "L51" the last convolution and "L52" the classifier.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.models.backbones import Tower
+from jaxanom.types import Array, Params
+
+WEIGHTS = "mobilenet_v2_1.0_224_uint8.npz"
+SIZE = 224
+STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+"""Expansion, channels, blocks and first stride of every stage (table 2)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One convolution, or the sum that closes a block.
+
+    Attributes:
+      name: "L07" or "A02".
+      features: channels that come out; 0 for a sum.
+      size: side of the kernel.
+      stride: of the convolution.
+      depthwise: every channel for itself.
+      activation: clipped to [0, 6].
+      adds: name of what a sum adds, "" for a convolution.
+    """
+
+    name: str
+    features: int = 0
+    size: int = 1
+    stride: int = 1
+    depthwise: bool = False
+    activation: bool = True
+    adds: str = ""
+
+
+def graph() -> tuple[Layer, ...]:
+    """Lists the layers up to "L51" in order."""
+    layers = [Layer("L00", 32, 3, 2)]
+    num_convolutions, num_sums, channels = 1, 0, 32
+    for expansion, features, blocks, first_stride in STAGES:
+        for block in range(blocks):
+            entry = layers[-1].name
+            stride = first_stride if block == 0 else 1
+            wide = channels * expansion
+            parts = [(wide, 1, 1, False, True)] if expansion > 1 else []
+            parts += [(wide, 3, stride, True, True), (features, 1, 1, False, False)]
+            for part in parts:
+                layers.append(Layer(f"L{num_convolutions:02d}", *part))
+                num_convolutions += 1
+            if stride == 1 and channels == features:
+                layers.append(Layer(f"A{num_sums:02d}", adds=entry))
+                num_sums += 1
+            channels = features
+    return (*layers, Layer(f"L{num_convolutions:02d}", 1280))
+
+
+class Output(NamedTuple):
+    """What the tower says of B images.
+
+    Attributes:
+      layers: one [B, h, w, C] for each of `return_layers`.
+      pooled: [B, 1280], None unless `classify`.
+      logits: [B, 1001], class 0 is the background; None unless `classify`.
+    """
+
+    layers: tuple[Array, ...]
+    pooled: Array | None
+    logits: Array | None
+
+
+class MobileNetV2(nn.Module):
+    """Images in [0, 1] of any size to features of any layers.
+
+    Layers beyond the last wanted one are not computed.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, image: Array, return_layers: tuple[str, ...] = (), classify: bool = False
+    ) -> Output:
+        """Encodes images [B, H, W, 3].
+
+        Args:
+          image: float in [0, 1].
+          return_layers: names, see `graph`.
+          classify: run to the end, for `pooled` and `logits`.
+
+        Raises:
+          ValueError: a layer that does not exist.
+        """
+        check_layers(return_layers)
+        wanted, kept = set(return_layers), {}
+        hidden = (2 * image - 1).astype(self.dtype)
+        entry = {}
+        sums = {layer.adds for layer in graph()}
+        for layer in graph():
+            if not classify and wanted <= kept.keys():
+                break
+            if layer.adds:
+                hidden = hidden + entry[layer.adds]
+            else:
+                hidden = self._convolve(layer, hidden)
+            if layer.name in sums:
+                entry[layer.name] = hidden
+            if layer.name in wanted:
+                kept[layer.name] = hidden.astype(jnp.float32)
+        layers = tuple(kept[name] for name in return_layers)
+        if not classify:
+            return Output(layers, None, None)
+        pooled = jnp.mean(hidden.astype(jnp.float32), axis=(1, 2))
+        head = Layer("L52", 1001, activation=False)
+        logits = self._convolve(head, pooled[:, None, None])[:, 0, 0]
+        return Output(layers, pooled, logits)
+
+    def _convolve(self, layer: Layer, hidden: Array) -> Array:
+        hidden = nn.Conv(
+            layer.features,
+            (layer.size, layer.size),
+            strides=(layer.stride, layer.stride),
+            padding="SAME",
+            feature_group_count=layer.features if layer.depthwise else 1,
+            dtype=self.dtype,
+            name=layer.name,
+        )(hidden)
+        return nn.relu6(hidden) if layer.activation else hidden
+
+
+def check_layers(names: Sequence[str]) -> None:
+    """Raises ValueError for a layer that does not exist."""
+    known = [layer.name for layer in graph()]
+    wrong = [name for name in names if name not in known]
+    if wrong:
+        raise ValueError(
+            f"MobileNetV2 has no layers {wrong}; blocks end in {known[3]}, ..., "
+            f"{known[-2]}, sums are A00 to A09"
+        )
+
+
+def load(directory: str | Path) -> Tower:
+    """Loads the published 8-bit weights, dequantised: (codes - zero) * scale.
+
+    Raises:
+      ValueError: the file is missing or holds other layers.
+    """
+    path = Path(directory).expanduser() / WEIGHTS
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is missing; config.adp.feature_tower wants a folder with the "
+            "published MobileNetV2 weights, or '' for CLIP"
+        )
+    names = [layer.name for layer in graph() if not layer.adds] + ["L52"]
+    with np.load(path) as stored:
+        found = sorted({name.split(".")[0] for name in stored.files})
+        if found != sorted(names):
+            raise ValueError(f"{path} holds layers {found}; wanted {names}")
+        params: Params = {
+            name: {
+                "kernel": jnp.asarray(_kernel(stored, name)),
+                "bias": jnp.asarray(stored[f"{name}.bias"], jnp.float32),
+            }
+            for name in names
+        }
+    return Tower(MobileNetV2(), params)
+
+
+def _kernel(stored: Any, name: str) -> np.ndarray:
+    codes = stored[f"{name}.codes"].astype(np.int32) - stored[f"{name}.zero"]
+    return (codes * stored[f"{name}.scale"]).astype(np.float32)

@@ -1,0 +1,66 @@
+"""The published weights against their stored reference; skipped where absent."""
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxanom.models import mobilenet_v2
+
+DATA = os.environ.get(
+    "JAXANOM_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"
+)
+DIRECTORY = Path(DATA) / "mobilenet_v2"
+needs_weights = pytest.mark.skipif(
+    not (DIRECTORY / mobilenet_v2.WEIGHTS).is_file(), reason="no MobileNetV2 weights"
+)
+
+
+def test_the_graph_has_the_published_layers_in_order():
+    layers = mobilenet_v2.graph()
+    names = [layer.name for layer in layers]
+    assert [n for n in names if n[0] == "L"] == [f"L{i:02d}" for i in range(52)]
+    assert [n for n in names if n[0] == "A"] == [f"A{i:02d}" for i in range(10)]
+    by_name = {layer.name: layer for layer in layers}
+    # Rows of the published list of layers.
+    assert names.index("A00") == names.index("L08") + 1
+    assert by_name["A00"].adds == "L05" and by_name["A01"].adds == "L11"
+    assert by_name["A09"].adds == "A08" and by_name["A02"].adds == "A01"
+    assert by_name["L19"].stride == 2 and by_name["L19"].features == 192
+    assert by_name["L40"].stride == 2 and by_name["L51"].features == 1280
+    assert not by_name["L05"].activation and by_name["L06"].activation
+
+
+def test_an_unknown_layer_is_refused():
+    with pytest.raises(ValueError, match="L99"):
+        mobilenet_v2.check_layers(["A02", "L99"])
+
+
+def test_missing_weights_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"uint8\.npz is missing"):
+        mobilenet_v2.load(tmp_path)
+
+
+@needs_weights
+def test_pooled_features_and_logits_equal_the_reference():
+    tower = mobilenet_v2.load(DIRECTORY)
+    with np.load(DIRECTORY / "reference.npz") as stored:
+        image = stored["image_uint8_nhwc"]
+        wanted = {name: stored[name] for name in ("pooled", "logits")}
+    apply = jax.jit(
+        lambda params, x: tower.module.apply({"params": params}, x, ("A02",), True)
+    )
+    output = apply(tower.params, jnp.asarray(image, jnp.float32) / 255)
+    assert output.layers[0].shape == (2, 28, 28, 32)
+    for name in wanted:
+        found = np.asarray(getattr(output, name))
+        # float32 through 53 layers: some 1e-5 of the largest value.
+        limit = 1e-4 * np.abs(wanted[name]).max()
+        np.testing.assert_allclose(found, wanted[name], atol=limit)
+    # Negative control: blue for red is far off.
+    swapped = apply(tower.params, jnp.asarray(image[..., ::-1], jnp.float32) / 255)
+    difference = np.abs(np.asarray(swapped.logits) - wanted["logits"]).max()
+    assert difference > 1e-2 * np.abs(wanted["logits"]).max()
