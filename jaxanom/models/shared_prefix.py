@@ -97,9 +97,8 @@ def text_features(
             "class names"
         )
     positions = model["embeddings"]["position_embedding"]["embedding"][:total]
-    first = prompts.inject(
-        _words(table, parts.prefix), parts.prefix.slots, prompt_vectors
-    )
+    words = jax.lax.stop_gradient(table)[jnp.asarray(parts.prefix.input_ids)]
+    first = prompts.inject(words, parts.prefix.slots, prompt_vectors)
     rest = prompts.assemble(parts.suffix, table, prompt_vectors)
     first = first + positions[:length]  # [P, L0, D]
     rest_in = rest.token_embeddings + positions[length:]  # [P, K, L1, D]
