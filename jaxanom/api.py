@@ -208,9 +208,10 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
     dataset, division = prepared.dataset, prepared.division
     key = jax.random.key(prepared.config.seed)
     apply = jax.jit(prepared.method.predict)
-    protocol = protocols.image_detection()
+    rescale = prepared.method.rescale
+    protocol = protocols.image_detection(rescale)
     if catalog.has_masks(dataset, division.test):
-        protocol = protocols.few_shot_supervised()
+        protocol = protocols.few_shot_supervised(rescale=rescale)
     source = catalog.source(dataset, division.test)
     batches = (
         placement.place_batch(batch, prepared.mesh)
@@ -226,6 +227,8 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
         keep_indices=chosen,
     )
     examples = results.pop("examples")
+    if rescale is not None:  # scores depend on the other test images: say so
+        results["transductive"] = True
     runs.write_evaluation(run.directory, results, examples)
     return results
 

@@ -45,6 +45,7 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
         data.shots,
         data.split_seed,
         data.num_train if data.name == "folder" else 0,
+        tuple(data.get("held_out", ())),
     )
     return dataset, division
 

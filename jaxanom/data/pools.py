@@ -9,7 +9,7 @@ from jaxanom.data import catalog, fewshot, generated, pipeline
 from jaxanom.data.catalog import Dataset, Source
 
 POOLS = ("normal", "defect", "generated")
-RULES = ("none", "all", *fewshot.RULES)
+RULES = ("none", "all", "test_split", *fewshot.RULES)
 
 
 class Division(NamedTuple):
@@ -18,7 +18,8 @@ class Division(NamedTuple):
     Attributes:
       normal: normal training images.
       defect: defective images to train on.
-      test: everything else of the test split; shares no image with the others.
+      test: everything else of the test split, of held-out categories alone if there
+        are any; shares no image with the others.
     """
 
     normal: tuple[int, ...]
@@ -27,42 +28,64 @@ class Division(NamedTuple):
 
 
 def divide(
-    dataset: Dataset, rule: str, shots: int, seed: int, num_normal: int = 0
+    dataset: Dataset,
+    rule: str,
+    shots: int,
+    seed: int,
+    num_normal: int = 0,
+    held_out: Sequence[str] = (),
 ) -> Division:
     """Divides a dataset by a few-shot rule, category by category.
 
     Args:
       dataset: all records.
       rule: of `fewshot.defect_split`; "all" trains on every defect (for pre-training,
-        where the test images come from another seed); "none" on no defect.
+        where the test images come from another seed); "none" on no defect;
+        "test_split" on every defect and, for normal images, on the test split's: the
+        auxiliary data of zero-shot work.
       shots: for the rules that count; 0 otherwise.
       seed: of the draws.
-      num_normal: most normal training images per category; 0 is all.
+      num_normal: most normal images of the train split per category; 0 is all.
+      held_out: categories that are tested on and not trained on; every other one is
+        then trained on and not tested on.
 
     Raises:
-      ValueError: an unknown rule, or a category it does not fit.
+      ValueError: an unknown rule, a category it does not fit, or a held-out category
+        that is unknown, or none that is left to train on.
     """
     if rule not in RULES:
         raise ValueError(f"config.data.defect_rule={rule!r}; choose one of {RULES}")
+    seen = [name for name in dataset.categories if name not in held_out]
+    unknown = sorted(set(held_out) - set(dataset.categories))
+    if unknown or not seen:
+        raise ValueError(
+            f"config.data.held_out={tuple(held_out)} of categories "
+            f"{dataset.categories}: unknown {unknown}, left to train on {seen}"
+        )
     normal: list[int] = []
-    for category in dataset.categories:
-        numbers = catalog.select(dataset, "train", category, anomalous=False)
-        if num_normal and num_normal < len(numbers):
+    split = "test" if rule == "test_split" else "train"
+    for category in seen:
+        numbers = catalog.select(dataset, split, category, anomalous=False)
+        if num_normal and split == "train" and num_normal < len(numbers):
             numbers = fewshot.few_shot(dataset, category, num_normal, seed).support
         normal += numbers
+    chosen: set[int] = set()
+    if rule in ("all", "test_split"):
+        for category in seen:
+            chosen.update(catalog.select(dataset, "test", category, anomalous=True))
+    elif rule != "none":
+        for category in seen:
+            found = fewshot.defect_split(dataset, category, rule, shots or None, seed)
+            chosen.update(found.train)
     test = catalog.select(dataset, "test")
-    if rule == "none":
-        return Division(tuple(normal), (), tuple(test))
-    if rule == "all":
-        defects = catalog.select(dataset, "test", anomalous=True)
-        chosen = set(defects)
-    else:
-        chosen = set()
-        for category in dataset.categories:
-            split = fewshot.defect_split(dataset, category, rule, shots or None, seed)
-            chosen.update(split.train)
     defects = [number for number in test if number in chosen]
-    rest = [number for number in test if number not in chosen]
+    used = chosen.union(normal)
+    rest = [
+        number
+        for number in test
+        if number not in used
+        and (not held_out or dataset.records[number].category in held_out)
+    ]
     return Division(tuple(normal), tuple(defects), tuple(rest))
 
 

@@ -21,11 +21,21 @@ class Protocol(NamedTuple):
     columns: Mapping[str, str]
 
 
-def image_detection() -> Protocol:
-    """Does an image hold a defect? For datasets without masks."""
+def image_detection(rescale: ranking.Rescale | None = None) -> Protocol:
+    """Does an image hold a defect? For datasets without masks.
+
+    Args:
+      rescale: `Method.rescale`; scores then depend on the other test images of their
+        category (transductive).
+    """
+
+    def image_curves(state: ranking.Scores) -> dict[str, ranking.Curve]:
+        scores = ranking.rescaled(state, rescale)
+        return ranking.curves(ranking.count_scores(scores))
+
     return Protocol(
-        metrics={"image": ranking.exact("image")},
-        curves={"image": lambda state: ranking.curves(ranking.count_scores(state))},
+        metrics={"image": ranking.exact("image", rescale)},
+        curves={"image": image_curves},
         columns={
             "image_auroc": "Image AUROC",
             "image_ap": "Image AP",
@@ -34,7 +44,9 @@ def image_detection() -> Protocol:
     )
 
 
-def few_shot_supervised(fpr_limit: float = regions.FPR_LIMIT) -> Protocol:
+def few_shot_supervised(
+    fpr_limit: float = regions.FPR_LIMIT, rescale: ranking.Rescale | None = None
+) -> Protocol:
     """Detection and localisation: the seven columns of defect-generation papers.
 
     A detector sees a few real defects per type (with or without generated ones) and is
@@ -42,8 +54,9 @@ def few_shot_supervised(fpr_limit: float = regions.FPR_LIMIT) -> Protocol:
 
     Args:
       fpr_limit: up to which AU-PRO is integrated.
+      rescale: see `image_detection`.
     """
-    image = image_detection()
+    image = image_detection(rescale)
 
     def pixel_curves(state: ranking.Histogram) -> dict[str, ranking.Curve]:
         return ranking.curves(ranking.count_histogram(state))

@@ -10,6 +10,7 @@ NaN, without negatives AUROC is. A NaN *score* is an error.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -20,6 +21,9 @@ from jaxanom.contracts import Metric
 from jaxanom.types import Array, Batch, Predictions
 
 Level = Literal["image", "pixel"]
+Rescale = Callable[[np.ndarray], np.ndarray]
+"""Score parts [N, K] of all images of a category -> scores [N]."""
+
 MANTISSA_BITS = 9
 CURVE_POINTS = 200
 _DIGIT_BITS = 30
@@ -44,7 +48,10 @@ class Curve(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """State of `exact`: [N] float32 scores and [N] bool, True = positive."""
+    """State of `exact`: [N] float32 scores and [N] bool, True = positive.
+
+    With `rescale`, [N, K] parts of scores instead.
+    """
 
     scores: np.ndarray
     positive: np.ndarray
@@ -155,12 +162,14 @@ def count_histogram(state: Histogram) -> Counts:
     return Counts(positives=total[1, occupied], negatives=total[0, occupied])
 
 
-def exact(level: Level) -> Metric:
+def exact(level: Level, rescale: Rescale | None = None) -> Metric:
     """AUROC, AP and F1-max of all scores, kept on the host (5 bytes a sample).
 
     Args:
       level: "image" ranks `image_score` by `label`; "pixel" ranks `anomaly_map` by
         `mask` >= 0.5, and skips batches without a mask.
+      rescale: `Method.rescale`, for images only: what is ranked is its result on the
+        `score_parts` of all images, a transductive protocol.
     """
 
     def init() -> Scores:
@@ -172,13 +181,26 @@ def exact(level: Level) -> Metric:
         valid = np.asarray(batch["valid"], bool)
         scores, positive = _select(level, predictions, batch)
         scores = np.asarray(scores, np.float32)[valid].ravel()
+        if rescale is not None:
+            scores = np.asarray(predictions.score_parts, np.float32)[valid]  # [B, K]
         refuse_nan(int(np.isnan(scores).sum()))
+        before = state.scores.reshape(-1, *scores.shape[1:])
         return Scores(
-            np.append(state.scores, scores),
+            np.concatenate([before, scores]),
             np.append(state.positive, np.asarray(positive)[valid].ravel()),
         )
 
-    return Metric(init, update, lambda state: _summary(level, count_scores(state)))
+    def finalize(state: Scores) -> dict[str, float]:
+        return _summary(level, count_scores(rescaled(state, rescale)))
+
+    return Metric(init, update, finalize)
+
+
+def rescaled(state: Scores, rescale: Rescale | None) -> Scores:
+    """Turns parts of scores into scores; without `rescale` they are that already."""
+    if rescale is None or len(state.positive) == 0:
+        return state
+    return Scores(rescale(state.scores), state.positive)
 
 
 def histogram(level: Level, mantissa_bits: int = MANTISSA_BITS) -> Metric:

@@ -59,6 +59,35 @@ def test_parts_share_no_image_and_leave_none_out(rule, shots, per_category):
     assert sum(data.records[n].defect_type == "good" for n in found.test) == 4
 
 
+def test_the_test_split_trains_on_all_of_itself_and_tests_on_nothing():
+    data = dataset()
+    found = pools.divide(data, "test_split", 0, seed=0)
+    parts = [*found.normal, *found.defect]
+    assert sorted(parts) == catalog.select(data, "test")
+    assert kinds(data, found.normal) == {"good"} and found.test == ()
+
+
+@pytest.mark.parametrize("rule", ["test_split", "all", "shots"])
+def test_a_held_out_category_is_tested_on_and_never_trained_on(rule):
+    data = dataset()
+    shots = 3 if rule == "shots" else 0
+    found = pools.divide(data, rule, shots, seed=0, held_out=("nut",))
+    assert list(found.test) == catalog.select(data, "test", "nut")
+    trained = [*found.normal, *found.defect]
+    assert {data.records[number].category for number in trained} == {"bolt"}
+    # Nothing else about the other category changes.
+    alone = pools.divide(data, rule, shots, seed=0)
+    assert found.defect == tuple(n for n in alone.defect if n in found.defect)
+    bolts = [n for n in alone.defect if data.records[n].category == "bolt"]
+    assert list(found.defect) == bolts
+
+
+@pytest.mark.parametrize("held_out", [("nail",), ("bolt", "nut")])
+def test_held_out_categories_are_known_and_leave_one_to_train_on(held_out):
+    with pytest.raises(ValueError, match=r"held_out.*left to train on"):
+        pools.divide(dataset(), "all", 0, 0, held_out=held_out)
+
+
 def test_a_limit_on_normal_images_is_per_category_and_seeded():
     data = dataset()
     few = pools.divide(data, "none", 0, seed=1, num_normal=2).normal

@@ -325,3 +325,26 @@ def test_undefined_curves_are_absent():
     assert ranking.curves(only_negatives) == {}
     only_positives = ranking.Counts(np.array([1, 2]), np.array([0, 0]))
     assert set(ranking.curves(only_positives)) == {"precision_recall"}
+
+
+def test_rescaled_scores_are_ranked_over_all_batches_of_a_category():
+    """Min-max over the whole category: the second batch changes the first's ranks."""
+
+    def rescale(parts):
+        low, high = parts.min(0), parts.max(0)
+        return ((parts - low) / (high - low)).sum(1)
+
+    parts = np.array([[0.0, 5.0], [0.2, 4.0], [0.9, 0.0], [1.0, 1.0]], np.float32)
+    labels = np.array([1, 0, 0, 1])
+
+    def batches():
+        for rows in (slice(0, 2), slice(2, 4)):
+            image_score = np.zeros(2, np.float32)
+            predictions = Predictions(None, image_score, score_parts=parts[rows])
+            yield predictions, {"label": labels[rows], "valid": np.ones(2, bool)}
+
+    found = run(ranking.exact("image", rescale), *batches())
+    # Rescaled: 1.0, 1.0, 0.9, 1.2; the positives win 3 of 4 pairs and tie in one.
+    assert found["image_auroc"] == pytest.approx(3.5 / 4)
+    # Negative control: without it the scores, all zero, are ranked.
+    assert run(ranking.exact("image"), *batches())["image_auroc"] == 0.5
