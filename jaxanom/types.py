@@ -29,6 +29,22 @@ NoiseFn = Callable[[Array, Array], Array]
 """(latents [B, h, w, C], timesteps [B]) -> noise_pred [B, h, w, C]."""
 
 
+class ClassPredictions(NamedTuple):
+    """What a classifier says of a batch.
+
+    Attributes:
+      probability: [B, K] float32, rows sum to one.
+      entropy: [B], of the mean over posterior draws, in nats.
+      mutual_information: [B], the part of it on which the draws disagree.
+      logit_variance: [B, K] over the draws.
+    """
+
+    probability: Array
+    entropy: Array
+    mutual_information: Array
+    logit_variance: Array
+
+
 class Predictions(NamedTuple):
     """What a detector says of a batch; higher is more anomalous.
 
@@ -39,6 +55,7 @@ class Predictions(NamedTuple):
         same shapes; None of a method without a posterior.
       score_parts: [B, K] float32, what `Method.rescale` makes scores of; None of a
         method without it.
+      classes: of a method that tells classes apart; None of the others.
     """
 
     anomaly_map: Array
@@ -46,3 +63,4 @@ class Predictions(NamedTuple):
     anomaly_map_std: Array | None = None
     image_score_std: Array | None = None
     score_parts: Array | None = None
+    classes: ClassPredictions | None = None
