@@ -76,6 +76,78 @@ def pretraining_data(config):
     config.data.shots = 0
 
 
+# No shipped tower has seen these.
+UNSEEN = ("marble", "cork", "gear", "pill", "tray", "panel")
+
+
+def add_zero_shot(config):
+    """Adds the sections of method "bayes_pfl", as its released code has them."""
+    config.data.defect_rule = "test_split"
+    config.data.shots = 0
+    config.data.held_out = ()  # categories that are tested on and never trained on
+    config.model = ml_collections.ConfigDict(
+        {"directory": "embedded", "dtype": "float32"}
+    )
+    config.bayes_pfl = ml_collections.ConfigDict(
+        {
+            "num_prompts": 3,
+            "num_context": 5,
+            "num_states": 5,
+            "num_flow_steps": 10,
+            "num_heads": 4,
+            "layers": (6, 12, 18, 24),
+            "draws_train": 1,
+            "draws_test": 10,
+            "kl_weight": 0.01,
+            "iad_logdet": "author",
+            "variance": "author",
+            "flow_constraint": "none",
+            "train_pairs": "one",
+            "reconstruction_weight": 0.0,
+            "dice_background": False,
+            "isd_input": "pooled",
+            "iad_noise": "run",
+            "top_k": 2000,
+            "top_k_small": 20,
+            "small_categories": (),
+            "map_weight": 0.5,
+            "sigma": 8.0,
+            "image_minmax": "none",
+            "clip_act": "gelu",
+            "names": "released",
+            "shortcuts": True,
+            "cache_features": True,
+            "text_chunk": 64,
+            "remat": False,
+        }
+    )
+
+
+def add_zero_shot_phases(config, mixture, num_steps_1, num_steps_2):
+    """Adds both stages with the rates of the released code.
+
+    Stage 1: 1e-4, times 10 for prompts and flows and 100 for temperatures, a tenth of
+    the steps to warm up. Stage 2: 1e-4 throughout; 0 steps leave it out.
+    """
+    adam = {"optimizer": "adam", "b1": 0.5, "clip_norm": 0.0, "learning_rate": 1e-4}
+    add_phase(
+        config,
+        "stage1",
+        mixture,
+        num_steps=num_steps_1,
+        warmup_steps=num_steps_1 // 10,
+        warmup_from_zero=True,
+        schedule="cosine",
+        rate_factors=(
+            ("prompts/.*", 10.0),
+            ("temperatures/.*", 100.0),
+            ("(context|normal|abnormal)_flow(_out)?/.*", 10.0),
+        ),
+        **adam,
+    )
+    add_phase(config, "stage2", mixture, num_steps=num_steps_2, **adam)
+
+
 def add_phase(config, name, mixture=None, **settings):
     """Adds a phase: optimiser settings, and which images its batches are drawn from.
 

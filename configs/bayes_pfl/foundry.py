@@ -1,0 +1,32 @@
+"""Zero-shot maps on procedural categories that neither CLIP nor training has seen.
+
+Command: `jaxanom train --config=configs/bayes_pfl/foundry.py --run=RUN`, then
+`jaxanom evaluate --run=RUN`. Expected result, machine and time: not yet measured.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("bayes_pfl")
+    common.add_zero_shot(config)
+    config.data.categories = common.SEEN + common.UNSEEN
+    config.data.held_out = common.UNSEEN
+    config.data.num_train = 1  # the test split is trained on, as the paper's code does
+    config.data.batch_size = 16
+    config.data.num_views = 4
+    config.data.flips = ("horizontal", "vertical")
+    options = config.bayes_pfl
+    options.layers = (1, 2, 3, 4)
+    options.clip_act = ""  # the embedded towers keep their own
+    options.names = "spaced"
+    # 64 px: the published settings in proportion to the side and to the area.
+    options.sigma = 1.0
+    options.top_k = 30
+    common.add_zero_shot_phases(config, {"normal": 0.3, "defect": 0.7}, 600, 200)
+    if arg == "smoke":
+        config.data.categories = ("nut", "pill")
+        config.data.held_out = ("pill",)
+    return common.shrink(config, arg)
