@@ -1,8 +1,9 @@
-"""Whole models from one directory: UNet, autoencoder, text tower, tokenizer, schedule.
+"""Whole models of one checkpoint: UNet, autoencoder, towers, tokenizer, schedule.
 
-The directory follows diffusers' pipelines (`unet/`, `vae/`, `text_encoder/` or `clip/`,
-`tokenizer/`, `scheduler/`); the name "embedded" means the towers shipped in
-`jaxanom/assets`.
+A checkpoint is a directory like diffusers' pipelines (`unet/`, `vae/`, `text_encoder/`
+or `clip/`, `tokenizer/`, `scheduler/`), the directory of one model, a hub name of
+either, or a single file of weights (`sources`); the name "embedded" means the towers
+shipped in `jaxanom/assets`.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,20 +16,26 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import record
-from jaxanom.diffusion import schedules, targets
+from jaxanom.diffusion import targets
 from jaxanom.models import (
     clip,
     hf_flax,
     initialise,
-    pretrained,
+    noise_schedule,
+    original_stable_diffusion,
+    sources,
     tiny_autoencoder,
     unet,
     vae,
+    weights,
 )
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Params
 
-PREDICTION_TYPES = ("epsilon", "v_prediction")
+PREDICTION_TYPES = noise_schedule.PREDICTION_TYPES
+ORIGINAL_MERGES = "bpe_simple_vocab_16e6.txt.gz"
+_TOKENIZER_FOLDERS = ("tokenizer", ".")
+_TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
 IMPLEMENTATIONS = ("ours", "hf_flax")
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "foundry"
 
@@ -71,18 +78,16 @@ class TextEncoder(NamedTuple):
 
 
 def resolve(name: str) -> Path:
-    """Returns the directory a backbone name stands for.
+    """Returns the directory, or file, that a backbone name stands for.
+
+    Args:
+      name: "embedded", a directory, a single file of weights, or a hub name, of which
+        the tokenizer's files are then at hand.
 
     Raises:
-      ValueError: there is no such directory.
+      ValueError: there is none.
     """
-    path = EMBEDDED if name == "embedded" else Path(name).expanduser()
-    if not path.is_dir():
-        raise ValueError(
-            f"no backbone directory {path}; set config.model.directory to 'embedded' "
-            "or to a folder in diffusers' layout (unet/, vae/, text_encoder/, ...)"
-        )
-    return path
+    return sources.small_files(_named(name), _TOKENIZER_FOLDERS, _TOKENIZER_FILES)
 
 
 def abstract(module: nn.Module, *example: Any) -> Params:
@@ -91,58 +96,73 @@ def abstract(module: nn.Module, *example: Any) -> Params:
     return jax.eval_shape(lambda: module.init(key, *example))["params"]
 
 
-def load_autoencoder(directory: str | Path) -> Tower:
-    """Loads `vae/` of a pipeline directory, a VAE directory, or a TAESD pair of files.
+def load_autoencoder(
+    directory: str | Path, loading: sources.Loading = sources.PLAIN
+) -> Tower:
+    """Loads `vae/` of a checkpoint, a VAE or TAESD directory, or a TAESD pair of files.
 
-    A TAESD pair is `*encoder.npz` and `*decoder.npz` (original layer names) in one
-    directory.
+    A TAESD pair is `*encoder.npz` and `*decoder.npz`, or .safetensors or .pth, in the
+    original layer names, in one directory.
     """
-    path = resolve(str(directory))
-    encoders, decoders = (
-        sorted(path.glob("*encoder.npz")),
-        sorted(path.glob("*decoder.npz")),
-    )
-    if encoders and decoders:
-        with np.load(encoders[0]) as first, np.load(decoders[0]) as second:
-            config, params = tiny_autoencoder.from_state(dict(first), dict(second))
+    pair = tiny_autoencoder.pair_of_files(_named(directory))
+    if pair is not None:
+        states = [tiny_autoencoder.read_state(path) for path in pair]
+        config, params = tiny_autoencoder.from_state(*states)
         return Tower(tiny_autoencoder.TinyAutoencoder(config), params)
-    component = "vae" if (path / "vae").is_dir() else "."
-    settings = pretrained.load_config(path, component)
-    module = vae.AutoencoderKL(vae.VaeConfig.from_dict(settings))
-    size = 2 ** (len(settings["block_out_channels"]) - 1) * 8
+    source = sources.find(_named(directory), ("vae", "."), "vae", loading.variant)
+    if source.config.get("_class_name") == "AutoencoderTiny":
+        tiny = tiny_autoencoder.TinyConfig.from_dict(source.config)
+        module, kind = tiny_autoencoder.TinyAutoencoder(tiny), "tiny_autoencoder"
+    else:
+        module, kind = vae.AutoencoderKL(vae.VaeConfig.from_dict(source.config)), "vae"
+    size = 8 * module.config.downsampling
     shapes = abstract(module, jnp.zeros((1, size, size, 3)))
-    params = pretrained.load_params(path / component, "vae", shapes)
-    return Tower(module, params)
+    return Tower(module, sources.read(source, kind, shapes, loading))
 
 
-def load_text_encoder(directory: str | Path) -> TextEncoder:
-    """Loads the text tower (`text_encoder/`, else `clip/`) and `tokenizer/`."""
-    path = resolve(str(directory))
-    component = "text_encoder" if (path / "text_encoder").is_dir() else "clip"
-    settings = pretrained.load_config(path, component)
-    config = clip.TextConfig.from_dict(settings.get("text_config", settings))
+def load_text_encoder(
+    directory: str | Path, loading: sources.Loading = sources.PLAIN
+) -> TextEncoder:
+    """Loads the text tower (`text_encoder/`, else that of a CLIP) and `tokenizer/`."""
+    folders = ("text_encoder", "clip", ".")
+    source = sources.find(_named(directory), folders, "text_encoder", loading.variant)
+    if "text_config" in source.config:
+        config = clip.ClipConfig.from_dict(source.config).text_config
+    else:
+        config = clip.TextConfig.from_dict(source.config)
     module = clip.TextTower(config, projection=False)
     length = config.max_position_embeddings
-    if component == "clip":
-        params = {"text_model": load_clip(path).params["text_model"]}
-    else:
-        shapes = abstract(module, jnp.zeros((1, length), jnp.int32))
-        params = pretrained.load_params(path / component, "text_encoder", shapes)
-    tokenizer = Tokenizer(path / "tokenizer")
+    shapes = abstract(module, jnp.zeros((1, length), jnp.int32))
+    others = (r"(vision_model|visual_projection|text_projection)[./].*", "logit_scale")
+    params = sources.read(source, "text_encoder", shapes, loading, others)
+    tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         # An id past the table would be read as another word in silence.
         raise ValueError(
-            f"{path / 'tokenizer'} has {tokenizer.vocab_size} ids and the text tower "
-            f"beside it {config.vocab_size}; use the tokenizer the tower was trained on"
+            f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and the text "
+            f"tower beside it {config.vocab_size}; use the tokenizer the tower was "
+            "trained on"
         )
     return TextEncoder(module, params, tokenizer, length)
 
 
-def load_clip(directory: str | Path) -> Tower:
-    """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
+def load_tokenizer(directory: str | Path) -> Tokenizer:
+    """Loads `tokenizer/` of a checkpoint, or the tokenizer files beside the weights."""
     path = resolve(str(directory))
-    component = "clip" if (path / "clip").is_dir() else "."
-    config = clip.ClipConfig.from_dict(pretrained.load_config(path, component))
+    path = path.parent if path.is_file() else path
+    for folder in _TOKENIZER_FOLDERS:
+        merges = path / folder / ORIGINAL_MERGES
+        if merges.is_file():
+            return Tokenizer.from_merges(merges)
+        if any((path / folder / name).is_file() for name in _TOKENIZER_FILES):
+            return Tokenizer(path / folder)
+    return Tokenizer(path / _TOKENIZER_FOLDERS[0])  # says what is wanted there
+
+
+def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
+    """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
+    source = sources.find(_named(directory), ("clip", "."), "clip", loading.variant)
+    config = clip.ClipConfig.from_dict(source.config, _preprocessor(source))
     module = clip.CLIP(config)
     size, length = (
         config.vision_config.image_size,
@@ -151,19 +171,36 @@ def load_clip(directory: str | Path) -> Tower:
     shapes = abstract(
         module, jnp.zeros((1, length), jnp.int32), jnp.zeros((1, size, size, 3))
     )
-    params = pretrained.load_params(path / component, "clip", shapes)
+    return Tower(module, sources.read(source, "clip", shapes, loading))
+
+
+def load_image_encoder(
+    directory: str | Path, loading: sources.Loading = sources.PLAIN
+) -> Tower:
+    """Loads the image tower (`image_encoder/`, else that of a CLIP)."""
+    folders = ("image_encoder", "clip", ".")
+    source = sources.find(_named(directory), folders, "image_encoder", loading.variant)
+    preprocessor = _preprocessor(source)
+    if "vision_config" in source.config:
+        whole = clip.ClipConfig.from_dict(source.config, preprocessor)
+        config = whole.vision_config
+    else:
+        config = clip.VisionConfig.from_dict(source.config, preprocessor)
+    projection = source.config.get("architectures") != ["CLIPVisionModel"]
+    module = clip.ImageTower(config, projection)
+    shapes = abstract(module, jnp.zeros((1, config.image_size, config.image_size, 3)))
+    others = (r"(text_model|text_projection)[./].*", "logit_scale")
+    params = sources.read(source, "image_encoder", shapes, loading, others)
     return Tower(module, params)
 
 
-def load_unet(directory: str | Path) -> Tower:
-    """Loads `unet/` of a pipeline directory."""
-    path = resolve(str(directory))
-    config = unet.UNetConfig.from_dict(pretrained.load_config(path, "unet"))
+def load_unet(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
+    """Loads `unet/` of a checkpoint, or a UNet's own directory."""
+    source = sources.find(_named(directory), ("unet", "."), "unet", loading.variant)
+    config = unet.UNetConfig.from_dict(source.config)
     module = unet.UNet(config)
     shapes = abstract(module, *unet_example(config))
-    return Tower(
-        module, pretrained.load_params(path / "unet", "unet", shapes, jnp.float32)
-    )
+    return Tower(module, sources.read(source, "unet", shapes, loading))
 
 
 def implemented(tower: Any, implementation: str) -> Any:
@@ -246,28 +283,34 @@ def unet_example(config: unet.UNetConfig) -> tuple[Array, Array, Array]:
 
 
 def load_scheduler(directory: str | Path) -> dict[str, Any]:
-    """Returns `scheduler/scheduler_config.json` of a pipeline directory.
+    """Returns `scheduler/scheduler_config.json` of a checkpoint, once it makes sense.
 
     Raises:
-      ValueError: no such file, or an unknown prediction type.
+      ValueError: no such file, or a value in it that cannot be honoured.
     """
-    path = resolve(str(directory)) / "scheduler" / "scheduler_config.json"
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; set config.model.scheduler")
-    settings = record.read_json(path)
-    kind = settings.setdefault("prediction_type", "epsilon")
-    if kind not in PREDICTION_TYPES:
-        raise ValueError(
-            f"{path}: prediction_type={kind!r}; wanted one of {PREDICTION_TYPES}"
-        )
-    return settings
+    folders, file = ("scheduler", "."), "scheduler_config.json"
+    path = sources.small_files(_named(directory), folders, (file,))
+    if path.is_file():
+        where = path
+        settings = original_stable_diffusion.scheduler(weights.shapes(path))
+    else:
+        found = [path / folder / file for folder in folders]
+        where = next((each for each in found if each.is_file()), None)
+        if where is None:
+            raise ValueError(f"{found[0]} is missing; set config.model.scheduler")
+        settings = record.read_json(where)
+    noise_schedule.read(settings, where)
+    return {"prediction_type": "epsilon", **settings}
+
+
+def load_schedule(directory: str | Path) -> noise_schedule.NoiseSchedule:
+    """Returns noise levels, prediction type and spacing of a checkpoint."""
+    return noise_schedule.read(load_scheduler(directory), directory)
 
 
 def load_alphas(directory: str | Path) -> np.ndarray:
-    """Returns the noise schedule of a pipeline directory, float64 [T]."""
-    settings = load_scheduler(directory)
-    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
-    return schedules.alphas_cumprod(**{k: settings[k] for k in known if k in settings})
+    """Returns the noise schedule of a checkpoint, float64 [T]."""
+    return load_schedule(directory).alphas_cumprod
 
 
 def noise_apply(module: unet.UNet, directory: str | Path) -> Callable[..., Array]:
@@ -280,8 +323,9 @@ def noise_apply(module: unet.UNet, directory: str | Path) -> Callable[..., Array
       module: the UNet.
       directory: whose scheduler says what the UNet predicts.
     """
-    is_velocity = load_scheduler(directory)["prediction_type"] == "v_prediction"
-    alphas_cumprod = load_alphas(directory)
+    schedule = load_schedule(directory)
+    is_velocity = schedule.prediction_type == "v_prediction"
+    alphas_cumprod = schedule.alphas_cumprod
 
     def apply(params, latents, timesteps, context, bias=None):
         estimate = module.apply({"params": params}, latents, timesteps, context, bias)
@@ -290,6 +334,15 @@ def noise_apply(module: unet.UNet, directory: str | Path) -> Callable[..., Array
         return targets.noise_from_velocity(estimate, latents, timesteps, alphas_cumprod)
 
     return apply
+
+
+def _named(name: str | Path) -> str | Path:
+    return EMBEDDED if str(name) == "embedded" else name
+
+
+def _preprocessor(source: sources.Source) -> dict[str, Any] | None:
+    path = source.weights / "preprocessor_config.json"
+    return record.read_json(path) if path.is_file() else None
 
 
 def latent_channels(autoencoder: Tower) -> int:

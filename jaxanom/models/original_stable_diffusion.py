@@ -158,6 +158,34 @@ def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     return {"unet": unet, "vae": vae, "text_encoder": text}
 
 
+def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Returns the scheduler_config.json that Stable Diffusion 1 was trained with.
+
+    Args:
+      shapes: as in `configs`.
+
+    Raises:
+      ValueError: it is Stable Diffusion 2, of which one half predicts noise and the
+        other velocities: no shape tells which.
+    """
+    if configs(shapes)["unet"]["cross_attention_dim"] == 1024:
+        raise ValueError(
+            "a Stable Diffusion 2 file does not say whether it predicts noise or "
+            "velocities; set config.model.scheduler to a folder with "
+            "scheduler_config.json that says prediction_type"
+        )
+    return {
+        "_class_name": "DDIMScheduler",
+        "num_train_timesteps": 1000,
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "steps_offset": 1,
+        "set_alpha_to_one": False,
+        "prediction_type": "epsilon",
+    }
+
+
 def _unet_names(published: Collection[str]) -> dict[str, str]:
     numbers = _numbers(published, r"down_blocks\.0\.resnets\.(\d+)\.")
     per_block = max(numbers, default=0) + 1

@@ -5,9 +5,12 @@ one, or a single file of weights. A single file in Stable Diffusion's or CLIP's 
 layout tells its config by its shapes; any other needs config.json beside it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
 
 from jaxanom.models import (
     hub,
@@ -18,6 +21,26 @@ from jaxanom.models import (
     weight_files,
     weights,
 )
+from jaxanom.parallel import rules
+from jaxanom.types import Params
+
+
+class Loading(NamedTuple):
+    """How weights are read.
+
+    Attributes:
+      dtype: floating leaves are cast to it; None keeps the file's.
+      variant: of the weight files, such as "fp16" for `model.fp16.safetensors`.
+      mesh: devices over which `parallel.rules` spreads each leaf as soon as it is read;
+        None leaves them on the host.
+    """
+
+    dtype: Any = np.float32
+    variant: str | None = None
+    mesh: Mesh | None = None
+
+
+PLAIN = Loading()
 
 
 class Source(NamedTuple):
@@ -48,47 +71,78 @@ def find(
       ValueError: nothing there, no config.json, or a single file of unknown sizes.
       ImportError: a hub name that is not cached, without `huggingface_hub`.
     """
-    path = local(name, folders, kind, variant)
+
+    def is_complete(snapshot: Path) -> bool:
+        inside = [snapshot / folder for folder in folders]
+        return any(_has_weights(folder, kind, variant) for folder in inside)
+
+    small = [_below(folder, "*.json") for folder in folders]
+    groups = [
+        [*small, *(_below(f, pattern) for f in folders for pattern in _patterns(names))]
+        for names in _by_format(weight_files.candidates(kind, variant))
+    ]
+    path = _local(name, is_complete, groups)
     if path.is_file():
         return Source(_config_of_file(path, kind), path)
     folder = _folder(path, folders)
     return Source(pretrained.load_config(path, folder), path / folder)
 
 
-def local(
-    name: str | Path,
-    folders: Sequence[str] = (".",),
-    kind: str | None = None,
-    variant: str | None = None,
-) -> Path:
-    """Returns the directory or file that a checkpoint's name stands for.
+def read(
+    source: Source,
+    kind: str,
+    target: Params,
+    loading: Loading = PLAIN,
+    ignore: Sequence[str] = (),
+) -> Params:
+    """Reads a network's weights, each to where `loading` says.
 
-    Args as in `find`; without `kind` only the JSON and text files are wanted.
+    Args:
+      source: from `find`.
+      kind, target, ignore: as in `pretrained.load_params`.
+      loading: how.
+
+    Raises:
+      ValueError: as `pretrained.load_params`.
     """
+    mesh = loading.mesh
+    place = None if mesh is None else rules.shardings(target, mesh)
+    return pretrained.load_params(
+        source.weights, kind, target, loading.dtype, ignore, place, loading.variant
+    )
+
+
+def small_files(name: str | Path, folders: Sequence[str], files: Sequence[str]) -> Path:
+    """Returns the directory (or file) that a name stands for, with its small files.
+
+    Args:
+      name: as in `find`.
+      folders: where the files may be in a directory.
+      files: names of which one at least is wanted, such as "vocab.json".
+    """
+
+    def is_complete(snapshot: Path) -> bool:
+        return any((snapshot / f / file).is_file() for f in folders for file in files)
+
+    wanted = [_below(f, pattern) for f in folders for pattern in ("*.json", "*.txt")]
+    return _local(name, is_complete, [wanted])
+
+
+def _local(
+    name: str | Path,
+    is_complete: Callable[[Path], bool],
+    patterns: Sequence[Sequence[str]],
+) -> Path:
     path = Path(name).expanduser()
     if path.exists():
         return path
-    if not hub.is_name(str(name)):
-        raise ValueError(
-            f"no backbone directory or file {path}; set config.model.directory to "
-            "'embedded', to a folder in diffusers' layout (unet/, vae/, text_encoder/, "
-            "...), to a file of weights, or to a hub name like owner/name"
-        )
-    small = [_below(folder, name) for folder in folders for name in ("*.json", "*.txt")]
-
-    def is_complete(snapshot: Path) -> bool:
-        inside = [snapshot / folder for folder in folders]
-        if kind is None:
-            return any(any(folder.glob("*.json")) for folder in inside)
-        return any(_has_weights(folder, kind, variant) for folder in inside)
-
-    groups = [small]
-    if kind is not None:
-        groups = [
-            [*small, *(_below(f, name) for f in folders for name in _patterns(group))]
-            for group in _by_format(weight_files.candidates(kind, variant))
-        ]
-    return hub.resolve(str(name), is_complete, groups)
+    if hub.is_name(str(name)):
+        return hub.resolve(str(name), is_complete, patterns)
+    raise ValueError(
+        f"no backbone directory or file {path}; set config.model.directory to "
+        "'embedded', to a folder in diffusers' layout (unet/, vae/, text_encoder/, "
+        "...), to a file of weights, or to a hub name like owner/name"
+    )
 
 
 def _folder(path: Path, folders: Sequence[str]) -> str:

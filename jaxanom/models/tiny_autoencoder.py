@@ -11,6 +11,7 @@ latent diffusion.
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import chex
@@ -20,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
-from jaxanom.models import configs, layers
+from jaxanom.models import configs, layers, weights
 from jaxanom.models.vae import Moments
 from jaxanom.types import Array, Params
 
@@ -265,6 +266,30 @@ def from_state(
                 f"{path} has shape {flat[path].shape}; wanted {leaf.shape} (HWIO)"
             )
     return config, trees.unflatten(flat)
+
+
+def pair_of_files(directory: str | Path) -> tuple[Path, Path] | None:
+    """Returns an encoder's and a decoder's file of original names, if both are there.
+
+    Args:
+      directory: looked into; anything but a local directory has none.
+    """
+    folder = Path(directory).expanduser()
+    for suffix in ("npz", "safetensors", "pth"):
+        found = [
+            sorted(folder.glob(f"*{part}.{suffix}")) for part in ("encoder", "decoder")
+        ]
+        if all(found):
+            return found[0][0], found[1][0]
+    return None
+
+
+def read_state(path: Path) -> dict[str, np.ndarray]:
+    """Reads one of the files of `pair_of_files`."""
+    if path.suffix == ".npz":
+        with np.load(path) as file:
+            return dict(file)
+    return weights.read(path)
 
 
 def _path(name: str, offset: int) -> str:

@@ -181,7 +181,7 @@ def test_a_unet_of_another_autoencoder_is_refused(
     make, tiny_backbone, tmp_path, monkeypatch
 ):
     other = other_backbone(tiny_backbone, tmp_path / "b", "unet", in_channels=9)
-    monkeypatch.setattr(backbones.pretrained, "load_params", zeros)
+    monkeypatch.setattr(backbones.sources.pretrained, "load_params", zeros)
     with pytest.raises(ValueError, match=r"9 latent channels.*config\.model"):
         make(model__unet=other)
 
@@ -192,7 +192,7 @@ def test_a_text_tower_of_another_width_is_refused(
     other = other_backbone(
         tiny_backbone, tmp_path / "b", "unet", cross_attention_dim=24
     )
-    monkeypatch.setattr(backbones.pretrained, "load_params", zeros)
+    monkeypatch.setattr(backbones.sources.pretrained, "load_params", zeros)
     with pytest.raises(ValueError, match=r"16 wide.*24.*config\.model\.text_encoder"):
         make(model__unet=other)
 
