@@ -1,0 +1,119 @@
+"""Crops of an image at several scales, so that small structure fills a tower's input.
+
+Boxes are (top, left, height, width) as fractions of the image. Orientation is kept:
+it is sometimes the defect.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from jaxanom.types import Array
+
+
+class Pyramid(NamedTuple):
+    """A fixed set of crops.
+
+    Attributes:
+      boxes: [N, 4] float32.
+      level_starts, level_sizes: [M] int32; the crops of level m are the rows from
+        `level_starts[m]` on; level 0 is the whole image.
+    """
+
+    boxes: np.ndarray
+    level_starts: np.ndarray
+    level_sizes: np.ndarray
+
+
+def pyramid(
+    divisions: Sequence[int] = (1, 2, 4), jitter: float = 0.05, seed: int = 0
+) -> Pyramid:
+    """Cuts an image into grids whose cells overlap by half.
+
+    Args:
+      divisions: cells along a side, per level; d gives (2 d - 1)^2 crops.
+      jitter: largest shift of a crop, as a fraction of its side; crops stay inside.
+      seed: of the shifts.
+
+    Raises:
+      ValueError: the first level is not the whole image.
+    """
+    if not divisions or divisions[0] != 1 or any(d < 1 for d in divisions):
+        raise ValueError(
+            f"config.adp.pyramid={tuple(divisions)}; wanted positive numbers, the "
+            "first of them 1: the whole image"
+        )
+    rng = np.random.default_rng(seed)
+    boxes, sizes = [], []
+    for division in divisions:
+        starts = np.arange(2 * division - 1) / (2 * division)
+        grid = np.stack(np.meshgrid(starts, starts, indexing="ij"), -1).reshape(-1, 2)
+        side = 1 / division
+        shift = rng.uniform(-jitter * side, jitter * side, grid.shape)
+        corners = np.clip(grid + shift, 0, 1 - side)
+        boxes.append(np.concatenate([corners, np.full(grid.shape, side)], 1))
+        sizes.append(len(grid))
+    ends = np.cumsum(sizes)
+    return Pyramid(
+        np.concatenate(boxes).astype(np.float32),
+        np.array([0, *ends[:-1]], np.int32),
+        np.array(sizes, np.int32),
+    )
+
+
+def views(num_views: int, amount: float, seed: int) -> np.ndarray:
+    """Draws boxes of an almost whole image, [V, 4]: shifts and zooms up to `amount`."""
+    rng = np.random.default_rng(seed)
+    side = 1 - rng.uniform(0.25 * amount, amount, (num_views, 1))
+    corners = rng.uniform(0, 1, (num_views, 2)) * (1 - side)
+    return np.concatenate([corners, side, side], 1).astype(np.float32)
+
+
+def crop(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+    """Cuts boxes out of one image on the host, bilinear with antialiasing.
+
+    Args:
+      image: [H, W, 3] float in [0, 1].
+      boxes: [N, 4].
+      size: side of the results.
+
+    Returns:
+      [N, size, size, 3] float32.
+    """
+    height, width = image.shape[:2]
+    planes = [Image.fromarray(np.ascontiguousarray(p)) for p in _planes(image)]
+    found = np.empty((len(boxes), size, size, len(planes)), np.float32)
+    for row, (top, left, tall, wide) in zip(found, boxes, strict=True):
+        box = (left * width, top * height, (left + wide) * width, (top + tall) * height)
+        # Rounding may put an edge a hair outside, which Pillow refuses.
+        box = tuple(np.clip(box, 0, (width, height, width, height)).tolist())
+        for channel, plane in enumerate(planes):
+            row[..., channel] = plane.resize(
+                (size, size), Image.Resampling.BILINEAR, box=box
+            )
+    return found
+
+
+def _planes(image: np.ndarray) -> np.ndarray:
+    return np.moveaxis(np.asarray(image, np.float32), -1, 0)
+
+
+def resize(image: Array, size: int) -> Array:
+    """Resizes images [B, H, W, C] to [B, size, size, C], bilinear, antialiased."""
+    if image.shape[1:3] == (size, size):
+        return image
+    shape = (image.shape[0], size, size, image.shape[3])
+    return jax.image.resize(image, shape, "linear", antialias=True)
+
+
+def rotated(image: np.ndarray, quarter_turns: Sequence[int]) -> np.ndarray:
+    """Returns [R, H, W, C]: a square image turned by multiples of 90 degrees."""
+    if image.shape[0] != image.shape[1] and any(t % 2 for t in quarter_turns):
+        raise ValueError(
+            f"an image of {image.shape[0]}x{image.shape[1]} does not turn by 90 "
+            "degrees; set config.data.image_size to one number"
+        )
+    return np.stack([np.rot90(image, turns) for turns in quarter_turns])

@@ -1,0 +1,104 @@
+"""From calibrated channel maps to one map and one number: the settings h of a run.
+
+Fused map M = sum_c w_c (m_c - mu_c) / sd_c, smoothed; image score = (1 - lambda) * mean
+of the top share q of M + lambda * calibrated a_0. The mu and sd are those of normal
+material that is not in the memory (`calibration.py`).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxanom.types import Array
+
+SIGMA_AT = 256
+"""Side in pixels that smoothing widths are given at."""
+SIGMAS = (4.0, 2.0, 6.0)
+SHARES = (0.0, 0.005, 0.01, 0.02)
+"""Top share of the map that is averaged; 0 is the maximum."""
+IMAGE_WEIGHTS = (0.5, 0.0, 0.25, 0.75)
+"""lambda; of these three the first is the default."""
+
+
+class Settings(NamedTuple):
+    """h, of one detector or stacked over a leading axis.
+
+    Attributes:
+      cells: [C] int32, the variant of every channel.
+      weights: [C], on the simplex.
+      sigma: smoothing in pixels of a 256 px map.
+      share: q.
+      image_weight: lambda.
+    """
+
+    cells: Array
+    weights: Array
+    sigma: Array
+    share: Array
+    image_weight: Array
+
+
+def default(weights: tuple[float, ...], has_language: bool) -> Settings:
+    """Returns the untuned settings: sigma 4, the maximum, lambda 0.5 (0 without C1)."""
+    total = sum(weights)
+    return Settings(
+        cells=jnp.zeros(len(weights), jnp.int32),
+        weights=jnp.asarray(weights, jnp.float32) / total,
+        sigma=jnp.float32(SIGMAS[0]),
+        share=jnp.float32(SHARES[0]),
+        image_weight=jnp.float32(IMAGE_WEIGHTS[0] if has_language else 0.0),
+    )
+
+
+def smoothing(side: int, sigma: Array) -> Array:
+    """Returns the matrix [side, side] of a Gaussian along one axis, rows sum to one.
+
+    A truncated kernel that is renormalised at the border, so that a constant map stays
+    constant.
+
+    Args:
+      side: of the map.
+      sigma: scalar, in pixels of a map `SIGMA_AT` wide; 0 is the identity.
+    """
+    place = jnp.arange(side, dtype=jnp.float32) * (SIGMA_AT / side)
+    squared = (place[:, None] - place) ** 2
+    weights = jnp.exp(-squared / (2 * jnp.maximum(sigma, 1e-3) ** 2))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def smooth(values: Array, sigma: Array) -> Array:
+    """Smooths maps [B, m, m], each row by its own sigma [B]."""
+    matrix = jax.vmap(lambda width: smoothing(values.shape[1], width))(sigma)
+    return jnp.einsum("bik,bkl,bjl->bij", matrix, values, matrix)
+
+
+def top_mean(values: Array, share: Array) -> Array:
+    """Mean of the highest share of each map, at least of one value.
+
+    Args:
+      values: [B, m, m].
+      share: [B], in [0, 1].
+    """
+    flat = values.reshape(values.shape[0], -1)
+    ranked = -jnp.sort(-flat, axis=1)
+    count = jnp.maximum(jnp.round(share * flat.shape[1]), 1)[:, None]
+    inside = jnp.arange(flat.shape[1]) < count
+    return jnp.sum(jnp.where(inside, ranked, 0.0), axis=1) / count[:, 0]
+
+
+def image_score(values: Array, whole: Array, settings: Settings) -> Array:
+    """Image scores of smoothed fused maps.
+
+    Args:
+      values: [B, m, m].
+      whole: [B], calibrated a_0.
+      settings: leaves [B].
+    """
+    weight = settings.image_weight
+    return (1 - weight) * top_mean(values, settings.share) + weight * whole
+
+
+def to_image(values: Array, size: tuple[int, int]) -> Array:
+    """Enlarges maps [B, m, m] to [B, H, W], bilinear."""
+    return jax.image.resize(values, (values.shape[0], *size), "linear")

@@ -1,0 +1,119 @@
+"""CLIP features of windows: the class token beside a few patches, as in WinCLIP.
+
+arXiv 2303.14814, section 4.2: for every k x k block of patches the tower is run on the
+class token and those patches alone, so that the class token describes the block. The
+windows are gathered, not masked: no token is computed that no window reads.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxanom.methods.adp import crops, model
+from jaxanom.models import clip
+from jaxanom.types import Array, Params
+
+PATCH = 1
+"""Window size that stands for single patches, projected to the joint space."""
+
+
+class Features(NamedTuple):
+    """What CLIP says of B images.
+
+    Attributes:
+      whole: [B, K] unit, of the whole image.
+      windows: {k: [B, n, n, K] unit} with n = g - k + 1; under 1 the dense patches.
+      layers: {layer: [B, g, g, D]} patch tokens of hidden layers, not normalised.
+    """
+
+    whole: Array
+    windows: dict[int, Array]
+    layers: dict[int, Array]
+
+
+def window_indices(grid: int, size: int) -> np.ndarray:
+    """Returns which patches each window holds, [n * n, size * size], rows first."""
+    if not 1 <= size <= grid:
+        raise ValueError(
+            f"config.adp.windows has {size}; CLIP's grid has {grid} patches a side"
+        )
+    count = grid - size + 1
+    corner = (np.arange(count)[:, None] * grid + np.arange(count)).reshape(-1, 1)
+    inside = (np.arange(size)[:, None] * grid + np.arange(size)).reshape(1, -1)
+    return corner + inside
+
+
+def features(
+    towers: model.Towers,
+    params: Params,
+    image: Array,
+    sizes: Sequence[int],
+    layers: Sequence[int] = (),
+) -> Features:
+    """Runs CLIP's image tower on the whole image and on its windows.
+
+    Args:
+      towers, params: see `model.load`.
+      image: [B, H, W, 3] in [0, 1], resized to the tower's own size.
+      sizes: patches along a window's side; 1 is the dense projection of the last
+        layer's patch tokens, which plain CLIP does not align with text.
+      layers: hidden layers to return.
+    """
+    tower, variables, grid = towers.clip_image, {"params": params["clip"]}, towers.grid
+    tokens = tower.apply(
+        variables, crops.resize(image, towers.clip_size), method="embed"
+    )
+    output = tower.apply(variables, tokens, tuple(layers), method="encode")
+    batch = image.shape[0]
+    found = {}
+    for size in sizes:
+        if size == PATCH:
+            dense = tower.apply(
+                variables, output.patch_tokens, method="project_tokens"
+            )  # [B, N, K]
+            found[size] = clip.normalise(dense).reshape(batch, grid, grid, -1)
+            continue
+        indices = window_indices(grid, size)
+        patches = tokens[:, 1 + indices]  # [B, n * n, k * k, D]
+        first = jnp.broadcast_to(
+            tokens[:, None, :1], (*patches.shape[:2], 1, tokens.shape[-1])
+        )
+        joined = jnp.concatenate([first, patches], axis=2)
+        joined = joined.reshape(-1, 1 + size * size, tokens.shape[-1])
+        read = tower.apply(variables, joined, method="encode").image_features
+        side = grid - size + 1
+        found[size] = clip.normalise(read).reshape(batch, side, side, -1)
+    return Features(
+        whole=clip.normalise(output.image_features),
+        windows=found,
+        layers={
+            layer: state[:, 1:].reshape(batch, grid, grid, -1)
+            for layer, state in zip(layers, output.hidden_states, strict=True)
+        },
+    )
+
+
+def flatten(found: Features) -> Array:
+    """Joins whole image and windows of every size: [B, W, K], whole image first."""
+    parts = [found.whole[:, None]]
+    for array in found.windows.values():
+        parts.append(array.reshape(array.shape[0], -1, array.shape[-1]))
+    return jnp.concatenate(parts, axis=1)
+
+
+def coverage(mask: Array, grid: int, sizes: Sequence[int]) -> Array:
+    """Returns how much of each window of `flatten` a mask covers, [B, W] in [0, 1].
+
+    Args:
+      mask: [B, H, W] of 0 and 1.
+      grid: g, patches along a side.
+      sizes: as `features` got them.
+    """
+    cells = crops.resize(mask[..., None], grid)[..., 0]  # [B, g, g]
+    flat = cells.reshape(cells.shape[0], -1)
+    parts = [jnp.mean(flat, axis=1, keepdims=True)]
+    for size in sizes:
+        parts.append(jnp.mean(flat[:, window_indices(grid, size)], axis=-1))
+    return jnp.concatenate(parts, axis=1)

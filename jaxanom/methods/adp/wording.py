@@ -1,0 +1,206 @@
+"""What is said of a product: state words, templates, captions, and their layouts.
+
+The counts (7 normal and 4 anomalous states, 22 templates) are WinCLIP's, arXiv
+2303.14814; the words are ours. `{}` stands for the product: the personal vectors S*,
+or the class word. Captions of the inversion hold no word of condition, which would
+collide with the states: the list of arXiv 2208.01618 has some, this one has none.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxanom.models import prompts
+from jaxanom.models.tokenizer import Tokenizer
+
+CONDITION_WORDS = ("dirty", "clean", "weird", "nice", "cool", "good")
+
+
+class Wording(NamedTuple):
+    """Phrases with a place `{}`.
+
+    Attributes:
+      normal, anomalous: states of the product.
+      templates: sentences around a state.
+      whole_captions, part_captions: what the inversion calls a whole image, a crop.
+      defects: more anomalous phrases, for captions of synthetic defects.
+    """
+
+    normal: tuple[str, ...]
+    anomalous: tuple[str, ...]
+    templates: tuple[str, ...]
+    whole_captions: tuple[str, ...]
+    part_captions: tuple[str, ...]
+    defects: tuple[str, ...]
+
+
+_PART = "a close up photo of a part of "
+
+WORDINGS = {
+    "full": Wording(
+        normal=(
+            "{}",
+            "intact {}",
+            "flawless {}",
+            "faultless {}",
+            "{} in perfect order",
+            "{} free of defects",
+            "{} showing no damage",
+        ),
+        anomalous=(
+            "damaged {}",
+            "{} with a flaw",
+            "{} that has a defect",
+            "{} showing damage",
+        ),
+        templates=(
+            "a photo of a {}",
+            "a photo of the {}",
+            "a photo of one {}",
+            "one photo of my {}",
+            "a close photo of a {}",
+            "a close photo of the {}",
+            "a sharp photo of a {}",
+            "a sharp photo of the {}",
+            "a blurred photo of a {}",
+            "a blurred photo of the {}",
+            "a dim photo of a {}",
+            "a dim photo of the {}",
+            "a well lit photo of a {}",
+            "a well lit photo of the {}",
+            "a grainy photo of a {}",
+            "a grainy photo of the {}",
+            "a cropped picture of a {}",
+            "a cropped picture of the {}",
+            "a large picture of a {}",
+            "a small picture of a {}",
+            "a {} under a camera",
+            "the {} under inspection",
+        ),
+        whole_captions=(
+            "a photo of a {}",
+            "a picture of a {}",
+            "a close photo of a {}",
+            "a photo of one {}",
+            "a rendering of a {}",
+        ),
+        part_captions=(
+            "a close-up photo of part of a {}",
+            "a close-up picture of part of the {}",
+            "a close-up photo of part of one {}",
+        ),
+        defects=(
+            "broken {}",
+            "cracked {}",
+            "scratched {}",
+            "stained {}",
+            "{} with a hole",
+            "{} with a missing part",
+        ),
+    ),
+    # The phrases that the embedded towers were trained on; other words are strange to
+    # them, and take several of their 24 tokens each.
+    "foundry": Wording(
+        normal=("{}", "flawless {}", "perfect {}", "normal {}", "{} without defect"),
+        anomalous=("damaged {}", "defective {}", "damaged {} with a crack"),
+        templates=(
+            "a {}",
+            "a photo of a {}",
+            "a close up photo of a {}",
+        ),
+        whole_captions=("a photo of a {}", "a {}"),
+        part_captions=(_PART + "a {}", "a close up photo of a {}"),
+        defects=(
+            "{} with a crack",
+            "{} with a scratch",
+            "{} with a stain",
+            "{} with a hole",
+        ),
+    ),
+}
+
+NORMAL_CAPTION = "a photo of a flawless {}"
+NEUTRAL_CAPTION = "a photo of a {}"
+ANOMALOUS_CAPTION = "a photo of a damaged {}"
+
+
+def check(wording: Wording) -> None:
+    """Raises ValueError where a caption of the inversion speaks of a condition."""
+    for caption in (*wording.whole_captions, *wording.part_captions):
+        found = set(caption.split()) & set(CONDITION_WORDS)
+        if found:
+            raise ValueError(f"caption {caption!r} holds condition words {found}")
+
+
+def crossed(states: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """Returns every state in every template, [S][M] sentences with a place."""
+    return [[template.format(state) for template in templates] for state in states]
+
+
+def layout(
+    sentences: Sequence,
+    tokenizer: Tokenizer,
+    length: int | None,
+    num_vectors: int,
+    class_name: str | None = None,
+    limit: int = 77,
+) -> prompts.Layout:
+    """Lays out nested lists of sentences.
+
+    Args:
+      sentences: with a place `{}`, nested to any depth, rectangular.
+      tokenizer: of the text tower.
+      length: L; None is the longest sentence's.
+      num_vectors: N, rows of S*.
+      class_name: stands in the place; None: all N vectors do.
+      limit: longest sentence of the text tower.
+
+    Returns:
+      Layout over [..., L], leading axes as nested.
+
+    Raises:
+      ValueError: a sentence is too long for the tower.
+    """
+    table = np.asarray(sentences)
+    made = [
+        _one(str(text), tokenizer, num_vectors, class_name) for text in table.ravel()
+    ]
+    longest = max(len(one.input_ids[0]) for one in made)
+    length = longest if length is None else length
+    if max(longest, length) > limit:
+        which = max(made, key=lambda one: len(one.input_ids[0]))
+        text = table.ravel()[[one is which for one in made].index(True)]
+        raise ValueError(
+            f"{str(text)!r} takes {longest} tokens, the text tower reads {limit}; set "
+            "config.adp.prompts='foundry' or config.adp.num_vectors lower"
+        )
+
+    def stacked(rows: list[np.ndarray], fill: int) -> np.ndarray:
+        padded = np.full((len(rows), length), fill, np.int32)
+        for line, row in zip(padded, rows, strict=True):
+            line[: len(row)] = row
+        return padded.reshape(*table.shape, length)
+
+    return prompts.Layout(
+        input_ids=stacked([one.input_ids[0] for one in made], tokenizer.pad_id),
+        slots=stacked([one.slots[0] for one in made], -1),
+        eos_positions=np.array([one.eos_positions[0] for one in made]).reshape(
+            table.shape
+        ),
+        num_vectors=num_vectors,
+    )
+
+
+def _one(
+    text: str, tokenizer: Tokenizer, num_vectors: int, class_name: str | None
+) -> prompts.Layout:
+    place = "{vectors}" if class_name is None else prompts.NAME
+    template = prompts.parse(text.replace("{}", place), num_vectors, tokenizer.words)
+    names = tokenizer.words([class_name or ""])
+    return prompts.make_layout(template, names, tokenizer, num_vectors)
+
+
+def words_of(category: str) -> str:
+    """Returns a folder's name as words: "metal_nut" is a metal nut."""
+    return category.replace("_", " ").replace("-", " ").strip()

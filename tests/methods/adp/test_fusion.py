@@ -1,0 +1,52 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.ndimage
+
+from jaxanom.methods.adp import fusion
+
+
+def test_smoothing_keeps_a_constant_and_matches_scipy_inside():
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(2, 32, 32)).astype(np.float32)
+    found = np.asarray(fusion.smooth(jnp.asarray(values), jnp.array([4.0, 16.0])))
+    for row, sigma in zip((0, 1), (0.5, 2.0), strict=True):
+        wanted = scipy.ndimage.gaussian_filter(values[row], sigma, truncate=8)
+        # Away from the border, where the two treat the outside differently.
+        np.testing.assert_allclose(
+            found[row, 13:19, 13:19], wanted[13:19, 13:19], atol=1e-4
+        )
+    flat = fusion.smooth(jnp.ones((1, 32, 32)), jnp.array([6.0]))
+    np.testing.assert_allclose(flat, 1, atol=1e-5)
+
+
+def test_the_top_mean_is_the_maximum_at_share_0_and_the_mean_at_share_1():
+    values = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4)))
+    found = fusion.top_mean(values, jnp.array([0.0, 1.0, 0.25]))
+    assert found[0] == pytest.approx(float(values[0].max()))
+    assert found[1] == pytest.approx(float(values[1].mean()), abs=1e-6)
+    wanted = np.sort(np.asarray(values[2]).ravel())[-4:].mean()
+    assert found[2] == pytest.approx(float(wanted), abs=1e-6)
+
+
+def test_a_score_depends_on_its_own_row_alone():
+    values = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4)))
+    whole = jnp.array([1.0, -1.0])
+    settings = fusion.Settings(
+        None, None, None, jnp.array([0.0, 0.5]), jnp.array([0.5, 0.0])
+    )
+    both = fusion.image_score(values, whole, settings)
+    first = fusion.image_score(
+        values[:1],
+        whole[:1],
+        fusion.Settings(None, None, None, *(x[:1] for x in settings[3:])),
+    )
+    assert both[0] == first[0]
+    assert both[0] == pytest.approx(0.5 * float(values[0].max()) + 0.5)
+
+
+def test_default_settings_are_near_winclip_plus():
+    found = fusion.default((1.0, 1.0, 0.0), has_language=True)
+    np.testing.assert_allclose(found.weights, [0.5, 0.5, 0])
+    assert (found.sigma, found.share, found.image_weight) == (4, 0, 0.5)
+    assert fusion.default((1.0,), has_language=False).image_weight == 0
