@@ -1,6 +1,8 @@
 """A config brought to life: its data, method, mesh and batches; nothing is trained."""
 
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +12,14 @@ from jax.sharding import Mesh
 from jaxanom.contracts import Method
 from jaxanom.data import catalog, pipeline, pools, transforms
 from jaxanom.methods import by_name
+from jaxanom.models import mobilenet_v2
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.training import plan
 from jaxanom.types import Frozen
+
+IN_RUN = "run:"
+SHOTS, FEATURES = "shots", "features"
 
 
 class Prepared(NamedTuple):
@@ -67,6 +73,88 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
         accumulate = stage.config.accumulate
         placement.check_batch_size(config.data.batch_size, mesh, accumulate)
     return Prepared(config, dataset, division, method, mesh)
+
+
+def located(
+    config: ml_collections.ConfigDict, directory: str | Path
+) -> ml_collections.ConfigDict:
+    """Returns the config with "run:NAME" read as that folder of the run.
+
+    What a run keeps of its own, such as a user's few images, is found wherever the run
+    is copied to.
+
+    Args:
+      config: of a run; text values that start with "run:" are looked for everywhere.
+      directory: of the run.
+    """
+    plain = config.to_dict()
+    found = _read_places(plain, Path(directory))
+    # The config itself where nothing is meant, so that a caller's changes are seen.
+    return config if found == plain else ml_collections.ConfigDict(found)
+
+
+def _read_places(value: Any, directory: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _read_places(item, directory) for key, item in value.items()}
+    if isinstance(value, str) and value.startswith(IN_RUN):
+        return str(directory / value.removeprefix(IN_RUN))
+    return value
+
+
+def with_shots(
+    config: ml_collections.ConfigDict,
+    files: Sequence[Path],
+    category: str,
+    directory: str | Path,
+) -> ml_collections.ConfigDict:
+    """Copies normal images into a run and points its config at them.
+
+    Args:
+      config: of a method that learns from normal images alone.
+      files: images of any sizes.
+      category: what the product is called, in words.
+      directory: of the run.
+
+    Raises:
+      ValueError: the name holds a path, or the run has other images already.
+    """
+    if not category.strip() or Path(category).name != category:
+        raise ValueError(f"category name {category!r}; wanted words such as 'hex nut'")
+    folder = Path(directory) / SHOTS / category / "train" / "good"
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {f"{n:03d}{file.suffix.lower()}": file for n, file in enumerate(files)}
+    for other in sorted(folder.iterdir()):
+        file = wanted.get(other.name)
+        if file is None or file.read_bytes() != other.read_bytes():
+            raise ValueError(f"{folder} holds images of another run; choose another")
+    for name, file in wanted.items():
+        shutil.copyfile(file, folder / name)
+    found = ml_collections.ConfigDict(config.to_dict())
+    found.data.name, found.data.directory = "folder", IN_RUN + SHOTS
+    found.data.categories, found.data.num_train = (category,), 0
+    found.data.defect_rule, found.data.shots = "none", 0
+    return found
+
+
+def with_features(
+    config: ml_collections.ConfigDict, weights: str | Path, directory: str | Path
+) -> None:
+    """Copies a feature tower's weights into a run and points `config.adp` at them.
+
+    The tower then sees images of its own size, which the maps follow.
+
+    Args:
+      config: of method "adp"; changed in place.
+      weights: folder of MobileNetV2 weights.
+      directory: of the run.
+    """
+    mobilenet_v2.load(weights)  # refuses what is none before anything is copied
+    folder = Path(directory) / FEATURES
+    folder.mkdir(parents=True, exist_ok=True)
+    name = mobilenet_v2.WEIGHTS
+    shutil.copyfile(Path(weights).expanduser() / name, folder / name)
+    config.adp.feature_tower = IN_RUN + FEATURES
+    config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
 
 
 def _check_views(config: Any, method: Method) -> None:

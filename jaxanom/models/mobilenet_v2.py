@@ -18,7 +18,8 @@ from jaxanom.models.backbones import Tower
 from jaxanom.types import Array, Params
 
 WEIGHTS = "mobilenet_v2_1.0_224_uint8.npz"
-SIZE = 224
+DEFAULT_LAYERS = ("A02", "A07")
+"""Strides 8 and 16: what a memory of patches is best made of."""
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
