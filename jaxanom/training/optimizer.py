@@ -15,7 +15,7 @@ from jaxanom.types import Array
 Settings = TypeVar("Settings")
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
-SCHEDULES = ("constant", "cosine", "linear", "step")
+SCHEDULES = ("constant", "cosine", "linear", "step", "epoch_cosine")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +31,13 @@ class OptimizerConfig:
         nothing, as in some released code.
       schedule: after warm-up "constant"; "cosine" or "linear" down to `final_fraction`
         of the peak; "step" multiplies by `step_factor` at each of `step_at`.
+        "epoch_cosine", without warm-up, is constant within an epoch: the first one runs
+        at `first_rate`, epoch e at half of (1 + cos(pi (e - 1) / num_epochs)).
       final_fraction: of the peak, at the last step of "cosine" and "linear".
       step_at: fractions of `num_steps`, in [0, 1].
       step_factor: see `schedule`.
+      steps_per_epoch, num_epochs, first_rate: of "epoch_cosine"; 0 epochs are
+        `num_steps` over `steps_per_epoch`.
       rate_factors: (path pattern, factor) pairs; a parameter's learning rate is
         multiplied by the factor of the first pattern that matches its whole path.
       weight_decay: decoupled for adamw and lion, added to the gradient for adam and
@@ -54,6 +58,9 @@ class OptimizerConfig:
     final_fraction: float = 0.0
     step_at: tuple[float, ...] = (0.8, 0.9)
     step_factor: float = 0.2
+    steps_per_epoch: int = 1
+    num_epochs: int = 0
+    first_rate: float = 1e-5
     rate_factors: tuple[tuple[str, float], ...] = ()
     weight_decay: float = 0.0
     decay_all: bool = False
@@ -77,7 +84,12 @@ class OptimizerConfig:
         settings = read_settings(cls, config, where)
         _check_choice(settings.optimizer, OPTIMIZERS, f"{where}.optimizer")
         _check_choice(settings.schedule, SCHEDULES, f"{where}.schedule")
-        for name, lowest in (("num_steps", 0), ("warmup_steps", 0), ("accumulate", 1)):
+        for name, lowest in (
+            ("num_steps", 0),
+            ("warmup_steps", 0),
+            ("accumulate", 1),
+            ("steps_per_epoch", 1),
+        ):
             if getattr(settings, name) < lowest:
                 raise ValueError(
                     f"{where}.{name}={getattr(settings, name)}; want {lowest} or more"
@@ -118,7 +130,9 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
     first = 0 if config.warmup_from_zero else 1
 
     def learning_rate(count: Array) -> Array:
-        count = jnp.asarray(count, jnp.float32)
+        count = jnp.asarray(count, float)  # float64 where that is on
+        if config.schedule == "epoch_cosine":
+            return _epoch_cosine(config, count)
         warm = 1.0
         if config.warmup_steps:
             warm = jnp.minimum((count + first) / config.warmup_steps, 1.0)
@@ -136,6 +150,14 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
         return config.learning_rate * warm * decay
 
     return learning_rate
+
+
+def _epoch_cosine(config: OptimizerConfig, count: Array) -> Array:
+    """One warm-up epoch, then a cosine that starts in it, as Dassl has it."""
+    epoch = jnp.floor(count / config.steps_per_epoch)
+    num_epochs = config.num_epochs or config.num_steps / config.steps_per_epoch
+    rate = config.learning_rate / 2 * (1 + jnp.cos(jnp.pi * (epoch - 1) / num_epochs))
+    return jnp.where(epoch == 0, config.first_rate, rate)
 
 
 def make(

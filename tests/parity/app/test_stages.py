@@ -201,7 +201,8 @@ def test_stage_two_walks_the_released_path(shared, precise):
     np.testing.assert_allclose(
         metrics["ce"], goldens.wanted(arrays, "ce").mean(1), rtol=2e-5
     )
-    check(100 * metrics["accuracy"], "acc", 1e-6)
+    # A share of a few images, kept in float32 there and here.
+    goldens.assert_within(100 * metrics["accuracy"], arrays["acc"], 1e-4)
     check(grads["particles"]["context"], "grad", 1e-4)
     golden = goldens.wanted(arrays, "ctx")[1:]
     goldens.assert_near(trained["particles"]["context"], golden, precise, 1e-4)
