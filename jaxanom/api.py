@@ -50,7 +50,7 @@ def train(
       ValueError: see `prepared.prepare`; or the directory holds another run.
     """
     directory = Path(directory)
-    prepared = prepared_config.prepare(config)
+    prepared = prepared_config.prepare(prepared_config.located(config, directory))
     sources, mixtures = prepared_config.pools_of(prepared)
     # Only now: a config that was refused must not stand in the way of the next one.
     record.claim(directory, config)
@@ -78,14 +78,19 @@ def train(
         initial=initial,
         on_log=on_log,
     )
-    params = placement.to_host(info["ema_params"])
+    params, facts = placement.to_host(info["ema_params"]), {}
+    if method.complete is not None:
+        key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+        params, facts = method.complete(params, info["frozen"], key)
+        params = placement.to_host(params)
     weights.write(directory / PARAMS, trees.flatten(params))
     if method.export is not None:
         batch = next(make_batches(method.phases[0].name, 0))
         method.export(params, initial[1], directory / "model", batch)
     record.update_json(
         directory / record.RECORD,
-        {
+        facts
+        | {
             "num_params": trees.num_params(params),
             "skipped_steps": info["skipped"],
             "train_seconds": round(time.perf_counter() - started, 1),
@@ -113,7 +118,9 @@ def load(directory: str | Path, overrides: Callable[[Any], None] | None = None) 
     config = record.config_from_plain(record.read_json(directory / record.CONFIG))
     if overrides is not None:
         overrides(config)
-    prepared = prepared_config.prepare(config)
+    for name in config.phases:
+        config.phases[name].num_steps = 0  # so that nothing is made for training
+    prepared = prepared_config.prepare(prepared_config.located(config, directory))
     params = trees.unflatten(weights.read(directory / PARAMS))
     fresh, frozen = prepared.method.init(jax.random.key(config.train.seed))
     trees.check_same_shapes(params, fresh, str(directory / PARAMS))

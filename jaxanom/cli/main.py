@@ -9,6 +9,7 @@ VERBS = {
     "quickstart": "the whole job on one config: train, generate, detect, report",
     "train": "train the method of a config; started again, it resumes",
     "generate": "write a set of image-mask pairs from a trained run",
+    "fewshot": "learn a detector from a handful of normal images of a product",
     "evaluate": "score a trained detector on a test split",
     "detect": "score images of your own with a trained detector; heat maps",
     "report": "one self-contained HTML file from one or more runs",

@@ -8,6 +8,7 @@ from jaxanom.contracts import Method
 from jaxanom.data.catalog import Dataset
 
 METHODS = {
+    "adp": "jaxanom.methods.adp",
     "bayes_pfl": "jaxanom.methods.bayes_pfl",
     "defect_generation": "jaxanom.methods.defect_generation",
     "downstream": "jaxanom.methods.downstream",

@@ -1,0 +1,27 @@
+"""Few-shot detection in one's own images, from a handful of normal ones.
+
+Command: `jaxanom fewshot --normal=DIR --category=NAME --out=RUN`, then
+`jaxanom detect --weights=RUN IMAGE...`; a dataset in the MVTec layout also trains with
+`jaxanom train --config=configs/adp/folder.py --config.data.directory=DIR --run=RUN`.
+With MobileNetV2 weights at hand add `--features=DIR`: the embedded towers have seen
+procedural images only. Reconstructed from an abstract; results: see README.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("adp")
+    common.add_personalisation(config)
+    config.data.name = "folder"
+    config.data.image_size = 224
+    config.data.num_train = 4  # K, drawn by data.split_seed
+    config.data.defect_rule = "none"
+    config.data.shots = 0
+    config.adp.map_size = 28
+    if arg == "smoke":
+        config.data.name = "foundry"
+        config.data.categories = ("pill",)
+    return common.shrink(config, arg)

@@ -1,0 +1,19 @@
+"""Few-shot detection of a procedural category the embedded towers never saw.
+
+Command: `jaxanom train --config=configs/adp/foundry.py --run=RUN`, then
+`jaxanom evaluate --run=RUN`. Reconstructed from an abstract; not yet measured.
+"""
+
+import ml_collections
+
+from configs import common
+
+
+def get_config(arg: str = "") -> ml_collections.ConfigDict:
+    config = common.base("adp")
+    common.add_personalisation(config)
+    config.data.categories = ("pill",)
+    config.data.num_train = 1  # K
+    config.data.defect_rule = "none"
+    config.data.shots = 0
+    return common.shrink(config, arg)

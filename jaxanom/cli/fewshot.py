@@ -1,0 +1,47 @@
+"""`jaxanom fewshot --normal=DIR --category=NAME --out=RUN`."""
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the verb's flags."""
+    parser.add_argument(
+        "--normal", required=True, nargs="+", help="normal images, or a folder of them"
+    )
+    parser.add_argument(
+        "--category", required=True, help="what the product is called, such as bottle"
+    )
+    parser.add_argument("--out", required=True, help="directory of the run")
+    parser.add_argument(
+        "--features", default="", help="folder of MobileNetV2 weights for the memory"
+    )
+    parser.add_argument(
+        "--config",
+        default="configs/adp/folder.py",
+        help="recipe of method adp; the shipped one needs no change",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Copies the images into the run, learns, and says what was chosen."""
+    import json
+    from pathlib import Path
+
+    from jaxanom import api, prepared, record
+    from jaxanom.cli import config_file
+    from jaxanom.data import folders
+
+    files = folders.image_files(arguments.normal)
+    config = config_file.load(arguments.config, arguments.overrides)
+    if config.method != "adp":
+        raise ValueError(
+            f"{arguments.config} is of method {config.method!r}; wanted 'adp'"
+        )
+    if arguments.features:
+        prepared.with_features(config, arguments.features, arguments.out)
+    config = prepared.with_shots(config, files, arguments.category, arguments.out)
+    trained = api.train(config, arguments.out)
+    facts = record.read_json(Path(arguments.out) / record.RECORD)["adp"]["0"]
+    print(json.dumps(facts, indent=2))
+    print(f"{len(files)} normal images; the run is {trained.directory}. Next:")
+    print(f"jaxanom detect --weights={arguments.out} IMAGE_OR_FOLDER ...")
