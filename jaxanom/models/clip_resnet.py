@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
+from jaxanom.models import clip
 from jaxanom.types import Array, Params
 
 
@@ -281,6 +282,28 @@ def config_from_published(
         projection_dim=state["visual.attnpool.c_proj.weight"].shape[0],
         image_size=32 * round((tokens - 1) ** 0.5),
         **{"num_heads": max(width * 32 // 64, 1), **known},
+    )
+
+
+def text_config_from_published(state: Mapping[str, np.ndarray]) -> clip.TextConfig:
+    """Reads the sizes of the text tower beside it; its heads have 64 channels."""
+    vocabulary, width = state["token_embedding.weight"].shape
+    layers = {
+        name.split(".")[2]
+        for name in state
+        if name.startswith("transformer.resblocks.")
+    }
+    return clip.TextConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
+        projection_dim=state["text_projection"].shape[1],
+        num_hidden_layers=len(layers),
+        num_attention_heads=max(width // 64, 1),
+        max_position_embeddings=state["positional_embedding"].shape[0],
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=0,
     )
 
 

@@ -12,6 +12,7 @@ AXES = ("data", "fsdp", "model", "particle")
 `model` splits matrix products; `particle` splits the leading axis of particles."""
 
 BATCH_AXES = ("data", "fsdp")
+PARTICLE_AXIS = "particle"
 
 
 def make_mesh(

@@ -68,7 +68,8 @@ def make_step(
             "grad_norm": optax.global_norm(grads),
             "finite": finite.astype(jnp.float32),
         }
-        return _guarded_update(state, grads, finite, tx, ema_decay), metrics
+        new_state = _guarded_update(state, grads, finite, tx, ema_decay, frozen)
+        return new_state, metrics
 
     # Metrics are read on every process, so every device holds them.
     whole = None if state_shardings is None else state_shardings.step
@@ -132,9 +133,13 @@ def _guarded_update(
     finite: Array,
     tx: optax.GradientTransformation,
     ema_decay: float,
+    frozen: Frozen,
 ) -> TrainState:
     """Applies the update where `finite`, else only counts."""
-    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    # A transport may compare particles by what a frozen tower makes of them.
+    updates, opt_state = optax.with_extra_args_support(tx).update(
+        grads, state.opt_state, state.params, frozen=frozen
+    )
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema_decay > 0:

@@ -57,6 +57,30 @@ class Network(NamedTuple):
     target: str
 
 
+def check(prior: Prior) -> None:
+    """Refuses unknown options of the prior; ValueError names the key."""
+    for key, known in (
+        ("support", SUPPORTS),
+        ("center", CENTERS),
+        ("layout", model.LAYOUTS),
+        ("train", TRAINING),
+    ):
+        if getattr(prior, key) not in known:
+            raise ValueError(
+                f"config.app.prior.{key}={getattr(prior, key)!r}; choose one of {known}"
+            )
+
+
+def trainable(prior: Prior) -> tuple[str, ...]:
+    """Returns the path patterns that stage 2 trains."""
+    found = ["particles/.*"]
+    if prior.train == "joint":
+        found.append("prior/.*")
+    if prior.center == "ema":
+        found.append("center/.*")
+    return tuple(found)
+
+
 def prior_weight(rule: str, shots: float, reg: float, sigma2: float, num_data: float):
     """Returns lambda by the rule of the data set.
 

@@ -45,6 +45,18 @@ class Options(NamedTuple):
     reshuffled: bool = False
 
 
+def check(options: Options) -> None:
+    """Refuses unknown options; ValueError names the key."""
+    for key, known in (("average", AVERAGES), ("mix", MIXES)):
+        if getattr(options, key) not in known:
+            raise ValueError(
+                f"config.app.predict.{key}={getattr(options, key)!r}; choose one of "
+                f"{known}"
+            )
+    if not 0 <= options.alpha <= 1:
+        raise ValueError(f"config.app.predict.alpha={options.alpha}; wanted 0 to 1")
+
+
 def mixed_logits(logits: Logits, options: Options) -> Array:
     """Log-probabilities up to a constant, of particles and prior together, [B, T].
 

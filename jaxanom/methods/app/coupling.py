@@ -1,0 +1,209 @@
+"""`config.app.particles` -> the transport between gradient and optimiser.
+
+Losses are per datum (`objective`), so the posterior of n data has temperature 1 / n:
+`temperature / num_data` is what the transports are given, and the length of a step does
+not depend on n.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxanom.methods.app import model
+from jaxanom.parallel import mesh as meshes
+from jaxanom.posterior import (
+    bandwidths,
+    fields,
+    kernels,
+    sgld,
+    sharded,
+    svgd,
+    transport,
+    wgf,
+)
+
+FLOWS = ("svgd", "gfsd", "blob", "gfsf", "map")
+SAMPLERS = ("noisy_svgd", "sgld", "psgld", "langevin")
+SPACES = ("ctx", "token_mean", "text_features")
+BACKENDS = ("auto", *sharded.BACKENDS)
+
+
+class Options(NamedTuple):
+    """Keys of `config.app.particles`.
+
+    Attributes:
+      update: a flow, whose directions the phase's optimiser follows, or a sampler,
+        which makes its own steps.
+      rkhs: "rbf", "imq" or "linear".
+      space: where distances are measured: flattened vectors ("ctx"), their mean over
+        tokens, or the normalised text features they lead to.
+      bandwidth: h, or 0 for the rule.
+      bandwidth_rule: "median" or "heat_equation".
+      median: see `bandwidths.median_of`.
+      bandwidth_mode: see `bandwidths.median`.
+      normalise: of SVGD, "mean" or "sum".
+      ridge, form: of GFSF.
+      preconditioned: scale by a running mean of squared gradients.
+      temperature: of the posterior; 1 is the posterior, 0 leaves the push out.
+      num_data: n; 0 is the number of training images, 1 the per-datum scale.
+      step_size, step_offset, step_decay: a (b + k)^(-gamma) of samplers, per datum.
+      noise_seed: of samplers.
+      backend: how particles on several devices meet; "auto" leaves it to the compiler.
+    """
+
+    update: str = "svgd"
+    rkhs: str = "rbf"
+    space: str = "ctx"
+    bandwidth: float = 0.0
+    bandwidth_rule: str = "median"
+    median: str = "midpoint"
+    bandwidth_mode: str = "exact"
+    normalise: str = "mean"
+    ridge: float = 1e-2
+    form: str = "compact"
+    preconditioned: bool = False
+    temperature: float = 1.0
+    num_data: float = 0.0
+    step_size: float = 1e-3
+    step_offset: float = 1.0
+    step_decay: float = 0.0
+    noise_seed: int = 0
+    backend: str = "auto"
+
+
+def check(options: Options, phase: Any) -> None:
+    """Refuses what does not fit together.
+
+    Args:
+      options: of the particles.
+      phase: `config.phases.particles`; a sampler's moves must reach the particles as
+        they are.
+
+    Raises:
+      ValueError: names the key.
+    """
+    for key, known in (
+        ("update", FLOWS + SAMPLERS),
+        ("rkhs", tuple(kernels.NAMES)),
+        ("space", SPACES),
+        ("backend", BACKENDS),
+        ("bandwidth_rule", ("median", "heat_equation")),
+    ):
+        if getattr(options, key) not in known:
+            raise ValueError(
+                f"config.app.particles.{key}={getattr(options, key)!r}; choose one of "
+                f"{known}"
+            )
+    if options.temperature < 0 or options.num_data < 0:
+        raise ValueError(
+            f"config.app.particles.temperature={options.temperature}, num_data="
+            f"{options.num_data}; neither can be negative"
+        )
+    if options.space != "ctx" and options.backend != "auto":
+        raise ValueError(
+            f"config.app.particles.space={options.space!r} needs backend='auto'"
+        )
+    if options.space != "ctx" and options.update == "noisy_svgd":
+        raise ValueError("config.app.particles.update='noisy_svgd' needs space='ctx'")
+    wanted = {
+        "optimizer": "sgd",
+        "momentum": 0.0,
+        "learning_rate": 1.0,
+        "schedule": "constant",
+        "weight_decay": 0.0,
+        "clip_norm": 0.0,
+    }
+    if options.update not in SAMPLERS:
+        return
+    wrong = {k: phase.get(k) for k, value in wanted.items() if phase.get(k) != value}
+    if wrong or phase.get("warmup_steps", 0):
+        raise ValueError(
+            f"config.app.particles.update={options.update!r} makes its own steps, so "
+            f"config.phases.particles must hold {wanted} and no warmup_steps; found "
+            f"{wrong}"
+        )
+
+
+def make(
+    options: Options,
+    num_data: int,
+    tower: model.TextTower,
+    mesh_config: Any,
+) -> optax.GradientTransformation:
+    """Builds the transport of phase "particles".
+
+    Args:
+      options: see above.
+      num_data: number of training images.
+      tower: for distances between text features.
+      mesh_config: `config.mesh`, where a backend is asked for.
+    """
+    temperature = options.temperature / (options.num_data or num_data)
+    if options.update == "map":
+        return optax.identity()
+    noise = transport.noise_of(options.noise_seed)
+    step_size = functools.partial(
+        sgld.step_size,
+        scale=options.step_size,
+        offset=options.step_offset,
+        decay=options.step_decay,
+    )
+    if options.update == "sgld":
+        made = transport.langevin(step_size, noise, temperature)
+    elif options.update == "langevin":
+        made = transport.langevin(lambda k: 2 * step_size(k), noise, temperature)
+    elif options.update == "psgld":
+        made = transport.preconditioned_langevin(
+            sgld.Preconditioner(), step_size, noise, temperature
+        )
+    else:
+        made = _coupled(options, temperature, tower, mesh_config, step_size, noise)
+    return transport.only("particles", made)
+
+
+def _coupled(options, temperature, tower, mesh_config, step_size, noise):
+    """Flows, and SVGD with its noise."""
+    rule = {
+        "median": lambda: bandwidths.median(options.median, options.bandwidth_mode),
+        "heat_equation": bandwidths.heat_equation,
+    }[options.bandwidth_rule]
+    flow = {
+        "svgd": lambda: svgd.flow(options.normalise),
+        "noisy_svgd": lambda: svgd.flow(options.normalise),
+        "gfsd": wgf.gfsd,
+        "blob": wgf.blob,
+        "gfsf": lambda: wgf.gfsf(options.ridge, options.form),
+    }[options.update]
+    field = fields.Field(
+        flow=flow(),
+        between=kernels.NAMES[options.rkhs](),
+        bandwidth=bandwidths.fixed(options.bandwidth) if options.bandwidth else rule(),
+        temperature=temperature,
+        metric=fields.Metric() if options.preconditioned else None,
+    )
+    velocity = fields.velocity
+    if options.backend != "auto":
+        sizes = {axis: mesh_config[axis] for axis in meshes.AXES}
+        mesh = meshes.make_mesh(**sizes)
+        velocity = sharded.velocity(mesh, meshes.PARTICLE_AXIS, options.backend)
+    if options.update == "noisy_svgd":
+        return transport.noisy(field, step_size, noise, velocity)
+    return transport.of_flow(field, velocity, _embedding(options.space, tower))
+
+
+def _embedding(space: str, tower: model.TextTower) -> Callable | None:
+    """Returns where particles are compared, or None for their own space."""
+    if space == "ctx":
+        return None
+
+    def embed(tree, *, frozen=None, **_):
+        (context,) = jax.tree.leaves(tree)  # [P, N, d]
+        if space == "token_mean":
+            return context.mean(1)
+        found = model.text_features(tower, frozen["text"], context)
+        return found.reshape(context.shape[0], -1)
+
+    return embed
