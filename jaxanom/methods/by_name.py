@@ -8,9 +8,8 @@ from jaxanom.contracts import Method
 from jaxanom.data.catalog import Dataset
 
 METHODS = {
-    "app": "jaxanom.methods.app",
-    "bayes_pfl": "jaxanom.methods.bayes_pfl",
     "adp": "jaxanom.methods.adp",
+    "app": "jaxanom.methods.app",
     "bayes_pfl": "jaxanom.methods.bayes_pfl",
     "defect_generation": "jaxanom.methods.defect_generation",
     "downstream": "jaxanom.methods.downstream",

@@ -6,16 +6,16 @@ categories, defect types, or the two states of an object (`config.app.task`).
 
 Where the paper (as far as it could be seen) and the released code differ:
 
-| paper                        | released code                    | here               |
-|------------------------------|----------------------------------|--------------------|
-| SVGD, particles repel        | independent SGD of each          | `particles.update` |
-| Gaussian prior of theta      | on the mean over tokens alone    | `prior.support`    |
-| variance sigma^2             | reg / S or reg / S^2             | `prior.lambda_rule`|
-| prior of each image          | a reshape mixes images           | `prior.layout`     |
-| posterior of n data          | mean cross-entropy, no n         | `particles.num_data`, `.temperature` |
-| the prior network is learned | before, then frozen              | `prior.train`      |
-| average over the posterior   | mean logits, mixed with prior's  | `predict.*`        |
-| -                            | weight decay is one more prior   | `prior.weight_decay` or the optimiser's |
+| paper                      | released code             | here                   |
+|----------------------------|---------------------------|------------------------|
+| SVGD, particles repel      | independent SGD of each   | `particles.update`     |
+| Gaussian prior of theta    | on the mean over tokens   | `prior.support`        |
+| variance sigma^2           | reg / S or reg / S^2      | `prior.lambda_rule`    |
+| prior of each image        | a reshape mixes images    | `prior.layout`         |
+| posterior of n data        | mean cross-entropy, no n  | `particles.num_data`   |
+| the prior's network learns | before, then frozen       | `prior.train`          |
+| posterior average          | mean logits, and prior's  | `predict.*`            |
+| -                          | weight decay, a 2nd prior | `prior.weight_decay`   |
 
 Defaults follow the paper's method with the released loss; `update="map"` and
 `layout="reference_reshuffle"` follow the code, which tests/parity/app pins. With many
