@@ -253,7 +253,9 @@ def test_every_module_imports_without_the_packages_that_few_files_need():
     assert found == {"works": True, "api": True}
 
 
-@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["train", "--help"], ["doctor", "--help"]]
+)
 def test_help_is_quick_and_imports_no_jax(words):
     found = child(
         "import json, resource, sys\n"

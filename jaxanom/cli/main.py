@@ -14,6 +14,7 @@ VERBS = {
     "detect": "score images of your own with a trained detector; heat maps",
     "report": "one self-contained HTML file from one or more runs",
     "data": "write the procedural dataset, or check a folder of images",
+    "doctor": "tell what this machine has, and what a checkpoint is and needs",
 }
 
 
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-      0 when done; 2 after a wrong input or a loss that is no number, told on stderr
-      without a traceback; 130 on Ctrl-C.
+      0 when done; 1 when what was examined does not fit; 2 after a wrong input or a
+      loss that is no number, told on stderr without a traceback; 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
@@ -56,11 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{arguments.verb} takes no --config.key=value")
     arguments.overrides = overrides
     try:
-        importlib.import_module(f"jaxanom.cli.{arguments.verb}").run(arguments)
+        code = importlib.import_module(f"jaxanom.cli.{arguments.verb}").run(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxanom {arguments.verb}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130
-    return 0
+    return code or 0

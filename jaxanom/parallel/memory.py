@@ -1,0 +1,48 @@
+"""What parameters and their training state take on each device, before any is made."""
+
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AbstractMesh, AxisType, Mesh
+
+from jaxanom.parallel import mesh as meshes
+from jaxanom.parallel import rules
+
+ADAM_COPIES = 4
+"""Parameters, gradients and Adam's two moments, all float32."""
+
+
+def planned_mesh(fsdp: int = 1, model: int = 1) -> AbstractMesh:
+    """Returns a mesh that needs no devices, to plan with.
+
+    Args:
+      fsdp, model: see `mesh.make_mesh`; the other axes split no parameter of a tower.
+    """
+    sizes = {"fsdp": fsdp, "model": model}
+    shape = tuple(sizes.get(axis, 1) for axis in meshes.AXES)
+    auto = (AxisType.Auto,) * len(shape)
+    return AbstractMesh(shape, meshes.AXES, axis_types=auto)
+
+
+def bytes_per_device(
+    tree: Any, mesh: Mesh | AbstractMesh, copies: int = 1, itemsize: int = 4
+) -> int:
+    """Returns the bytes of the device that holds most.
+
+    Args:
+      tree: arrays or `jax.ShapeDtypeStruct`.
+      mesh: the leaves are split over it by `rules.spec`.
+      copies: how many values are kept per parameter, see `ADAM_COPIES`.
+      itemsize: bytes of one value.
+
+    Raises:
+      ValueError: a leaf does not divide, see `rules.spec`.
+    """
+    total = 0
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        spec = rules.spec(rules.path_of(keys), leaf.shape, mesh)
+        axes = [axis for axis in spec if axis is not None]
+        parts = math.prod(mesh.shape[axis] for axis in axes)
+        total += math.prod(leaf.shape) // parts
+    return copies * itemsize * total
