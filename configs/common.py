@@ -298,6 +298,86 @@ def add_personalisation(config):
     )
 
 
+def add_prompt_posterior(config, **particles):
+    """Adds the sections of method "app"; `particles` changes `config.app.particles`."""
+    config.data.class_subset = "all"  # base, new: halves of the categories
+    config.model = ml_collections.ConfigDict(
+        {"directory": "embedded", "dtype": "float32"}
+    )
+    config.app = ml_collections.ConfigDict(
+        {
+            "task": "state",  # category, defect
+            "good_name": "flawless {category}",
+            "bad_name": "damaged {category}",
+            "defect_name": "{category} with {defect}",
+            "template": "{vectors} {name}.",
+            "num_vectors": 16,
+            "num_particles": 4,
+            "init_std": 0.02,
+            "text_form": "shared",
+            "prompt_chunk": 0,
+            "class_chunk": 0,
+            "particles": {
+                "update": "svgd",
+                "rkhs": "rbf",
+                "space": "ctx",
+                "bandwidth": 0.0,
+                "bandwidth_rule": "median",
+                "median": "midpoint",
+                "bandwidth_mode": "exact",
+                "normalise": "mean",
+                "ridge": 1e-2,
+                "form": "compact",
+                "preconditioned": False,
+                "temperature": 1.0,
+                "num_data": 0.0,
+                "step_size": 1e-3,
+                "step_offset": 1.0,
+                "step_decay": 0.0,
+                "noise_seed": 0,
+                "backend": "auto",
+                **particles,
+            },
+            "prior": {
+                "support": "token_mean",
+                "center": "batch",
+                "center_rate": 1.0,
+                "layout": "per_image",
+                "train": "separate",
+                "lambda_rule": "shots",
+                "reg": 1.0,
+                "sigma2": 1.0,
+                "weight_decay": 0.0,
+            },
+            "predict": {
+                "average": "logits",
+                "mix": "logits",
+                "alpha": 0.9,
+                "reshuffled": False,
+            },
+        }
+    )
+
+
+def add_prompt_posterior_phases(config, mixture, num_steps_1, num_steps_2, per_epoch):
+    """Adds both stages with the released optimiser, SGD as Dassl sets it up.
+
+    `per_epoch` is the number of steps between changes of the learning rate.
+    """
+    sgd = {
+        "optimizer": "sgd",
+        "momentum": 0.9,
+        "learning_rate": 2e-3,
+        "schedule": "epoch_cosine",
+        "steps_per_epoch": per_epoch,
+        "weight_decay": 5e-4,
+        "decay_all": True,
+        "clip_norm": 0.0,
+    }
+    add_phase(config, "prior", mixture, num_steps=num_steps_1, **sgd)
+    add_phase(config, "particles", mixture, num_steps=num_steps_2, **sgd)
+
+
 def detector_options():
     """Section `downstream`."""
     return {

@@ -44,13 +44,14 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
         data.num_train,
         data.num_test_good,
         data.num_per_defect,
+        data.get("class_subset", "all"),
     )
     division = pools.divide(
         dataset,
         data.defect_rule,
         data.shots,
         data.split_seed,
-        data.num_train if data.name == "folder" else 0,
+        0 if data.name == "foundry" else data.num_train,
         tuple(data.get("held_out", ())),
     )
     return dataset, division

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxanom.data import folders, images
+from jaxanom.data import class_images, folders, images
 from jaxanom.data.folders import GOOD, Record
 
 Example = dict[str, Any]
 Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
-DATASETS = ("folder", "foundry")
+DATASETS = ("folder", "foundry", "classes")
 CACHE_BYTES = 4 * 2**30
 
 
@@ -58,17 +58,20 @@ def open_dataset(
     num_train: int = 64,
     num_test_good: int = 16,
     num_per_defect: int = 8,
+    class_subset: str = "all",
 ) -> Dataset:
     """Opens a dataset; every file is checked before this returns.
 
     Args:
-      name: "folder" reads `directory` in the MVTec layout, "foundry" renders.
+      name: "folder" reads `directory` in the MVTec layout, "classes" a directory of
+        images sorted into classes (`class_images`), "foundry" renders.
       directory: for "folder": one category, or a root of many.
       categories: which to open, in this order; empty opens all.
       image_size: side, or (height, width), that images are resized to.
       seed: of the rendered images; folders do not use it.
       num_train, num_test_good, num_per_defect: rendered images per category, and per
         defect type of a category; folders do not use them.
+      class_subset: of the categories, "base" is the first half, "new" the rest.
 
     Raises:
       ValueError: what is wrong with the name, the folder or one of its files.
@@ -80,11 +83,46 @@ def open_dataset(
         records = folders.read_folder(directory, categories)
         folders.check(records)
         title = Path(directory).expanduser().absolute().name
-        return from_records(title, records, size)
+        return chosen(from_records(title, records, size), class_subset)
+    if name == "classes":
+        if not directory:
+            raise ValueError("dataset 'classes' needs config.data.directory")
+        records, names = class_images.read(directory, seed)
+        title = Path(directory).expanduser().absolute().name
+        whole = from_records(title, records, size, names)
+        return chosen(whole, class_subset, categories)
     if name == "foundry":
         counts = (num_train, num_test_good, num_per_defect)
-        return _foundry(categories, size, seed, counts)
+        return chosen(_foundry(categories, size, seed, counts), class_subset)
     raise ValueError(folders.unknown("dataset", name, DATASETS))
+
+
+def chosen(
+    dataset: Dataset, class_subset: str = "all", categories: Sequence[str] = ()
+) -> Dataset:
+    """Returns the dataset with some of its categories.
+
+    Args:
+      dataset: with all of them.
+      class_subset: see `class_images.subset`; of `categories`, where they are given.
+      categories: which to keep, in this order; empty keeps all.
+
+    Raises:
+      ValueError: unknown subset or category, or none that is left.
+    """
+    for name in categories:
+        if name not in dataset.categories:
+            raise ValueError(folders.unknown("category", name, dataset.categories))
+    names = class_images.subset(tuple(categories) or dataset.categories, class_subset)
+    if names == dataset.categories:
+        return dataset
+    if not names:
+        raise ValueError(
+            f"config.data.class_subset={class_subset!r} leaves no category of "
+            f"{dataset.name!r}"
+        )
+    kept = tuple(r for r in dataset.records if r.category in names)
+    return dataset._replace(categories=names, records=kept)
 
 
 def from_records(

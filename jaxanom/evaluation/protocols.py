@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxanom.contracts import Metric
-from jaxanom.metrics import ranking, regions
+from jaxanom.metrics import ranking, recognition, regions
 
 
 class Protocol(NamedTuple):
@@ -76,3 +76,29 @@ def few_shot_supervised(
             "pixel_aupro": "AU-PRO",
         },
     )
+
+
+def classification(target: str) -> Protocol:
+    """Which class does an image show? Few-shot, base-to-new and cross-dataset alike.
+
+    They differ in the images and class names that a method is made with, not in what is
+    measured. Images of all classes count in one pool.
+
+    Args:
+      target: batch entry that holds the class.
+    """
+    return Protocol(
+        metrics={"classes": recognition.exact(target)},
+        curves={},
+        columns={
+            "accuracy": "Accuracy",
+            "nll": "NLL",
+            "ece": "Calibration error",
+            "mutual_information": "Mutual information",
+        },
+    )
+
+
+def joined(first: Protocol, second: Protocol) -> Protocol:
+    """Measures both in one pass."""
+    return Protocol(*({**a, **b} for a, b in zip(first, second, strict=True)))

@@ -22,6 +22,7 @@ def evaluate(
     curves: Mapping[str, CurvesFn] | None = None,
     keep_indices: Collection[int] = (),
     gather: Callable[[Any], Any] | None = None,
+    pooled: bool = False,
 ) -> dict[str, Any]:
     """Evaluates a detector on a split, in one pass over its batches.
 
@@ -59,6 +60,8 @@ def evaluate(
         if gather is not None:
             predictions, batch = gather((predictions, batch))
         category_id = np.asarray(batch["category_id"])
+        if pooled:
+            category_id = np.zeros_like(category_id)
         valid = np.asarray(batch["valid"], bool)
         for number in np.unique(category_id[valid]).tolist():
             rows = valid & (category_id == number)
@@ -71,13 +74,15 @@ def evaluate(
     if not states:
         raise ValueError("no batch holds a valid image; the split is empty")
 
-    names = _names(sorted(states), categories)
+    shown = sorted({example["category_id"] for example in examples})
+    of_example = _names(shown, categories) if shown else {}
+    names = {0: "all"} if pooled else _names(sorted(states), categories)
     per_category = {
         names[number]: _finalize(metrics, states[number]) for number in sorted(states)
     }
     order = {index: place for place, index in enumerate(keep_indices)}
     for example in examples:
-        example["category"] = names[example.pop("category_id")]
+        example["category"] = of_example[example.pop("category_id")]
     return {
         "mean": mean_over_categories(per_category),
         "per_category": per_category,

@@ -44,7 +44,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the method from `config.app`.
 
     Args:
-      config: its `app`, `phases.particles` and `mesh` are read.
+      config: its `app`, `model`, `phases.particles` and `mesh` are read.
       dataset: the training part; its categories and defect types name the classes, its
         size is n.
 
@@ -64,8 +64,8 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     coupling.check(particles, config.phases.particles)
     answers = predict.Options(**_section(settings.predict, predict.Options))
     predict.check(answers)
-    dtype = jnp.dtype(settings.dtype)
-    pair = clip_pair.load(settings.directory, dtype)
+    dtype = jnp.dtype(config.model.dtype)
+    pair = clip_pair.load(config.model.directory, dtype)
     num_data = max(len(dataset.records), 1)
     prior = _prior(settings.prior, particles, num_data, len(named.targets))
     network = _network(settings, named, pair, dtype)
@@ -118,6 +118,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             lambda frozen, image: pair.encode_image(frozen["image"], image),
             answers,
         ),
+        target=network.target,
     )
 
 
