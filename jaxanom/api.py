@@ -219,6 +219,11 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
     protocol = protocols.image_detection(rescale)
     if catalog.has_masks(dataset, division.test):
         protocol = protocols.few_shot_supervised(rescale=rescale)
+    target = prepared.method.target
+    tells_categories = target == "category_id"
+    if target is not None:
+        classes = protocols.classification(target)
+        protocol = classes if tells_categories else protocols.joined(protocol, classes)
     source = catalog.source(dataset, division.test)
     batches = (
         placement.place_batch(batch, prepared.mesh)
@@ -232,6 +237,7 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
         categories=dataset.categories,
         curves=protocol.curves,
         keep_indices=chosen,
+        pooled=tells_categories,
     )
     examples = results.pop("examples")
     if rescale is not None:  # scores depend on the other test images: say so
@@ -351,7 +357,7 @@ def generate_then_detect(
     shown_in = generator.directory / runs.GENERATION
     if not ((made / generated.MANIFEST).is_file() and shown_in.is_file()):
         shown: list[dict[str, Any]] = []
-        rows = _showing(generated_rows(generator, config.generate.num_images), shown)
+        rows = showing(generated_rows(generator, config.generate.num_images), shown)
         normals = pools.normal_images(
             generator.prepared.dataset, generator.prepared.division
         )
@@ -378,7 +384,7 @@ def generate_then_detect(
     return written, table
 
 
-def _showing(rows, shown: list[dict[str, Any]], limit: int = 12):
+def showing(rows, shown: list[dict[str, Any]], limit: int = 12):
     """Passes rows on and keeps pictures of the first ones."""
     for row, pictures in rows:
         if len(shown) < limit:

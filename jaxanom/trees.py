@@ -119,13 +119,3 @@ def ravel_particles(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
 def num_params(tree: Any) -> int:
     """Returns the number of values in all leaves."""
     return sum(int(leaf.size) for leaf in jax.tree.leaves(tree))
-
-
-def all_finite(tree: Any) -> Array:
-    """Returns a scalar bool: every value of every floating leaf is finite."""
-    finite = [
-        jnp.all(jnp.isfinite(leaf))
-        for leaf in jax.tree.leaves(tree)
-        if jnp.issubdtype(leaf.dtype, jnp.floating)
-    ]
-    return jnp.all(jnp.stack(finite)) if finite else jnp.array(True)

@@ -62,18 +62,6 @@ def test_num_params_counts_values():
     assert trees.num_params(tree()) == 6 + 3 + 6
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_one_bad_value_anywhere_is_not_finite(bad):
-    values = {"a": jnp.ones(3), "n": jnp.arange(3)}
-    assert bool(trees.all_finite(values))
-    assert not bool(trees.all_finite(values | {"b": jnp.asarray([0.0, bad])}))
-
-
-def test_a_tree_of_integers_or_nothing_is_finite():
-    assert bool(trees.all_finite({"n": jnp.arange(3)}))
-    assert bool(trees.all_finite({}))
-
-
 def test_equal_shapes_pass_and_others_are_named():
     trees.check_same_shapes(tree(), tree(), "here")
     other = tree()
