@@ -308,11 +308,21 @@ class ImageTower(nn.Module):
         features = self.visual_projection(pooled) if self.projection else None
         return ImageOutput(pooled, features, tokens[:, 1:], hidden_states)
 
-    def project_tokens(self, tokens: Array) -> Array:
-        """Carries tokens [..., D] of any layer to the joint space: [..., K] float32."""
+    def norm_tokens(self, tokens: Array) -> Array:
+        """Applies the post layer norm to tokens [..., D] of any layer, in float32."""
+        return self.vision_model.post_layernorm(tokens)
+
+    def project_tokens(self, tokens: Array, norm: bool = True) -> Array:
+        """Carries tokens [..., D] of any layer to the joint space: [..., K] float32.
+
+        Args:
+          tokens: of `patch_tokens` or `hidden_states`.
+          norm: apply the post layer norm first, as the class token's path does.
+        """
         if not self.projection:
             raise ValueError("projection=False: this tower has no visual_projection")
-        return self.visual_projection(self.vision_model.post_layernorm(tokens))
+        tokens = self.norm_tokens(tokens) if norm else tokens
+        return self.visual_projection(tokens.astype(jnp.float32))
 
 
 class CLIP(nn.Module):

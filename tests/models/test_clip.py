@@ -170,6 +170,20 @@ class TestImage:
         projected = run(IMAGE_TOWER, method="project_tokens", tokens=tokens)
         CLOSE(projected[:, 0], out.image_features, atol=1e-5)
 
+    def test_tokens_come_with_and_without_norm_and_projection(self):
+        tokens = image(pictures()).hidden_states[1]
+        parts = weights()
+        norm = parts["vision_model"]["post_layernorm"]
+        kernel = parts["visual_projection"]["kernel"]
+        wide = np.asarray(tokens, np.float64)
+        centred = wide - wide.mean(-1, keepdims=True)
+        by_hand = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        by_hand = by_hand * norm["scale"] + norm["bias"]
+        call = functools.partial(IMAGE_TOWER.apply, {"params": parts}, tokens)
+        CLOSE(call(method="norm_tokens"), by_hand, atol=1e-5)
+        CLOSE(call(method="project_tokens"), by_hand @ kernel, atol=1e-4)
+        CLOSE(call(norm=False, method="project_tokens"), wide @ kernel, atol=1e-4)
+
     def test_patches_can_be_left_out_between_the_halves_of_the_tower(self):
         tokens = run(IMAGE_TOWER, method="embed", image=pictures())
         out = run(IMAGE_TOWER, method="encode", tokens=tokens)

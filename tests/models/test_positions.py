@@ -53,6 +53,22 @@ def test_parity_with_torch(antialias, grid):
     assert np.abs(other - wanted).max() > 0.01  # the two forms do differ
 
 
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("grid", [(37, 37), (16, 16), (14, 30)])
+def test_parity_with_torch_at_the_sizes_of_published_towers(antialias, grid):
+    # ViT-L/14-336 has a grid of 24; 518 px make 37, 224 px make 16.
+    torch = pytest.importorskip("torch")
+    stored = table(side=24, width=2)
+    picture = torch.from_numpy(stored.reshape(1, 24, 24, 2)).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(
+        picture, grid, mode="bicubic", align_corners=False, antialias=antialias
+    )
+    wanted = wanted.permute(0, 2, 3, 1).reshape(-1, 2).numpy()
+    out = positions.resize(stored, grid, antialias)
+    # torch places its samples in float32: 5e-6 measured.
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
+
+
 def test_a_table_that_is_no_square_is_refused():
     with pytest.raises(ValueError, match="do not form a square"):
         positions.resize(table()[:-1], (5, 5))

@@ -1,0 +1,201 @@
+"""Backbones by hub name, by single file, by variant, onto a mesh."""
+
+import gzip
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from jaxanom import record, trees
+from jaxanom.models import (
+    backbones,
+    original_stable_diffusion,
+    pretrained,
+    sources,
+    tiny_autoencoder,
+    tokenizer,
+    weights,
+)
+from jaxanom.parallel import mesh
+
+COMMIT = "89abcdef0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def hub_name(tiny_backbone, tmp_path, monkeypatch):
+    """A name under which the tiny backbone is in the hub's cache."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setitem(__import__("sys").modules, "huggingface_hub", None)
+    folder = tmp_path / "models--someone--tiny"
+    shutil.copytree(tiny_backbone, folder / "snapshots" / COMMIT)
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text(COMMIT)
+    return "someone/tiny"
+
+
+def assert_same(first, second):
+    first, second = trees.flatten(first), trees.flatten(second)
+    assert first.keys() == second.keys()
+    for path, leaf in first.items():
+        np.testing.assert_array_equal(np.asarray(leaf), np.asarray(second[path]))
+
+
+def test_every_part_loads_by_its_hub_name_offline(hub_name, tiny_backbone):
+    for load in (
+        backbones.load_unet,
+        backbones.load_autoencoder,
+        backbones.load_text_encoder,
+        backbones.load_clip,
+    ):
+        assert_same(load(hub_name).params, load(tiny_backbone).params)
+    here = backbones.load_tokenizer(tiny_backbone)
+    assert backbones.load_tokenizer(hub_name).vocab_size == here.vocab_size
+    np.testing.assert_array_equal(
+        backbones.load_alphas(hub_name), backbones.load_alphas(tiny_backbone)
+    )
+
+
+def test_a_hub_name_that_lacks_a_part_says_what_to_install(hub_name, tmp_path):
+    shutil.rmtree(tmp_path / "models--someone--tiny" / "snapshots" / COMMIT / "unet")
+    backbones.load_autoencoder(hub_name)
+    with pytest.raises(ImportError, match=r"'someone/tiny'.*jaxanom\[hf\]"):
+        backbones.load_unet(hub_name)
+
+
+def test_only_the_wanted_files_are_asked_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    asked = []
+    monkeypatch.setattr(
+        sources.hub, "_download", lambda name, wanted: asked.append(wanted) or tmp_path
+    )
+    with pytest.raises(ValueError, match="lacks what is wanted"):
+        backbones.load_unet("someone/else")
+    first = asked[0]
+    assert "unet/diffusion_pytorch_model.safetensors" in first
+    assert "unet/diffusion_pytorch_model-*-of-*.safetensors" in first
+    assert not [pattern for pattern in first if pattern.endswith(".bin")]
+    assert "unet/diffusion_pytorch_model.bin" in asked[1]
+    assert "unet/diffusion_flax_model.msgpack" in asked[2]
+
+
+def test_a_variant_loads_when_it_is_named(tiny_backbone, tmp_path):
+    copy = shutil.copytree(tiny_backbone, tmp_path / "b")
+    path = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    with pytest.raises(ValueError, match="variant='fp16'"):
+        backbones.load_unet(copy)
+    loading = sources.Loading(variant="fp16")
+    found = backbones.load_unet(copy, loading).params
+    assert_same(found, backbones.load_unet(tiny_backbone).params)
+
+
+def test_weights_go_onto_a_mesh_in_the_wanted_dtype(tiny_backbone):
+    loading = sources.Loading(dtype=jax.numpy.bfloat16, mesh=mesh.make_mesh())
+    found = backbones.load_unet(tiny_backbone, loading).params
+    for leaf in jax.tree.leaves(found):
+        assert isinstance(leaf, jax.Array) and leaf.dtype == "bfloat16"
+        assert leaf.sharding.mesh.axis_names == mesh.AXES
+    here = backbones.load_unet(tiny_backbone).params
+    assert all(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(here))
+
+
+def test_a_single_file_with_its_config_beside_it(tiny_backbone, tmp_path):
+    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
+        shutil.copy(tiny_backbone / "unet" / name, tmp_path / name)
+    path = tmp_path / "diffusion_pytorch_model.safetensors"
+    found = backbones.load_unet(path).params
+    assert_same(found, backbones.load_unet(tiny_backbone).params)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(ValueError, match=r"config\.json is missing.*'published'"):
+        backbones.load_unet(path)
+
+
+def test_a_single_stable_diffusion_file_tells_config_and_schedule(tmp_path):
+    prefix = original_stable_diffusion.UNET
+    probe = f"{prefix}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    first = np.zeros((320, 4, 3, 3), np.float16)
+    path = tmp_path / "sd.safetensors"
+    for width in (768, 1024):
+        probes = {probe: np.zeros((320, width), np.float16)}
+        weights.write(path, probes | {f"{prefix}input_blocks.0.0.weight": first})
+        found = sources.find(path, ("unet", "."), "unet")
+        assert found.config["cross_attention_dim"] == width
+        assert found.weights == path
+        if width == 768:
+            schedule = backbones.load_schedule(path)
+            assert schedule.prediction_type == "epsilon" and schedule.steps_offset == 1
+        else:
+            with pytest.raises(ValueError, match=r"noise or velocities.*scheduler"):
+                backbones.load_schedule(path)
+    with pytest.raises(ValueError, match="more"):
+        backbones.load_unet(path)  # two tensors are no UNet: a long list is missing
+
+
+def test_the_preprocessor_beside_a_tower_sets_mean_and_std(tiny_backbone, tmp_path):
+    copy = shutil.copytree(tiny_backbone / "clip", tmp_path / "clip")
+    record.write_json(
+        copy / "preprocessor_config.json", {"image_mean": [0.5] * 3, "size": 1}
+    )
+    config = backbones.load_clip(copy).module.config.vision_config
+    assert config.image_mean == (0.5, 0.5, 0.5)
+    image = backbones.load_image_encoder(copy).module.config
+    assert image.image_mean == (0.5, 0.5, 0.5)
+
+
+def test_a_tokenizer_is_found_in_its_folder_or_beside_the_weights(
+    tiny_backbone, tmp_path
+):
+    shutil.copytree(tiny_backbone / "tokenizer", tmp_path / "b")
+    beside = backbones.load_tokenizer(tmp_path / "b")
+    assert beside.vocab_size == backbones.load_tokenizer(tiny_backbone).vocab_size
+    (tmp_path / "c").mkdir()
+    with pytest.raises(ValueError, match=r"tokenizer holds no tokenizer"):
+        backbones.load_tokenizer(tmp_path / "c")
+    lines = (tmp_path / "b" / "merges.txt").read_text()
+    path = tmp_path / "c" / backbones.ORIGINAL_MERGES
+    path.write_bytes(gzip.compress(lines.encode()))
+    with pytest.raises(ValueError, match="fewer than num_merges"):
+        backbones.load_tokenizer(tmp_path / "c")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors", "pth"])
+def test_a_pair_of_taesd_files_loads_in_each_format(tmp_path, suffix):
+    config = tiny_autoencoder.TinyConfig(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    module = tiny_autoencoder.TinyAutoencoder(config)
+    target = backbones.abstract(module, np.zeros((1, 8, 8, 3), np.float32))
+    rng = np.random.default_rng(0)
+    tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), target)
+    states = {"encoder": {}, "decoder": {}}
+    for name, value in pretrained.to_published(tree, "tiny_autoencoder").items():
+        part, _, index, *rest = name.split(".")
+        # The authors count the soft clamp as the decoder's layer 0.
+        number = int(index) + (part == "decoder")
+        states[part][".".join([str(number), *rest])] = value
+    for part, state in states.items():
+        path = tmp_path / f"taesd_{part}.{suffix}"
+        if suffix == "npz":
+            np.savez(path, **state)
+        elif suffix == "safetensors":
+            weights.write(path, state)
+        else:
+            torch = pytest.importorskip("torch")
+            tensors = {k: torch.from_numpy(v.copy()) for k, v in state.items()}
+            torch.save(tensors, path)
+    tower = backbones.load_autoencoder(tmp_path)
+    assert tower.module.config == config
+    assert_same(tower.params, tree)
+
+
+def test_the_whole_tokenizer_of_a_text_tower_is_checked(tiny_backbone, tmp_path):
+    copy = shutil.copytree(tiny_backbone, tmp_path / "b")
+    vocab = json.loads((copy / "tokenizer" / "vocab.json").read_text())
+    assert len(vocab) == tokenizer.Tokenizer(copy / "tokenizer").vocab_size
+    text = backbones.load_text_encoder(copy)
+    assert text.tokenizer.vocab_size == text.module.config.vocab_size
