@@ -219,11 +219,7 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
     protocol = protocols.image_detection(rescale)
     if catalog.has_masks(dataset, division.test):
         protocol = protocols.few_shot_supervised(rescale=rescale)
-    target = prepared.method.target
-    tells_categories = target == "category_id"
-    if target is not None:
-        classes = protocols.classification(target)
-        protocol = classes if tells_categories else protocols.joined(protocol, classes)
+    protocol, pooled = protocols.with_classes(protocol, prepared.method.target)
     source = catalog.source(dataset, division.test)
     batches = (
         placement.place_batch(batch, prepared.mesh)
@@ -237,7 +233,7 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
         categories=dataset.categories,
         curves=protocol.curves,
         keep_indices=chosen,
-        pooled=tells_categories,
+        pooled=pooled,
     )
     examples = results.pop("examples")
     if rescale is not None:  # scores depend on the other test images: say so

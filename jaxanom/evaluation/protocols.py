@@ -99,6 +99,21 @@ def classification(target: str) -> Protocol:
     )
 
 
-def joined(first: Protocol, second: Protocol) -> Protocol:
-    """Measures both in one pass."""
-    return Protocol(*({**a, **b} for a, b in zip(first, second, strict=True)))
+def with_classes(protocol: Protocol, target: str | None) -> tuple[Protocol, bool]:
+    """Adds what is measured of a method that tells classes apart.
+
+    Args:
+      protocol: of detection.
+      target: of the method, see `contracts.Method`.
+
+    Returns:
+      (protocol, whether images of all categories count in one pool): categories as
+      classes hold no defects, so detection is then left out.
+    """
+    if target is None:
+        return protocol, False
+    classes = classification(target)
+    if target == "category_id":
+        return classes, True
+    both = ({**a, **b} for a, b in zip(protocol, classes, strict=True))
+    return Protocol(*both), False
