@@ -9,6 +9,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
+from jaxanom import record
 from jaxanom.contracts import Method
 from jaxanom.data import catalog, pipeline, pools, transforms
 from jaxanom.methods import by_name
@@ -119,22 +120,31 @@ def with_shots(
     Raises:
       ValueError: the name holds a path, or the run has other images already.
     """
-    if not category.strip() or Path(category).name != category:
+    if not category.strip(" .") or Path(category).name != category:
         raise ValueError(f"category name {category!r}; wanted words such as 'hex nut'")
-    folder = Path(directory) / SHOTS / category / "train" / "good"
-    folder.mkdir(parents=True, exist_ok=True)
+    place = Path(directory) / SHOTS
+    folder = place / category / "train" / "good"
     wanted = {f"{n:03d}{file.suffix.lower()}": file for n, file in enumerate(files)}
-    for other in sorted(folder.iterdir()):
-        file = wanted.get(other.name)
-        if file is None or file.read_bytes() != other.read_bytes():
-            raise ValueError(f"{folder} holds images of another run; choose another")
+    found = {
+        path.relative_to(folder).as_posix() if path.is_relative_to(folder) else "": path
+        for path in place.rglob("*")
+        if path.is_file()
+    }
+    same = found.keys() == wanted.keys() and all(
+        path.read_bytes() == wanted[name].read_bytes() for name, path in found.items()
+    )
+    if found and not same:
+        if (Path(directory) / record.CONFIG).is_file():
+            raise ValueError(f"{directory} holds images of another run; choose another")
+        shutil.rmtree(place)  # left by a command that was refused
+    folder.mkdir(parents=True, exist_ok=True)
     for name, file in wanted.items():
         shutil.copyfile(file, folder / name)
-    found = ml_collections.ConfigDict(config.to_dict())
-    found.data.name, found.data.directory = "folder", IN_RUN + SHOTS
-    found.data.categories, found.data.num_train = (category,), 0
-    found.data.defect_rule, found.data.shots = "none", 0
-    return found
+    changed = ml_collections.ConfigDict(config.to_dict())
+    changed.data.name, changed.data.directory = "folder", IN_RUN + SHOTS
+    changed.data.categories, changed.data.num_train = (category,), 0
+    changed.data.defect_rule, changed.data.shots = "none", 0
+    return changed
 
 
 def with_features(

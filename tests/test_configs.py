@@ -16,8 +16,16 @@ ROOT = config_file.configs_directory()
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py"))
 WHOLE_JOB = "defect_generation/folder.py"  # the fixture `whole_job` runs this one
 
+ADP = {
+    "adp.feature_layers": (0, 1),
+    "adp.windows": (1, 2),
+    "adp.map_size": 4,
+}
+
 # What makes a recipe small enough to train here; the rest stays as the recipe says.
 SMALL = {
+    "adp/folder.py": ADP,
+    "adp/foundry.py": ADP,
     "bayes_pfl/foundry.py": {"bayes_pfl.layers": (1,), "data.held_out": ()},
     "bayes_pfl/published.py": {"bayes_pfl.layers": (1,), "data.held_out": ()},
     "defect_generation/foundry.py": {

@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         prepared.with_features(config, arguments.features, arguments.out)
     config = prepared.with_shots(config, files, arguments.category, arguments.out)
     trained = api.train(config, arguments.out)
-    facts = record.read_json(Path(arguments.out) / record.RECORD)["adp"]["0"]
+    facts = record.read_json(Path(arguments.out) / record.RECORD)["adp"]
     print(json.dumps(facts, indent=2))
     print(f"{len(files)} normal images; the run is {trained.directory}. Next:")
     print(f"jaxanom detect --weights={arguments.out} IMAGE_OR_FOLDER ...")

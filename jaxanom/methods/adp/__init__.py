@@ -46,6 +46,7 @@ from jaxanom.methods.adp import (
     shots,
     synthesis,
     texts,
+    windows,
     wording,
 )
 from jaxanom.types import Frozen, Params, PRNGKey
@@ -74,6 +75,8 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "'class_word' (or a baseline) there is no token to train; set it to 0"
         )
     towers, params = model.load(config.model, chosen.diffusion_size)
+    for size in chosen.windows:
+        windows.window_indices(towers.grid, size)
     detector = _detector(chosen, towers)
     words = texts.phrases(chosen.prompts, chosen.defect_words)
     around = texts.lay_out(towers, words, chosen.num_vectors)
@@ -101,6 +104,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         look=jax.jit(predict.every_cell(detector)),
         draw=synthesis.drawer(towers, chosen.walk_steps),
         texts=tuple([around] * len(images) if learned else plain),
+        names=tuple(dataset.categories),
         num_shots=tuple(map(len, images)),
         options=chosen,
         stage2_loss=objective.make_loss(towers, layouts, pyramid, second),

@@ -33,7 +33,6 @@ from jaxanom.types import Array, Frozen, Params, PRNGKey
 LOOK_BATCH = 8
 NUM_ANOMALOUS = 256
 """Most windows of synthetic defects that stage 2 reads."""
-_CONTEXTS = 4
 
 
 class Workshop(NamedTuple):
@@ -46,6 +45,7 @@ class Workshop(NamedTuple):
       look: see `predict.every_cell`.
       draw: see `synthesis.drawer`.
       texts: one a category.
+      names: of the categories.
       num_shots: K of every category.
       options: of the config.
       stage2_loss: token loss with the term of stage 2.
@@ -58,6 +58,7 @@ class Workshop(NamedTuple):
     look: Callable[..., tuple[Array, Array]]
     draw: Callable[..., Any]
     texts: tuple[Texts, ...]
+    names: tuple[str, ...]
     num_shots: tuple[int, ...]
     options: Options
     stage2_loss: inversion.TokenLoss
@@ -80,10 +81,10 @@ def make_complete(shop: Workshop) -> Callable[..., tuple[Params, dict[str, Any]]
 
     def complete(params: Params, frozen: Frozen, key: PRNGKey):
         facts = {}
-        for number in range(len(shop.num_shots)):
+        for number, name in enumerate(shop.names):
             own = jax.random.fold_in(key, number)
             params, found = _category(shop, params, frozen, number, own)
-            facts[str(number)] = found
+            facts[name] = found
         return params, {"adp": facts}
 
     return complete
@@ -241,12 +242,11 @@ def _tune(shop, plan, verdict, seen: Seen, found, settings: fusion.Settings):
     chosen = seen.rows(kept)
     centre, spread = found.image_centre[:, None], found.image_spread[:, None]
     side = shop.detector.side
-    masks = crops.resize(verdict.mask[kept][..., None].astype(np.float32), side)
     synthetic = tuning.Synthetic(
         maps=calibration.apply(np.moveaxis(chosen.maps, 1, 0), found),
         whole=(chosen.whole.T - centre) / spread,
         # A region thinner than a cell keeps the cell it covers most.
-        masks=np.asarray(_hit(np.asarray(masks)[..., 0])),
+        masks=_hit(crops.cell_means(verdict.mask[kept], side)),
         source=plan.source[kept],
     )
     detector = shop.detector
@@ -320,7 +320,7 @@ def stage2(
         lambda rows: shop.encode.parts(towers, rows), LOOK_BATCH, images
     )
     grid, sizes = shop.detector.towers.grid, shop.detector.sizes
-    covered = np.asarray(windows.coverage(jnp.asarray(masks, jnp.float32), grid, sizes))
+    covered = windows.coverage(masks, grid, sizes)
     chosen = features[covered >= 0.5]
     if not len(chosen):
         return vectors

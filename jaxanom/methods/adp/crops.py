@@ -109,6 +109,28 @@ def resize(image: Array, size: int) -> Array:
     return jax.image.resize(image, shape, "linear", antialias=True)
 
 
+def cell_means(mask: np.ndarray, side: int) -> np.ndarray:
+    """Returns how much of each cell of a grid a mask covers, exactly, on the host.
+
+    Args:
+      mask: [B, H, W].
+      side: cells along a side, of any size.
+
+    Returns:
+      [B, side, side] float32, means over the cells' areas.
+    """
+    rows, columns = (_overlap(size, side) for size in mask.shape[1:])
+    return np.einsum("ih,bhw,jw->bij", rows, np.asarray(mask, np.float32), columns)
+
+
+def _overlap(size: int, side: int) -> np.ndarray:
+    """[side, size]: share of each cell that each pixel makes up; rows sum to one."""
+    edges, pixels = np.arange(side + 1) * size / side, np.arange(size)
+    low = np.maximum(edges[:-1, None], pixels)
+    high = np.minimum(edges[1:, None], pixels + 1)
+    return (np.maximum(high - low, 0) * side / size).astype(np.float32)
+
+
 def rotated(image: np.ndarray, quarter_turns: Sequence[int]) -> np.ndarray:
     """Returns [R, H, W, C]: a square image turned by multiples of 90 degrees."""
     if image.shape[0] != image.shape[1] and any(t % 2 for t in quarter_turns):

@@ -103,17 +103,18 @@ def flatten(found: Features) -> Array:
     return jnp.concatenate(parts, axis=1)
 
 
-def coverage(mask: Array, grid: int, sizes: Sequence[int]) -> Array:
-    """Returns how much of each window of `flatten` a mask covers, [B, W] in [0, 1].
+def coverage(mask: np.ndarray, grid: int, sizes: Sequence[int]) -> np.ndarray:
+    """Returns how much of each window of `flatten` a mask covers, on the host.
 
     Args:
       mask: [B, H, W] of 0 and 1.
       grid: g, patches along a side.
       sizes: as `features` got them.
+
+    Returns:
+      [B, W] in [0, 1].
     """
-    cells = crops.resize(mask[..., None], grid)[..., 0]  # [B, g, g]
-    flat = cells.reshape(cells.shape[0], -1)
-    parts = [jnp.mean(flat, axis=1, keepdims=True)]
-    for size in sizes:
-        parts.append(jnp.mean(flat[:, window_indices(grid, size)], axis=-1))
-    return jnp.concatenate(parts, axis=1)
+    flat = crops.cell_means(mask, grid).reshape(len(mask), -1)
+    parts = [flat.mean(1, keepdims=True)]
+    parts += [flat[:, window_indices(grid, size)].mean(-1) for size in sizes]
+    return np.concatenate(parts, axis=1)

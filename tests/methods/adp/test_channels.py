@@ -78,6 +78,5 @@ def test_the_language_map_is_harmonic_over_windows_sizes_and_the_image():
 def test_coverage_counts_patches_under_a_mask():
     mask = np.zeros((1, 4, 4), np.float32)
     mask[0, :2, :2] = 1  # one of four patches of a 2 x 2 grid
-    found = np.asarray(windows.coverage(jnp.asarray(mask), 2, (1, 2)))[0]
-    np.testing.assert_allclose(found, [0.25, 1, 0, 0, 0, 0.25], atol=0.13)
-    assert found[1] > 0.8 and found[4] < 0.05
+    found = windows.coverage(mask, 2, (1, 2))[0]
+    np.testing.assert_allclose(found, [0.25, 1, 0, 0, 0, 0.25], atol=1e-6)

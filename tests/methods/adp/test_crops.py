@@ -45,3 +45,13 @@ def test_turning_keeps_the_first_copy_and_refuses_oblong_images():
     np.testing.assert_array_equal(turned[1], image[::-1, ::-1])
     with pytest.raises(ValueError, match="does not turn"):
         crops.rotated(np.zeros((2, 3, 3)), (0, 1))
+
+
+@pytest.mark.parametrize("side", [2, 3, 5])
+def test_cell_means_keep_a_masks_area_on_any_grid(side):
+    mask = (np.random.default_rng(1).random((2, 6, 6)) < 0.4).astype(np.uint8)
+    found = crops.cell_means(mask, side)
+    np.testing.assert_allclose(found.mean((1, 2)), mask.mean((1, 2)), atol=1e-6)
+    if side == 3:
+        wanted = mask.reshape(2, 3, 2, 3, 2).mean((2, 4))
+        np.testing.assert_allclose(found, wanted, atol=1e-6)

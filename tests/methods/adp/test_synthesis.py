@@ -10,7 +10,8 @@ def product(size=64):
     """A dark disc on a bright ground."""
     rows, columns = np.ogrid[:size, :size]
     disc = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (size / 4) ** 2
-    image = np.where(disc[..., None], 0.2, 0.9) + RNG.normal(0, 0.01, (size, size, 3))
+    noise = np.random.default_rng(size).normal(0, 0.01, (size, size, 3))
+    image = np.where(disc[..., None], 0.2, 0.9) + noise
     return np.clip(image, 0, 1).astype(np.float32), disc
 
 

@@ -1,0 +1,276 @@
+"""Few-shot detection: ADP (reconstructed from its abstract) beside its baselines.
+
+    python -m benchmarks.few_shot --out runs/few_shot --data ../shared/data
+        [--sets hazelnut_toy pill] [--shots 1 2 4] [--draws 5] [--scale 0.1]
+
+Sets are folders of `--data` in the MVTec layout, scored with MobileNetV2 features in C2
+where `<data>/mobilenet_v2` is there, and procedural categories that the embedded towers
+never saw. Every (set, shots, draw) is kept in --out: an interrupted call goes on where
+it stopped. Writes `few_shot.md` and `few_shot.json`. Draws are `data.split_seed` 0, 1,
+... of `data.fewshot`; draw 0 of `--shots 2` was used for development.
+
+Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memory with
+the default settings) of one run; "winclip" (no shots), "winclip+" and "patch memory"
+of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
+calibration or smoothing.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from benchmarks import harness
+from jaxanom import api, record
+from jaxanom.cli import config_file
+from jaxanom.data import catalog, folders
+from jaxanom.methods.adp import bank, feature_tower, fusion, predict
+from jaxanom.models import mobilenet_v2
+from jaxanom.report import tables
+from jaxanom.types import Predictions
+
+REAL = (
+    "hazelnut_toy",
+    "magnetic_tile",
+    "kolektor_sdd",
+    "mvtec_grid_mini",
+    "mvtec_bottle_nomask",
+)
+FOUNDRY = ("marble", "cork", "gear", "pill", "tray")
+BASELINES = {
+    "winclip": "winclip",
+    "winclip+": "winclip_plus",
+    "patch memory": "patch_bank",
+}
+METRICS = {
+    "image_auroc": "Image AUROC",
+    "pixel_auroc": "Pixel AUROC",
+    "pixel_aupro": "AU-PRO",
+}
+TEXTURES = ("magnetic_tile", "mvtec_grid_mini", "marble", "cork")
+FOUNDRY_POOL = 16
+"""Normal images of a procedural category that shots are drawn from."""
+
+
+class Cell(NamedTuple):
+    """One entry of the protocol."""
+
+    name: str
+    shots: int
+    draw: int
+
+    @property
+    def key(self) -> str:
+        """Of files and results."""
+        return f"{self.name}-{self.shots}-{self.draw}"
+
+
+def dataset_directory(name: str, data: Path, out: Path) -> Path:
+    """Returns a set's folder; a procedural category is written out first."""
+    if name not in FOUNDRY:
+        return data / name
+    root = out / "foundry" / name
+    if (root / name / "test").is_dir():
+        return root
+    dataset = catalog.open_dataset(
+        "foundry", None, (name,), 64, 11, FOUNDRY_POOL, 24, 6
+    )
+    for item in dataset.records:
+        image, mask = dataset.load(item)
+        images_at = root / item.name
+        images_at.parent.mkdir(parents=True, exist_ok=True)
+        _save(images_at, image)
+        if item.defect_type != folders.GOOD:
+            truth = root / name / "ground_truth" / item.defect_type
+            truth.mkdir(parents=True, exist_ok=True)
+            _save(truth / f"{images_at.stem}_mask.png", mask * 255)
+    return root
+
+
+def _save(path: Path, array: np.ndarray) -> None:
+    from PIL import Image
+
+    Image.fromarray(array).save(path)
+
+
+def config_of(
+    cell: Cell, directory: Path, weights: Path | None, scale: float
+) -> ml_collections.ConfigDict:
+    """Returns the recipe for one entry."""
+    config = config_file.load("configs/adp/folder.py")
+    real = cell.name not in FOUNDRY
+    config.data.directory = str(directory)
+    config.data.num_train, config.data.split_seed = cell.shots, cell.draw
+    config.seed = config.train.seed = cell.draw
+    config.adp.turns = (0, 1, 2, 3) if cell.name in TEXTURES else (0,)
+    if real and weights is not None:
+        config.adp.feature_tower = str(weights)
+        config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
+    if not real:
+        config.data.image_size, config.adp.map_size = 64, 16
+    if scale < 1:
+        config.phases.invert.num_steps = max(2, round(400 * scale))
+        config.adp.num_synthetic = max(8, round(256 * scale))
+        config.adp.num_settings = max(8, round(4096 * scale))
+    return config
+
+
+def measure(
+    cell: Cell, data: Path, out: Path, weights: Path | None, scale: float
+) -> dict[str, Any]:
+    """Trains and evaluates every variant of one entry."""
+    directory = dataset_directory(cell.name, data, out)
+    config = config_of(cell, directory, weights, scale)
+    run = api.train(config, out / "runs" / cell.key)
+    found = {"adp": scores(run), "adp, default": scores(with_default_settings(run))}
+    facts = record.read_json(run.directory / record.RECORD)
+    for name, baseline in BASELINES.items():
+        plain = config_of(cell, directory, weights, scale)
+        plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
+        trained = api.train(plain, out / "runs" / f"{cell.key}-{baseline}")
+        found[name] = scores(trained)
+    found["plain"] = scores(run, plain_predict(run))
+    return {
+        "variants": found,
+        "tuning": facts["adp"],
+        "train_seconds": facts["train_seconds"],
+    }
+
+
+def scores(run: api.Run, predict_fn: Any = None) -> dict[str, float]:
+    """Evaluates a run, or another detector on its test images."""
+    if predict_fn is not None:
+        method = run.prepared.method._replace(predict=predict_fn)
+        run = run._replace(prepared=run.prepared._replace(method=method))
+    return dict(api.evaluate(run, num_examples=0)["mean"])
+
+
+def with_default_settings(run: api.Run) -> api.Run:
+    """Returns the run with its tuned settings put back to the default."""
+    scoring = predict.from_tree(run.params["scoring"])
+    count, channels = scoring.settings.weights.shape
+    default = fusion.default((1.0,) * channels, has_language=True)
+    settings = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), default)
+    tree = predict.as_tree(scoring._replace(settings=settings))
+    return run._replace(params={**run.params, "scoring": tree})
+
+
+def plain_predict(run: api.Run) -> Any:
+    """Nearest neighbour in the features of C2: no calibration, text or smoothing."""
+    config = run.prepared.config.adp
+    tower = feature_tower.make(
+        config.feature_tower, tuple(config.feature_layers), config.feature_size, (2, 3)
+    )
+    if not config.feature_tower:
+        return clip_plain_predict(run)
+    name = tower.groups.names[0]
+
+    def call(params, frozen, batch, key):
+        del params, key
+        kinds = tower.features(frozen["towers"]["features"], batch["image"], None)
+        memory = frozen["memory"][name]
+        nobody = jnp.full_like(batch["category_id"], bank.NOBODY)
+        distance = bank.distances(
+            kinds[name],
+            memory["features"],
+            memory["owners"],
+            batch["category_id"],
+            nobody,
+        )
+        size = batch["image"].shape[1:3]
+        return Predictions(fusion.to_image(distance, size), jnp.max(distance, (1, 2)))
+
+    return call
+
+
+def clip_plain_predict(run: api.Run) -> Any:
+    """The same with the last of CLIP's layers, where no other tower is used."""
+    from jaxanom.methods.adp import model, windows
+
+    config = run.prepared.config
+    towers, _ = model.load(config.model, config.adp.diffusion_size)
+    layer = int(config.adp.feature_layers[-1])
+
+    def call(params, frozen, batch, key):
+        del params, key
+        seen = windows.features(towers, frozen["towers"], batch["image"], (), (layer,))
+        memory = frozen["memory"][f"layer{layer}"]
+        nobody = jnp.full_like(batch["category_id"], bank.NOBODY)
+        distance = bank.distances(
+            bank.unit(seen.layers[layer]),
+            memory["features"],
+            memory["owners"],
+            batch["category_id"],
+            nobody,
+        )
+        size = batch["image"].shape[1:3]
+        return Predictions(fusion.to_image(distance, size), jnp.max(distance, (1, 2)))
+
+    return call
+
+
+def table(results: Mapping[str, Mapping[str, Any]], metric: str) -> tables.Table:
+    """Mean and standard deviation over draws, one row a set and number of shots."""
+    rows: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for key, entry in results.items():
+        name, shots, _ = key.rsplit("-", 2)
+        row = rows.setdefault((name, int(shots)), {})
+        for variant, values in entry["variants"].items():
+            if metric in values and values[metric] is not None:
+                row.setdefault(variant, []).append(100 * values[metric])
+    variants = list(dict.fromkeys(v for row in rows.values() for v in row))
+    lines = [
+        {
+            "set": name,
+            "shots": shots,
+            **{
+                v: f"{np.nanmean(row[v]):.1f} ± {np.nanstd(row[v]):.1f}"
+                for v in variants
+                if v in row
+            },
+        }
+        for (name, shots), row in sorted(rows.items())
+    ]
+    columns = {"set": "set", "shots": "K", **{v: v for v in variants}}
+    return tables.from_records(lines, columns, caption=METRICS[metric])
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--sets", nargs="+", default=[*REAL, *FOUNDRY])
+    parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument("--draws", type=int, default=5)
+    parser.add_argument("--scale", type=float, default=1.0)
+    arguments = parser.parse_args(argv)
+    weights = arguments.data / "mobilenet_v2"
+    weights = weights if (weights / mobilenet_v2.WEIGHTS).is_file() else None
+    path = arguments.out / "few_shot.json"
+    results = record.read_json(path)["results"] if path.is_file() else {}
+    for name in arguments.sets:
+        for shots in arguments.shots:
+            for draw in range(arguments.draws):
+                cell = Cell(name, shots, draw)
+                if cell.key in results:
+                    continue
+                results[cell.key] = harness.without_nan(
+                    measure(
+                        cell, arguments.data, arguments.out, weights, arguments.scale
+                    )
+                )
+                surroundings = harness.surroundings() | {"scale": arguments.scale}
+                record.write_json(path, {"results": results, **surroundings})
+                print(cell.key, results[cell.key]["variants"], flush=True)
+    text = "\n\n".join(tables.to_markdown(table(results, metric)) for metric in METRICS)
+    (arguments.out / "few_shot.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""From a folder of normal images to a run that works wherever it is copied."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxanom import api, prepared, record
+from jaxanom.cli import config_file, main
+from jaxanom.data import folders
+from jaxanom.methods.adp import acceptance, options, tuning
+
+pytest.importorskip("matplotlib")
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+TINY = {
+    "data.image_size": 16,
+    "data.batch_size": 2,
+    "phases.invert.num_steps": 2,
+    "train.log_every": 1,
+    "adp.channels": options.CHANNELS,
+    "adp.feature_layers": (0, 1),
+    "adp.windows": (1, 2),
+    "adp.compare_layers": (1,),
+    "adp.map_size": 4,
+    "adp.pyramid": (1, 2),
+    "adp.walk_steps": 2,
+    "adp.num_noises": 1,
+    "adp.gap_steps": 3,
+    "adp.num_synthetic": 32,
+    "adp.num_settings": 8,
+    "adp.stage2_steps": 1,
+}
+
+
+@pytest.fixture(scope="module")
+def command(tiny_backbone):
+    values = {**TINY, "model.directory": str(tiny_backbone)}
+    return [f"--config.{key}={value}" for key, value in values.items()]
+
+
+@pytest.fixture(scope="module")
+def run(tiny_folder, command, tmp_path_factory):
+    """The verb itself, on two images, every channel and stage 2 switched on.
+
+    Random towers draw nothing sensible; all that they draw is accepted here.
+    """
+    normal = tmp_path_factory.mktemp("normal")
+    for file in sorted((tiny_folder / "bolt/train/good").iterdir())[:2]:
+        shutil.copyfile(file, normal / file.name)
+    out = tmp_path_factory.mktemp("fewshot") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(acceptance, "CHANGE_FLOOR", 0.0)
+        patch.setattr(acceptance, "CHANGE_FACTOR", 0.0)
+        patch.setattr(acceptance, "DISTANCE_FACTOR", 1e6)
+        patch.setattr(acceptance, "WHOLE_PROBABILITY", 1.0)
+        patch.setattr(tuning, "LEAST_IMAGES", 16)
+        words = ["fewshot", f"--normal={normal}", "--category=hex bolt"]
+        assert main.main([*words, f"--out={out}", *command]) == 0
+    shutil.rmtree(normal)
+    return out
+
+
+def test_the_run_says_how_it_was_tuned_and_how_much_it_flatters_itself(run):
+    facts = record.read_json(run / record.RECORD)["adp"]["hex bolt"]
+    assert facts["tuned"] and facts["num_images"] >= 16
+    assert set(facts["channels"]) == set(options.CHANNELS)
+    assert np.isfinite(facts["optimism"]) and facts["num_settings"] == 9
+    assert len(facts["accepted"]) == 5
+    assert facts["before_stage2"]["tuned"]
+
+
+def test_the_run_keeps_its_images_and_names_no_other_place(run):
+    kept = folders.read_folder(run / prepared.SHOTS)
+    assert [(r.category, r.split) for r in kept] == [("hex bolt", "train")] * 2
+    config = record.read_json(run / record.CONFIG)
+    assert config["data"]["directory"] == "run:shots"
+
+
+def test_a_copied_run_gives_the_same_scores(run, tiny_folder, tmp_path, capsys):
+    pictures = tiny_folder / "bolt/test/scratch"
+    found = []
+    for place in ("here", "there"):
+        where = run
+        if place == "there":
+            where = tmp_path / "elsewhere" / "renamed"
+            shutil.copytree(run, where)
+        words = ["detect", f"--weights={where}", f"--out={tmp_path / place}"]
+        assert main.main([*words, str(pictures)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        rows = [json.loads(line) for line in lines if line.startswith("{")]
+        found.append([row["image_score"] for row in rows])
+    assert found[0] == found[1] and len(set(found[0])) == 4
+    assert (tmp_path / "there" / "detections.jsonl").is_file()
+
+
+def test_a_score_does_not_depend_on_its_batch(run):
+    trained = api.load(run)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(3)]
+    every = api.predict(trained, images)
+    order = api.predict(trained, [images[2], images[0], images[1]])
+    # V7: one program, other neighbours and another padding row.
+    np.testing.assert_allclose(
+        order.anomaly_map, every.anomaly_map[[2, 0, 1]], atol=1e-5
+    )
+    np.testing.assert_allclose(
+        order.image_score, every.image_score[[2, 0, 1]], atol=1e-5
+    )
+    assert np.ptp(every.image_score) > 1e-3
+
+
+def test_training_leaves_every_frozen_weight_as_it_was(run, tiny_backbone):
+    """V3: the run's only trained leaf is the token; the towers are the files'."""
+    trained = api.load(run)
+    assert set(trained.params) == {"particles", "scoring"}
+    start = trained.prepared.method.init(None)[0]["particles"]["tokens"]
+    assert np.abs(trained.params["particles"]["tokens"] - start).max() > 1e-4
+
+
+def test_a_run_of_other_images_is_not_overwritten(run, tiny_folder, command, capsys):
+    before = (run / api.PARAMS).read_bytes()
+    other = tiny_folder / "bolt/test/good"
+    words = ["fewshot", f"--normal={other}", "--category=hex bolt", f"--out={run}"]
+    assert main.main([*words, *command]) == 2
+    assert "holds images of another run" in capsys.readouterr().err
+    assert (run / api.PARAMS).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("adp.baseline=winclip", "num_steps=400"),
+        ("adp.token=word", "'learned'"),
+        ("adp.channels=(language,memory)", "adp.channels='memory'"),
+        ("adp.windows=(9,)", "adp.windows has 9"),
+        ("adp.walk_steps=0", "walk_steps=0"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_training(
+    change, said, tiny_folder, tiny_backbone, tmp_path, capsys
+):
+    words = [
+        "fewshot",
+        f"--normal={tiny_folder / 'bolt/train/good'}",
+        "--category=bolt",
+        f"--out={tmp_path / 'run'}",
+        f"--config.model.directory={tiny_backbone}",
+        "--config.adp.feature_layers=(0,)",
+        f"--config.{change}",
+    ]
+    assert main.main(words) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_name_that_is_a_path_is_refused(tmp_path, tiny_folder):
+    config = config_file.load("configs/adp/folder.py")
+    files = folders.image_files([tiny_folder / "bolt/train/good"])
+    for name in ("a/b", " ", ".."):
+        with pytest.raises(ValueError, match="category name"):
+            prepared.with_shots(config, files, name, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_recipe_of_another_method_is_refused(tmp_path, tiny_folder, capsys):
+    words = ["fewshot", f"--normal={tiny_folder / 'bolt/train/good'}", "--category=a"]
+    recipe = "--config=configs/downstream/folder.py"
+    assert main.main([*words, f"--out={tmp_path / 'run'}", recipe]) == 2
+    assert "wanted 'adp'" in capsys.readouterr().err
