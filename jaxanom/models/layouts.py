@@ -43,6 +43,8 @@ _VAE_ATTENTION = {
     "value": "to_v",
     "proj_attn": "to_out.0",
 }
+# From transformers 5.6 on, a tower on its own lacks the level that names it in a CLIP.
+_LONE_TOWERS = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
 # Buffers that older transformers wrote among the weights; they hold 0, 1, 2, ...
 _BUFFERS = (r"(.*\.)?position_ids",)
@@ -144,6 +146,9 @@ def published_names(path: str, kind: str) -> tuple[str, ...]:
     if kind == "vae" and _in_vae_attention(modules):
         modules[-1] = _VAE_ATTENTION[modules[-1]]
         return ".".join([*modules, leaf]), older
+    tower = _LONE_TOWERS.get(kind, "/")
+    if older.startswith(tower):
+        return older, older.removeprefix(tower)
     return (older,)
 
 

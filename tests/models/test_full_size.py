@@ -223,7 +223,11 @@ def original_checkpoint(generation):
         text = theirs("SD1 text")
         prefix = original_stable_diffusion.TEXT
         ids = {f"{prefix}text_model.embeddings.position_ids": (1, 77)}
-        return found | ids | {prefix + name: shape for name, shape in text.items()}
+        nested = {
+            f"{prefix}text_model.{name.removeprefix('text_model.')}": shape
+            for name, shape in text.items()
+        }
+        return found | ids | nested
     text = {
         f"text_model.{name.removeprefix('text_model.')}": shape
         for name, shape in theirs("OpenCLIP ViT-H/14").items()

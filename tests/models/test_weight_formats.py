@@ -104,6 +104,20 @@ def test_shards_and_halves_on_the_way_out(kind, tmp_path):
     assert_same_bits(pretrained.load_params(tmp_path, kind, tree, dtype=None), wanted)
 
 
+@pytest.mark.parametrize("kind", ["text_encoder", "image_encoder"])
+def test_a_tower_saved_by_transformers_from_5_6_on_loads(kind, tmp_path):
+    tree = tree_of(kind)
+    prefix = {"text_encoder": "text_model.", "image_encoder": "vision_model."}[kind]
+    nested = pretrained.to_published(tree, kind)
+    flat = {name.removeprefix(prefix): value for name, value in nested.items()}
+    assert flat.keys() != nested.keys()
+    weights.write(tmp_path / "model.safetensors", flat)
+    assert_same_bits(pretrained.load_params(tmp_path, kind, tree), tree)
+    weights.write(tmp_path / "model.safetensors", flat | nested)
+    with pytest.raises(ValueError, match="twice in the weights"):
+        pretrained.load_params(tmp_path, kind, tree)
+
+
 def test_a_variant_is_read_when_asked_for_only(tmp_path):
     tree = tree_of("text_encoder", np.float16)
     pretrained.save_component(tmp_path, "", {}, tree, "text_encoder")
