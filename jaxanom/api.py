@@ -23,6 +23,8 @@ from jaxanom.training import loop
 from jaxanom.types import Frozen, Params, Predictions
 
 PARAMS = "params.safetensors"
+JOB_RUNS = ("generator", "real", "real+generated")
+"""Directories of the runs of `generate_then_detect`."""
 
 
 class Run(NamedTuple):
@@ -349,7 +351,7 @@ def generate_then_detect(
     checked = prepared_config.prepare(prepared_config.without(config, "detector"))
     prepared_config.prepare(prepared_config.detector_config(config, "", 0.0))
     _check_drawing(config.generate, config.generate.num_images, checked.mesh)
-    generator = train(checked.config, directory / "generator")
+    generator = train(checked.config, directory / JOB_RUNS[0])
     shown_in = generator.directory / runs.GENERATION
     if not ((made / generated.MANIFEST).is_file() and shown_in.is_file()):
         shown: list[dict[str, Any]] = []
@@ -360,7 +362,7 @@ def generate_then_detect(
         generated.write(made, rows, normals, overwrite=True)
         runs.write_generation(generator.directory, shown)
     results = {}
-    for name, share in (("real", 0.0), ("real+generated", config.detector.share)):
+    for name, share in zip(JOB_RUNS[1:], (0.0, config.detector.share), strict=True):
         settings = prepared_config.detector_config(
             config, str(made) if share else "", share
         )
@@ -373,7 +375,7 @@ def generate_then_detect(
     )
     written = runs.write(
         directory / "report.html",
-        [directory / name for name in ("generator", *results)],
+        [directory / name for name in JOB_RUNS],
         f"Generated defects and what they are worth: {generator.prepared.dataset.name}",
         [page.table("Real against real + generated", table)],
     )

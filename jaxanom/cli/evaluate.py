@@ -15,6 +15,5 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom.report import tables
 
     results = api.evaluate(api.load(arguments.run))
-    columns = protocols.few_shot_supervised().columns
-    shown = {key: name for key, name in columns.items() if key in results["mean"]}
-    print(tables.to_text(tables.per_category(results, shown)))
+    columns = protocols.columns_of([results])
+    print(tables.to_text(tables.per_category(results, columns)))

@@ -1,20 +1,72 @@
-"""`jaxanom quickstart --run=DIR [--config=FILE.py] --config.key=value ...`."""
+"""`jaxanom quickstart --run=DIR [--parts defects ...]`, or a config of your own.
+
+Without `--config`: a tour of the methods on the embedded towers, in one report. With
+one: the whole job of defect generation on it.
+"""
 
 import argparse
+from typing import NamedTuple
 
-CONFIG = "configs/defect_generation/foundry.py"
+GENERATION = "configs/defect_generation/foundry.py"
+
+
+class Part(NamedTuple):
+    """A run of the tour: trained from a recipe, evaluated, shown.
+
+    Attributes:
+      summary: title of its table.
+      recipe: config file.
+      overrides: sizes that suit a few minutes on two CPU cores.
+    """
+
+    summary: str
+    recipe: str
+    overrides: tuple[str, ...] = ()
+
+
+DEFECTS = "defects"
+PARTS = {
+    "zero_shot": Part(
+        "Bayes-PFL: categories that neither CLIP nor training has seen",
+        "configs/bayes_pfl/foundry.py",
+    ),
+    "few_shot": Part(
+        "ADP: one normal image of a category never seen (reconstructed from the "
+        "abstract)",
+        "configs/adp/foundry.py",
+    ),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--config", default=CONFIG, help=f"recipe; default {CONFIG}")
+    parser.add_argument(
+        "--config", help="recipe of defect generation; default: the tour"
+    )
     parser.add_argument("--run", default="runs/quickstart", help="directory to work in")
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=(DEFECTS, *PARTS),
+        default=(DEFECTS, *PARTS),
+        help="of the tour; default all",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Fine-tunes, generates, trains detectors with and without, and reports."""
+    """Trains, generates, evaluates, and reports."""
+    from pathlib import Path
+
     from jaxanom.cli import config_file
 
+    if arguments.config is None:
+        if arguments.overrides:
+            raise ValueError(
+                f"--config.{arguments.overrides[0]}: name the recipe it changes, such "
+                f"as --config={GENERATION}"
+            )
+        tour(Path(arguments.run), arguments.parts)
+        return
     config = config_file.load(arguments.config, arguments.overrides)
     from jaxanom import api
     from jaxanom.report import tables
@@ -22,3 +74,40 @@ def run(arguments: argparse.Namespace) -> None:
     page, table = api.generate_then_detect(config, arguments.run)
     print(tables.to_text(table))
     print(f"report: {page}")
+
+
+def tour(directory, parts) -> None:
+    """Runs the parts that are not done yet, prints their tables, writes one report."""
+    from jaxanom import api
+    from jaxanom.cli import config_file
+    from jaxanom.report import page, runs, tables
+
+    shown, lead = [], []
+    for name in parts:
+        print(f"{name} ...", flush=True)
+        if name == DEFECTS:
+            config = config_file.load(GENERATION)
+            _, table = api.generate_then_detect(config, directory / name)
+            title = "Defect generation: real defects against real and generated ones"
+            shown += [directory / name / run for run in api.JOB_RUNS]
+        else:
+            title = PARTS[name].summary
+            table = _train_and_evaluate(PARTS[name], directory / name)
+            shown.append(directory / name)
+        lead.append(page.table(title, table))
+        print(f"{title}\n{tables.to_text(table)}", flush=True)
+    written = runs.write(
+        directory / "report.html", shown, "jaxanom: a tour of the methods", lead
+    )
+    print(f"report: {written}")
+
+
+def _train_and_evaluate(part: Part, directory):
+    from jaxanom import api
+    from jaxanom.cli import config_file
+    from jaxanom.evaluation import protocols
+    from jaxanom.report import tables
+
+    config = config_file.load(part.recipe, part.overrides)
+    results = api.evaluate(api.train(config, directory))
+    return tables.per_category(results, protocols.columns_of([results]))

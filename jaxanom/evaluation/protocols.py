@@ -1,6 +1,6 @@
 """What each protocol measures, and in which order its tables show it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxanom.contracts import Metric
@@ -92,11 +92,25 @@ def classification(target: str) -> Protocol:
         curves={},
         columns={
             "accuracy": "Accuracy",
-            "nll": "NLL",
+            "nll": "100 x NLL",  # tables are in percent
             "ece": "Calibration error",
             "mutual_information": "Mutual information",
         },
     )
+
+
+def columns_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns {metric: heading} of what evaluations hold, in table order.
+
+    Args:
+      results: of `runner.evaluate`.
+    """
+    known = few_shot_supervised().columns | classification("").columns
+    return {
+        key: heading
+        for key, heading in known.items()
+        if any(key in result["mean"] for result in results)
+    }
 
 
 def with_classes(protocol: Protocol, target: str | None) -> tuple[Protocol, bool]:

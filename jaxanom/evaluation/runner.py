@@ -45,8 +45,9 @@ def evaluate(
       `mean`: {metric: float}; `per_category`: {category: {metric: float}};
       `num_images`: {category: int}; `curves`: {category: {curve: points}};
       `examples`: list of dicts of numpy arrays with `index`, `category`, `label`,
-      `image`, `mask` (None without one), `anomaly_map`, `image_score`, in the order of
-      `keep_indices`. All but the last is plain JSON data.
+      `image`, `mask` (None without one), `anomaly_map`, `anomaly_map_std` (None of a
+      method without a posterior), `image_score`, in the order of `keep_indices`. All
+      but the last is plain JSON data.
     """
     if len(keep_indices) > KEEP_LIMIT:
         raise ValueError(
@@ -140,7 +141,7 @@ def _kept(
         return []
     indices = np.asarray(batch["index"])
     chosen = np.isin(indices, list(keep_indices)) & np.asarray(batch["valid"], bool)
-    mask = batch.get("mask")
+    mask, std = batch.get("mask"), predictions.anomaly_map_std
     return [
         {
             "index": int(indices[row]),
@@ -149,6 +150,7 @@ def _kept(
             "image": np.array(batch["image"][row]),
             "mask": None if mask is None else np.array(mask[row]),
             "anomaly_map": np.array(predictions.anomaly_map[row]),
+            "anomaly_map_std": None if std is None else np.array(std[row]),
             "image_score": float(predictions.image_score[row]),
         }
         for row in np.flatnonzero(chosen)

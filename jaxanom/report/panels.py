@@ -17,6 +17,7 @@ GENERATION_COLUMNS = (
     "Refined mask",
 )
 DETECTION_COLUMNS = ("Image", "True defect", "Anomaly map", "Map on image")
+DEVIATION_COLUMN = "Deviation over draws"
 
 
 def generation_row(
@@ -43,20 +44,27 @@ def generation_row(
     ]
 
 
+def detection_columns(examples: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Headings of `detection_rows`: one more for a method with a posterior."""
+    if any(example.get("anomaly_map_std") is not None for example in examples):
+        return (*DETECTION_COLUMNS, DEVIATION_COLUMN)
+    return DETECTION_COLUMNS
+
+
 def detection_rows(examples: Sequence[Mapping[str, Any]]) -> list[list[np.ndarray]]:
-    """Pictures of predictions, in the order of `DETECTION_COLUMNS`.
+    """Pictures of predictions, in the order of `detection_columns`.
 
     All maps share one colour range, from the lowest to the highest value shown, so that
     a normal image looks calm beside a defective one.
 
     Args:
-      examples: with `image`, `anomaly_map` and `mask` (or None), as `runner.evaluate`
-        returns them.
+      examples: with `image`, `anomaly_map`, `mask` (or None) and, of a method with a
+        posterior, `anomaly_map_std`, as `runner.evaluate` returns them.
     """
     maps = [np.asarray(example["anomaly_map"]) for example in examples]
     low = min((float(values.min()) for values in maps), default=0.0)
     high = max((float(values.max()) for values in maps), default=1.0)
-    return [
+    rows = [
         [
             figures.to_uint8(example["image"]),
             figures.to_uint8(example["image"])
@@ -66,6 +74,14 @@ def detection_rows(examples: Sequence[Mapping[str, Any]]) -> list[list[np.ndarra
             figures.overlay(example["image"], values, low, high),
         ]
         for example, values in zip(examples, maps, strict=True)
+    ]
+    if len(detection_columns(examples)) == len(DETECTION_COLUMNS):
+        return rows
+    deviations = [np.asarray(example["anomaly_map_std"]) for example in examples]
+    widest = max(float(values.max()) for values in deviations)
+    return [
+        [*row, figures.heat(values, 0.0, widest)]
+        for row, values in zip(rows, deviations, strict=True)
     ]
 
 

@@ -57,12 +57,7 @@ def detection_table(
     results: Mapping[str, Mapping[str, Any]], caption: str = ""
 ) -> tables.Table:
     """Sets evaluations beside each other: {variant: `evaluation.json`}."""
-    columns = protocols.few_shot_supervised().columns
-    present = {
-        key: name
-        for key, name in columns.items()
-        if any(key in result["mean"] for result in results.values())
-    }
+    present = protocols.columns_of(list(results.values()))
     repeats = {name: [result["mean"]] for name, result in results.items()}
     return tables.compare(repeats, present, caption=caption)
 
@@ -125,8 +120,8 @@ def _examples(name: str, directory: Path) -> list[page.Section]:
         page.pictures(
             f"Anomaly maps: {name}",
             rows,
-            panels.DETECTION_COLUMNS,
-            "Test images. All maps share one colour range.",
+            panels.detection_columns(examples),
+            "Test images. All maps share one colour range, all deviations another.",
         )
     ]
 
@@ -209,11 +204,18 @@ def write_evaluation(
     directory: Path, results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]
 ) -> None:
     """Keeps what `runner.evaluate` returned: numbers as JSON, examples as arrays."""
-    fields = ("image", "mask", "anomaly_map", "image_score", "label")
+    fields = (
+        "image",
+        "mask",
+        "anomaly_map",
+        "anomaly_map_std",
+        "image_score",
+        "label",
+    )
     arrays = {
         name: np.stack([np.asarray(example[name]) for example in examples])
         for name in fields
-        if examples and all(example[name] is not None for example in examples)
+        if examples and all(example.get(name) is not None for example in examples)
     }
     record.write_json(Path(directory) / EVALUATION, results)
     if arrays:

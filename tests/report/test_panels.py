@@ -52,6 +52,17 @@ def test_examples_without_a_mask_are_shown_without_an_outline():
     assert panels.detection_rows([]) == []
 
 
+def test_a_method_with_a_posterior_shows_its_deviation():
+    calm, unsure = ({"anomaly_map_std": np.eye(16) * s} for s in (0.1, 0.2))
+    examples = [example(1.0) | calm, example(0.5) | unsure]
+    assert panels.detection_columns(examples)[-1] == panels.DEVIATION_COLUMN
+    first, second = panels.detection_rows(examples)
+    assert len(first) == len(panels.detection_columns(examples))
+    brightness = [row[-1].astype(int).sum(2)[0, 0] for row in (first, second)]
+    assert brightness[0] < brightness[1], "both share one colour range"
+    assert panels.detection_columns([example(1.0)]) == panels.DETECTION_COLUMNS
+
+
 def test_losses_are_split_by_phase_and_leave_out_other_rows():
     rows = [
         {"kind": "compile", "phase": "a", "step": 0, "compile_s": 3.0},

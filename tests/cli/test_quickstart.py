@@ -1,0 +1,50 @@
+"""The tour: parts that are done are kept, and one report shows all of them."""
+
+import pytest
+
+from jaxanom.cli import config_file, main, quickstart
+
+pytest.importorskip("matplotlib")
+
+
+@pytest.fixture
+def small(monkeypatch, whole_job, detection_config):
+    """A tour whose first part is done and whose second is a tiny detector."""
+    monkeypatch.setattr(quickstart, "DEFECTS", whole_job.directory.name)
+    recipes = {
+        quickstart.GENERATION: whole_job.config,
+        "tiny": detection_config(),
+    }
+    monkeypatch.setattr(config_file, "load", lambda name, _=(): recipes[name])
+    part = quickstart.Part("A tiny detector", "tiny")
+    monkeypatch.setattr(quickstart, "PARTS", {"zero_shot": part})
+    return whole_job.directory.parent
+
+
+def test_the_tour_prints_every_table_and_writes_one_report(
+    small, whole_job, capsys, quick_compiles
+):
+    stamp = (whole_job.directory / "real" / "params.safetensors").stat().st_mtime_ns
+    assert main.main(["quickstart", f"--run={small}"]) == 0
+    said = capsys.readouterr().out
+    page = (small / "report.html").read_text(encoding="utf-8")
+    for text in ("real+generated", "A tiny detector", "Pixel AP"):
+        assert text in page and text.lower() in said.lower()
+    assert said.strip().endswith(f"report: {small / 'report.html'}")
+    assert "Generated" in page, "pictures of the first part are in it"
+    kept = (whole_job.directory / "real" / "params.safetensors").stat().st_mtime_ns
+    assert kept == stamp, "a part that is done is not done again"
+
+
+def test_one_part_alone(small, capsys, quick_compiles):
+    words = ["quickstart", f"--run={small}", "--parts", "zero_shot"]
+    assert main.main(words) == 0
+    said = capsys.readouterr().out
+    assert "A tiny detector" in said and "Defect generation" not in said
+
+
+def test_the_tour_takes_no_overrides(capsys, tmp_path):
+    words = ["quickstart", f"--run={tmp_path / 'run'}", "--config.seed=1"]
+    assert main.main(words) == 2
+    assert "--config=configs/defect_generation/foundry.py" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
