@@ -85,6 +85,7 @@ def add_zero_shot(config):
     config.data.defect_rule = "test_split"
     config.data.shots = 0
     config.data.held_out = ()  # categories that are tested on and never trained on
+    config.data.feature_cache = ""  # a directory keeps frozen features for later runs
     config.model = ml_collections.ConfigDict(
         {"directory": "embedded", "dtype": "float32"}
     )

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxanom import record
 from jaxanom.contracts import Method
-from jaxanom.data import catalog, pipeline, pools, transforms
+from jaxanom.data import catalog, feature_cache, pipeline, pools, transforms
 from jaxanom.methods import by_name
 from jaxanom.models import mobilenet_v2
 from jaxanom.parallel import mesh as meshes
@@ -178,6 +178,11 @@ def _check_views(config: Any, method: Method) -> None:
             f"{data.shift}: these views are of methods that encode images once; "
             f"{config.method!r} augments by its own keys: set them to 1, () and 0.0"
         )
+    if data.get("feature_cache", "") and method.encode is None:
+        raise ValueError(
+            f"config.data.feature_cache={data.feature_cache!r}, but {config.method!r} "
+            "encodes no images ahead of training; set it to ''"
+        )
 
 
 def pools_of(
@@ -228,13 +233,22 @@ def _encoded(prepared: Prepared, frozen: Frozen, source: catalog.Source):
         )
 
     encode = jax.jit(prepared.method.encode)
-    return pipeline.encoded(
-        source,
-        lambda batch: encode(frozen, batch),
-        data.batch_size,
-        data.num_views,
-        view,
-    )
+
+    def encode_batch(batch):
+        return encode(frozen, batch)
+
+    directory = data.get("feature_cache", "")
+    if directory:
+        first = next(pipeline.finite_batches(source, data.batch_size))
+        fields = jax.eval_shape(encode_batch, first)
+        encode_batch = feature_cache.remembered(
+            encode_batch,
+            directory,
+            feature_cache.identity(prepared.method.encode, frozen, first),
+            [name for name in fields if name not in first],
+            [name for name in fields if name in first],
+        )
+    return pipeline.encoded(source, encode_batch, data.batch_size, data.num_views, view)
 
 
 def detector_config(
