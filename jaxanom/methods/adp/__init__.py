@@ -25,10 +25,12 @@ Tokens are the only parameters that are trained, by phase "invert"; see
 training (calibration, self-tuning) is `Method.complete`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
@@ -49,7 +51,7 @@ from jaxanom.methods.adp import (
     windows,
     wording,
 )
-from jaxanom.types import Frozen, Params, PRNGKey
+from jaxanom.types import Array, Frozen, Params, PRNGKey
 
 PHASE = "invert"
 
@@ -75,86 +77,42 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "'class_word' (or a baseline) there is no token to train; set it to 0"
         )
     towers, params = model.load(config.model, chosen.diffusion_size)
-    for size in chosen.windows:
-        windows.window_indices(towers.grid, size)
     detector = _detector(chosen, towers)
-    words = texts.phrases(chosen.prompts, chosen.defect_words)
-    around = texts.lay_out(towers, words, chosen.num_vectors)
-    plain = [
-        texts.lay_out(towers, words, chosen.num_vectors, wording.words_of(name))
-        for name in dataset.categories
-    ]
-    learned = chosen.token == "learned"
+    if detector.tower.params is not None:
+        params["features"] = detector.tower.params
     images = [shots.load(dataset, name) for name in dataset.categories]
-    layouts = texts.training_layouts(towers, words, around, chosen.num_vectors)
+    shop, plain, token_loss = _workshop(
+        chosen, detector, dataset.categories, images, config.seed
+    )
     pyramid = crops.pyramid(chosen.pyramid, chosen.crop_jitter, config.seed)
-    goal = options.of_objective(chosen)
-    token_loss = objective.make_loss(towers, layouts, pyramid, goal)
-    second = goal._replace(stage2_weight=chosen.stage2_weight)
-    encode = inversion.encoders(towers, chosen.windows)
-    read_contexts = jax.jit(
-        lambda weights, layout, vectors: model.contexts(
-            towers, weights, layout, vectors
-        )
-    )
-    shop = complete.Workshop(
-        detector=detector,
-        encode=encode,
-        contexts=read_contexts,
-        look=jax.jit(predict.every_cell(detector)),
-        draw=synthesis.drawer(towers, chosen.walk_steps),
-        texts=tuple([around] * len(images) if learned else plain),
-        names=tuple(dataset.categories),
-        num_shots=tuple(map(len, images)),
-        options=chosen,
-        stage2_loss=objective.make_loss(towers, layouts, pyramid, second),
-        seed=config.seed,
-    )
+    start = _start(chosen, towers, params, dataset.categories, config.seed)
     # A run that is only looked at trains nothing: its crops need not be encoded.
-    room = complete.NUM_ANOMALOUS if chosen.stage2_steps else 1
-    trains = learned and num_steps > 0
-    names = dataset.categories
-    seed = config.seed
+    trains = chosen.token == "learned" and num_steps > 0
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         del key  # tokens start at the class word, and nothing else is drawn
-        weights = dict(params)
-        if detector.tower.params is not None:
-            weights["features"] = detector.tower.params
-        start = jnp.stack(
+        turned = [shots.turned(one, chosen.turns) for one in images]
+        neutral = jnp.stack(
             [
-                model.class_vectors(
-                    weights,
-                    towers.tokenizer,
-                    wording.words_of(n),
-                    chosen.num_vectors,
-                    seed,
-                )
-                for n in names
+                shop.contexts(params, one.named, first)[generative.NEUTRAL]
+                for one, first in zip(plain, start, strict=True)
             ]
         )
-        turned = [shots.turned(one, chosen.turns) for one in images]
-        neutral = [
-            read_contexts(weights, one.named, first)[generative.NEUTRAL]
-            for one, first in zip(plain, start, strict=True)
-        ]
         frozen = {
-            "towers": weights,
+            "towers": params,
             "shots": shots.padded(images),
-            "class_contexts": jnp.stack(neutral),
-            "memory": shots.memory(detector, weights, turned, jnp.stack(neutral)),
+            "class_contexts": neutral,
+            "memory": shots.memory(detector, params, turned, neutral),
         }
         if trains:
+            room = complete.NUM_ANOMALOUS if chosen.stage2_steps else 1
             frozen["particles"] = shots.token_data(
-                encode, weights, plain, pyramid, turned, start, towers, room
+                shop.encode, params, plain, pyramid, turned, start, towers, room
             )
-        scoring = predict.placeholder(
-            detector, weights, options.default_weights(chosen), len(names)
-        )
-        return {
-            "particles": {"tokens": start},
-            "scoring": predict.as_tree(scoring),
-        }, frozen
+        weights = options.default_weights(chosen)
+        scoring = predict.placeholder(detector, params, weights, len(images))
+        trained = {"tokens": start}
+        return {"particles": trained, "scoring": predict.as_tree(scoring)}, frozen
 
     phase = Phase(PHASE, inversion.phase_loss(token_loss), ("particles/.*",))
     return Method(
@@ -165,7 +123,66 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     )
 
 
+def _workshop(
+    chosen: options.Options,
+    detector: predict.Detector,
+    categories: Sequence[str],
+    images: Sequence[np.ndarray],
+    seed: int,
+) -> tuple[complete.Workshop, list[texts.Texts], inversion.TokenLoss]:
+    """Returns what completes tokens, sentences around the names, and the token loss."""
+    towers, count = detector.towers, chosen.num_vectors
+    words = texts.phrases(chosen.prompts, chosen.defect_words)
+    around = texts.lay_out(towers, words, count)
+    plain = [
+        texts.lay_out(towers, words, count, wording.words_of(name))
+        for name in categories
+    ]
+    layouts = texts.training_layouts(towers, words, around, count)
+    pyramid = crops.pyramid(chosen.pyramid, chosen.crop_jitter, seed)
+    goal = options.of_objective(chosen)
+    second = goal._replace(stage2_weight=chosen.stage2_weight)
+
+    def contexts(params, layout, vectors):
+        return model.contexts(towers, params, layout, vectors)
+
+    shop = complete.Workshop(
+        detector=detector,
+        encode=inversion.encoders(towers, chosen.windows),
+        contexts=jax.jit(contexts),
+        look=jax.jit(predict.every_cell(detector)),
+        draw=synthesis.drawer(towers, chosen.walk_steps),
+        texts=tuple([around] * len(plain) if chosen.token == "learned" else plain),
+        names=tuple(categories),
+        num_shots=tuple(map(len, images)),
+        options=chosen,
+        stage2_loss=objective.make_loss(towers, layouts, pyramid, second),
+        seed=seed,
+    )
+    return shop, plain, objective.make_loss(towers, layouts, pyramid, goal)
+
+
+def _start(
+    chosen: options.Options,
+    towers: model.Towers,
+    params: Params,
+    categories: Sequence[str],
+    seed: int,
+) -> Array:
+    """Returns where every category's vectors start, [T, n, D]."""
+    rows = [
+        model.class_vectors(
+            params, towers.tokenizer, wording.words_of(name), chosen.num_vectors, seed
+        )
+        for name in categories
+    ]
+    return jnp.stack(rows)
+
+
 def _detector(chosen: options.Options, towers: model.Towers) -> predict.Detector:
+    """Returns the channels that are on; ValueError for windows beyond CLIP's grid."""
+    for size in chosen.windows:
+        windows.window_indices(towers.grid, size)
     side = chosen.map_size
     rest = tuple(t for t in channels.TEMPERATURES if t != chosen.temperature)
     temperatures = (chosen.temperature, *rest)

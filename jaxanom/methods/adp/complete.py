@@ -314,6 +314,11 @@ def stage2(
     """
     images, masks = drawn
     towers = frozen["towers"]
+    if "particles" not in frozen:
+        raise ValueError(
+            f"config.adp.stage2_steps={shop.options.stage2_steps} goes on with a "
+            "trained token; set config.phases.invert.num_steps above 0"
+        )
     if not len(images):
         return vectors
     features = model.batched(

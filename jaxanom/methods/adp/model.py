@@ -130,7 +130,8 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
         "vae": autoencoder.params,
         "unet": network.params,
     }
-    return towers, params
+    # On the device once: the jitted encoders are called many times.
+    return towers, jax.tree.map(jnp.asarray, params)
 
 
 def token_table(params: Params) -> Array:

@@ -23,6 +23,12 @@ def load(dataset: catalog.Dataset, category: str) -> np.ndarray:
     numbers = catalog.select(dataset, "train", category, anomalous=False)
     if not numbers:
         raise ValueError(f"category {category!r} has no normal training image")
+    height, width = dataset.image_size
+    if height != width:
+        raise ValueError(
+            f"images of {height}x{width}; views and maps of this method are square: "
+            "set config.data.image_size to one number"
+        )
     images = [dataset.load(dataset.records[number])[0] for number in numbers]
     return np.stack(images).astype(np.float32) / np.float32(255)
 
