@@ -29,7 +29,7 @@ from benchmarks import harness
 from jaxanom import api, record
 from jaxanom.cli import config_file
 from jaxanom.data import catalog, folders
-from jaxanom.methods.adp import bank, feature_tower, fusion, predict
+from jaxanom.methods.adp import bank, feature_tower, fusion, options, predict
 from jaxanom.models import mobilenet_v2
 from jaxanom.report import tables
 from jaxanom.types import Predictions
@@ -111,6 +111,7 @@ def config_of(
     if real and weights is not None:
         config.adp.feature_tower = str(weights)
         config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
+        config.adp.primary = "reference"
     if not real:
         config.data.image_size, config.adp.map_size = 64, 16
     if scale < 1:
@@ -153,8 +154,9 @@ def scores(run: api.Run, predict_fn: Any = None) -> dict[str, float]:
 def with_default_settings(run: api.Run) -> api.Run:
     """Returns the run with its tuned settings put back to the default."""
     scoring = predict.from_tree(run.params["scoring"])
-    count, channels = scoring.settings.weights.shape
-    default = fusion.default((1.0,) * channels, has_language=True)
+    count = len(scoring.settings.sigma)
+    weights = options.default_weights(options.read(run.prepared.config.adp))
+    default = fusion.default(weights, has_language=True)
     settings = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), default)
     tree = predict.as_tree(scoring._replace(settings=settings))
     return run._replace(params={**run.params, "scoring": tree})

@@ -152,7 +152,8 @@ def with_features(
 ) -> None:
     """Copies a feature tower's weights into a run and points `config.adp` at them.
 
-    The tower then sees images of its own size, which the maps follow.
+    The memory then decides unless the self-tuning finds more in the text: the embedded
+    CLIP has seen procedural images only.
 
     Args:
       config: of method "adp"; changed in place.
@@ -166,6 +167,7 @@ def with_features(
     shutil.copyfile(Path(weights).expanduser() / name, folder / name)
     config.adp.feature_tower = IN_RUN + FEATURES
     config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
+    config.adp.primary = "reference"
 
 
 def _check_views(config: Any, method: Method) -> None:
@@ -177,6 +179,11 @@ def _check_views(config: Any, method: Method) -> None:
             f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
             f"{data.shift}: these views are of methods that encode images once; "
             f"{config.method!r} augments by its own keys: set them to 1, () and 0.0"
+        )
+    if data.get("feature_cache", "") and method.encode is None:
+        raise ValueError(
+            f"config.data.feature_cache={data.feature_cache!r}, but {config.method!r} "
+            "encodes no images ahead of training; set it to ''"
         )
     if data.get("feature_cache", "") and method.encode is None:
         raise ValueError(

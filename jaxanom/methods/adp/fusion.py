@@ -40,14 +40,18 @@ class Settings(NamedTuple):
 
 
 def default(weights: tuple[float, ...], has_language: bool) -> Settings:
-    """Returns the untuned settings: sigma 4, the maximum, lambda 0.5 (0 without C1)."""
-    total = sum(weights)
+    """Returns the untuned settings: sigma 4, the maximum, lambda 0.5.
+
+    Without C1, the first channel where it is on, or where C1 has no weight, there is
+    no a_0 to trust and lambda is 0.
+    """
+    total, speaks = sum(weights), has_language and weights[0] > 0
     return Settings(
         cells=jnp.zeros(len(weights), jnp.int32),
         weights=jnp.asarray(weights, jnp.float32) / total,
         sigma=jnp.float32(SIGMAS[0]),
         share=jnp.float32(SHARES[0]),
-        image_weight=jnp.float32(IMAGE_WEIGHTS[0] if has_language else 0.0),
+        image_weight=jnp.float32(IMAGE_WEIGHTS[0] if speaks else 0.0),
     )
 
 

@@ -50,3 +50,5 @@ def test_default_settings_are_near_winclip_plus():
     np.testing.assert_allclose(found.weights, [0.5, 0.5, 0])
     assert (found.sigma, found.share, found.image_weight) == (4, 0, 0.5)
     assert fusion.default((1.0,), has_language=False).image_weight == 0
+    # A tower that cannot be trusted with text has no say in the image score either.
+    assert fusion.default((0.0, 1.0), has_language=True).image_weight == 0
