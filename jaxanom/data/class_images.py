@@ -100,9 +100,7 @@ def _from_split(root: Path, path: Path) -> tuple[list[Record], tuple[str, ...]]:
                 )
             records.append(_record(_resolve(root, path, file), name, split))
     if sorted(names) != list(range(len(names))):
-        raise ValueError(
-            f"{path} has labels {sorted(names)[:5]}...; wanted 0, 1, 2, ..."
-        )
+        raise ValueError(f"{path} skips a label: {sorted(names)[:9]}; wanted 0, 1, ...")
     if len(set(names.values())) < len(names):
         raise ValueError(f"{path} gives two labels the same class name")
     return records, tuple(names[label] for label in range(len(names)))

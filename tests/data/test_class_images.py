@@ -86,14 +86,21 @@ def test_base_and_new_are_halves_by_label(tmp_path):
     assert chosen.categories == ("emu", "cat")
 
 
+def relabel(label, place, value):
+    """Changes one field of every row of a label."""
+
+    def change(entries):
+        for row in (row for rows in entries.values() for row in rows):
+            if row[1] == label:
+                row[place] = value
+
+    return change
+
+
 WRONG = {
     "calls label 0 both": lambda e: e["test"][0].__setitem__(2, "cow"),
-    "skips a label": lambda e: [
-        r.__setitem__(1, 5) for s in e for r in e[s] if r[1] == 2
-    ],
-    "two labels the same": lambda e: [
-        r.__setitem__(2, "cat") for s in e for r in e[s] if r[1] == 1
-    ],
+    "skips a label": relabel(2, 1, 5),
+    "two labels the same": relabel(1, 2, "cat"),
     "not below": lambda e: e["train"][0].__setitem__(0, "cat/none.png"),
     r"wanted \[path": lambda e: e["train"].append(["cat/train_0.png", 0]),
     "no lists": lambda e: e.pop("test"),
