@@ -1,0 +1,260 @@
+"""Options, initial weights, sentences, heads and released names, part by part."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from bayes_pfl_made import CATEGORIES, DATASET, Made, batch, config
+
+from jaxanom import trees
+from jaxanom.methods import bayes_pfl, by_name
+from jaxanom.methods.bayes_pfl import (
+    heads,
+    model,
+    objective,
+    predict,
+    released,
+    sentences,
+)
+from jaxanom.models import backbones
+from jaxanom.models.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
+
+@pytest.fixture(scope="module")
+def made(tiny_backbone):
+    return Made(tiny_backbone)
+
+
+def test_the_method_is_known_by_name_and_splits_into_two_stages(tiny_backbone):
+    method = by_name.make(config(tiny_backbone), DATASET)
+    assert [phase.name for phase in method.phases] == ["stage1", "stage2"]
+    params, frozen = method.init(jax.random.key(0))
+    assert sorted(frozen) == ["clip", "names"]
+    first, rest = trees.split(params, method.phases[0].trainable)
+    second, _ = trees.split(params, method.phases[1].trainable)
+    assert sorted(rest) == ["fuse", "image_mapping"]
+    assert sorted(second) == ["class_mapping", "fuse", "image_mapping"]
+    assert trees.num_params(first) + trees.num_params(rest) == trees.num_params(params)
+
+
+def test_initial_weights_are_drawn_as_released(tiny_backbone):
+    params, _ = bayes_pfl.make(config(tiny_backbone), DATASET).init(jax.random.key(1))
+    flat = trees.flatten(params)
+    for name, mean in (("context", 0.0), ("normal", 0.5), ("abnormal", -0.5)):
+        tokens = np.asarray(flat[f"prompts/{name}"])
+        # Standard errors below 0.02 / sqrt(60).
+        assert abs(tokens.mean() - mean) < 0.01 and 0.015 < tokens.std() < 0.025
+    assert float(flat["temperatures/pixel"]) == pytest.approx(np.log(1 / 0.07))
+    assert 0.8 < np.std(flat["normal_flow/u"]) < 1.2
+    for path, leaf in flat.items():
+        if path.endswith("kernel") and "attention" not in path:
+            assert 0.012 < np.std(leaf) < 0.028, path
+        if path.endswith("bias") and "attention" not in path:
+            assert not np.any(leaf), path
+    bound = params["prompts"]["context"].shape[-1] ** -0.5
+    query = np.asarray(flat["attention/query/kernel"])
+    assert np.abs(query).max() <= bound and np.abs(query).max() > 0.9 * bound
+
+
+@pytest.mark.parametrize(
+    "key, value, match",
+    [
+        ("num_prompts", 0, "num_prompts=0; wanted 1 or more"),
+        ("variance", "std", "variance='std'; choose one of"),
+        ("flow_constraint", "hat", "flow_constraint='hat'"),
+        ("map_weight", 1.5, r"map_weight=1\.5; wanted 0 to 1"),
+        ("layers", (1, 9), r"layers=\(1, 9\); the image tower has layers 1 to 1"),
+        ("num_heads", 3, "num_heads=3 does not divide the width 16"),
+        ("num_context", 40, "text tower has 24; lower config.bayes_pfl.num_context"),
+        ("extra", 1, r"unknown keys \['extra'\]"),
+    ],
+)
+def test_a_wrong_option_is_refused_by_its_key(tiny_backbone, key, value, match):
+    settings = config(tiny_backbone)
+    with settings.unlocked(), settings.bayes_pfl.unlocked():
+        if key in settings.bayes_pfl and isinstance(value, tuple | int | float):
+            del settings.bayes_pfl[key]
+        settings.bayes_pfl[key] = value
+    with pytest.raises(ValueError, match=match):
+        bayes_pfl.make(settings, DATASET).init(jax.random.key(0))
+
+
+def test_an_image_that_is_no_multiple_of_a_patch_is_refused(tiny_backbone):
+    odd = type(DATASET)(categories=CATEGORIES, image_size=(16, 20))
+    with pytest.raises(ValueError, match=r"16x20 do not divide into patches of 8"):
+        bayes_pfl.make(config(tiny_backbone), odd)
+
+
+def test_names_are_cut_after_the_longest_and_cutting_changes_nothing(
+    made, tiny_backbone
+):
+    words = Tokenizer(tiny_backbone / "tokenizer")
+    tower = backbones.load_clip(tiny_backbone)
+    found = sentences.Names(**made.frozen["names"])
+    lengths = np.asarray(found.eos_positions) + 1
+    assert found.words.shape[1] == lengths.max() < 24
+    ids = words.words(["pill", "juice bottle", "nut"])
+    num_vectors = made.options.num_context + made.options.num_states
+    assert [len(row) + num_vectors + 2 for row in ids] == lengths.tolist()
+    table = tower.params["text_model"]["embeddings"]["token_embedding"]["embedding"]
+    whole = sentences.names(ids, words, table, num_vectors, 24)
+    rng = np.random.default_rng(0)
+    vectors = jnp.asarray(rng.normal(size=(3, 2, num_vectors, 16)), jnp.float32)
+
+    @jax.jit
+    def run(names, chunk_free):
+        return [
+            sentences.encode(
+                made.towers.text, tower.params, names, vectors, jnp.arange(3), chunk
+            )
+            for chunk in (None, 4)
+        ]
+
+    cut, chunked = run(found, True)
+    full, _ = run(whole, True)
+    # Causal: what stands after the end token is never seen. Float32 sums.
+    np.testing.assert_allclose(cut, full, atol=1e-5)
+    np.testing.assert_allclose(chunked, cut, atol=1e-5)
+    # Negative control: the name is seen.
+    other = sentences.encode(
+        made.towers.text, tower.params, found, vectors, jnp.array([1, 1, 1])
+    )
+    assert np.abs(other[0] - cut[0]).max() > 1e-3
+    np.testing.assert_allclose(other[1], cut[1], atol=1e-5)
+
+
+def plain_upsample(grid, size):
+    """Bilinear, corners on corners, by hand."""
+    out = np.zeros(size)
+    for y in range(size[0]):
+        for x in range(size[1]):
+            v = y * (grid.shape[0] - 1) / max(size[0] - 1, 1)
+            u = x * (grid.shape[1] - 1) / max(size[1] - 1, 1)
+            top, left = int(v), int(u)
+            low = min(top + 1, grid.shape[0] - 1)
+            right = min(left + 1, grid.shape[1] - 1)
+            rows = grid[[top, low]] @ np.eye(grid.shape[1])[:, [left, right]]
+            out[y, x] = (
+                np.array([1 - (v - top), v - top])
+                @ rows
+                @ [
+                    1 - (u - left),
+                    u - left,
+                ]
+            )
+    return out
+
+
+@pytest.mark.parametrize("shape, size", [((3, 4), (9, 13)), ((2, 2), (16, 16))])
+def test_two_matrix_products_are_bilinear_upsampling(shape, size):
+    grid = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    found = heads.upsample(jnp.asarray(grid)[None], size)[0]
+    np.testing.assert_allclose(found, plain_upsample(grid, size), atol=1e-5)
+    np.testing.assert_allclose(found[0, 0], grid[0, 0], atol=1e-6)
+    np.testing.assert_allclose(found[-1, -1], grid[-1, -1], atol=1e-6)
+
+
+def test_the_sigmoid_of_an_upsampled_margin_is_the_softmax_of_upsampled_logits(made):
+    rng = np.random.default_rng(2)
+    text = jnp.asarray(rng.normal(size=(2, 6, 16)), jnp.float32)
+    text /= jnp.linalg.norm(text, axis=-1, keepdims=True)
+    tokens = jnp.asarray(rng.normal(size=(2, 1, 4, 16)), jnp.float32)
+    variables = {"params": made.params}
+    logits, margins = (
+        made.network.apply(variables, text, tokens, method=name)
+        for name in ("pixel_logits", "pixel_margins")
+    )
+    size = DATASET.image_size
+    maps = heads.upsample(heads.square(logits, (2, 2)), size)
+    pairs = jnp.stack(jnp.split(maps, 2, axis=2), axis=-1)
+    wanted = jax.nn.softmax(pairs, axis=-1)[..., 1]
+    found = jax.nn.sigmoid(heads.upsample(heads.square(margins, (2, 2)), size))
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    assert np.abs(found - 0.5).max() > 0.05
+
+
+def test_attention_treats_each_text_alone(made):
+    """So that the drawn pair alone may be adapted."""
+    rng = np.random.default_rng(3)
+    text = jnp.asarray(rng.normal(size=(1, 4, 16)), jnp.float32)
+    text /= jnp.linalg.norm(text, axis=-1, keepdims=True)
+    tokens = jnp.asarray(rng.normal(size=(1, 1, 4, 16)), jnp.float32)
+    variables = {"params": made.params}
+    whole, _ = made.network.apply(variables, text, tokens, method="adapt")
+    part, _ = made.network.apply(variables, text[:, 1::2], tokens, method="adapt")
+    np.testing.assert_allclose(part, whole[:, :, 1::2], atol=1e-6)
+
+
+def test_released_names_go_there_and_back(tiny_backbone):
+    made = Made(tiny_backbone, reconstruction_weight=1.0)
+    tensors = released.to_released(jax.tree.map(np.asarray, made.params))
+    assert tensors["PFL_normal.amor_w"].shape == (1, 3, 1, 16)
+    assert tensors["RCA.q_proj_pre.weight"].shape == (16, 16, 1)
+    back = released.from_released(tensors, made.params)
+    jax.tree.map(np.testing.assert_array_equal, back, made.params)
+    # Kernels are transposed: square ones would pass a check of shapes.
+    kernel = made.params["class_mapping"]["kernel"]
+    np.testing.assert_array_equal(tensors["class_mapping.weight"], kernel.T)
+
+
+def test_a_foreign_checkpoint_is_refused_by_name(made):
+    tensors = released.to_released(jax.tree.map(np.asarray, made.params))
+    unused = {"state_decoder.weight_mean.module.0.weight": np.zeros((2, 2))}
+    released.from_released(tensors | unused, made.params)
+    for change, match in (
+        ({"visual.proj": np.zeros(2)}, r"visual\.proj is of no use"),
+        (
+            {"prompt_context": np.zeros((9, 3, 16))},
+            r"prompt_context gives \(9, 3, 16\)",
+        ),
+    ):
+        with pytest.raises(ValueError, match=match):
+            released.from_released(tensors | change, made.params)
+    del tensors["class_mapping.bias"]
+    with pytest.raises(ValueError, match=r"class_mapping\.bias'\] missing"):
+        released.from_released(tensors, made.params)
+
+
+def test_encoding_keeps_what_both_losses_and_predictions_need(made):
+    found = jax.eval_shape(made.method.encode, made.frozen, batch())
+    assert found["patch_tokens"].shape == (4, 1, 4, 16)
+    assert found["image_features"].shape == (4, 16)
+    assert set(found) == {
+        *("image_features", "patch_tokens", "row_seed"),
+        *("label", "mask", "category_id", "defect_id", "valid"),
+    }
+
+
+def test_without_a_second_stage_the_pooled_feature_is_scored(
+    tiny_backbone, made, monkeypatch
+):
+    stages = []
+    monkeypatch.setattr(
+        predict, "make_predict", lambda *args: stages.append(args[2]) or len
+    )
+    for num_steps in (0, 2):
+        settings = config(tiny_backbone)
+        settings.phases.stage2.num_steps = num_steps
+        bayes_pfl.make(settings, DATASET)
+    assert stages == [1, 2]
+    seen = made.seen(batch(2)["image"])
+    pooled, mapped = (
+        made.network.apply(
+            {"params": made.params}, *seen, stage, method="image_feature"
+        )
+        for stage in (1, 2)
+    )
+    np.testing.assert_array_equal(pooled, seen.image_features)
+    assert np.abs(mapped - pooled).max() > 1e-2
+
+
+def test_towers_take_the_activation_asked_for(made):
+    clip_config = made.towers.image.config
+    assert made.options.clip_act == "" and clip_config.hidden_act == "quick_gelu"
+    whole = backbones.clip.ClipConfig()
+    changed = model.Options(clip_act="gelu")
+    towers = bayes_pfl.build_towers(whole, changed, "float32")
+    assert towers.text.config.hidden_act == towers.image.config.hidden_act == "gelu"
+    assert isinstance(towers, objective.Towers)
