@@ -26,6 +26,8 @@ ADP = {
 SMALL = {
     "adp/folder.py": ADP,
     "adp/foundry.py": ADP,
+    "app/folder.py": {"app.num_vectors": 2},
+    "app/foundry.py": {"app.num_vectors": 2},
     "bayes_pfl/foundry.py": {"bayes_pfl.layers": (1,), "data.held_out": ()},
     "bayes_pfl/published.py": {"bayes_pfl.layers": (1,), "data.held_out": ()},
     "defect_generation/foundry.py": {
