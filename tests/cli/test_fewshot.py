@@ -111,8 +111,8 @@ def test_a_score_does_not_depend_on_its_batch(run):
     assert np.ptp(every.image_score) > 1e-3
 
 
-def test_training_leaves_every_frozen_weight_as_it_was(run, tiny_backbone):
-    """V3: the run's only trained leaf is the token; the towers are the files'."""
+def test_a_run_holds_the_moved_token_and_what_scores_and_no_tower(run):
+    """V3: the towers are no parameters, so no step can have moved them."""
     trained = api.load(run)
     assert set(trained.params) == {"particles", "scoring"}
     start = trained.prepared.method.init(None)[0]["particles"]["tokens"]
