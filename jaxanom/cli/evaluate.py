@@ -1,19 +1,105 @@
-"""`jaxanom evaluate --run=DIR`."""
+"""`jaxanom evaluate --run=DIR [--on=KEY=VALUE ...] [--base-to-new]`."""
 
 import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ELSEWHERE = "on"
+"""Folder of a run that holds its results on other images."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
     parser.add_argument("--run", required=True, help="directory of a trained detector")
+    parser.add_argument(
+        "--on",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="test on other images or with other settings, such as "
+        "data.directory=DIR or app.predict.alpha=0.7; may be given several times",
+    )
+    parser.add_argument(
+        "--base-to-new",
+        action="store_true",
+        help="test on the first half of the classes, on the second, and average",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Scores the detector on its own test images and prints a table."""
-    from jaxanom import api
+    """Scores the detector on its own test images, or on others; prints a table."""
     from jaxanom.evaluation import protocols
     from jaxanom.report import tables
 
-    results = api.evaluate(api.load(arguments.run))
+    if arguments.base_to_new:
+        print(tables.to_text(base_to_new(arguments.run, arguments.on)))
+        return
+    results = evaluate_on(arguments.run, arguments.on)
     columns = protocols.columns_of([results])
     print(tables.to_text(tables.per_category(results, columns)))
+
+
+def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:
+    """Evaluates a run; on other images its own results are left alone.
+
+    Args:
+      directory: of the run.
+      changes: "key=value" strings; results then go to a folder below the run that is
+        named after them.
+
+    Raises:
+      ValueError: a key that the run's config does not have, or a bad value.
+    """
+    from jaxanom import api
+    from jaxanom.cli import config_file
+
+    def apply(config: Any) -> None:
+        for change in changes:
+            key, separator, value = change.partition("=")
+            if not separator:
+                raise ValueError(f"--on={change}: wanted KEY=VALUE")
+            config_file.apply_override(config, key, value)
+
+    found = api.load(directory, apply if changes else None)
+    if changes:
+        name = "_".join(change.replace("/", "-") for change in changes)
+        target = Path(directory) / ELSEWHERE / name
+        target.mkdir(parents=True, exist_ok=True)
+        found = found._replace(directory=target)
+    return api.evaluate(found)
+
+
+def base_to_new(directory: str | Path, changes: Sequence[str] = ()) -> Any:
+    """Base-to-new generalisation of a run trained on base classes (2203.05557).
+
+    Each half is tested with its own class list; `changes` hold for both.
+
+    Returns:
+      A table of base and new accuracy and their harmonic mean, in percent.
+
+    Raises:
+      ValueError: the run was not trained on the base classes alone.
+    """
+    from jaxanom import record
+    from jaxanom.metrics import recognition
+    from jaxanom.report import tables
+
+    config = record.read_json(Path(directory) / record.CONFIG)
+    trained_on = config["data"].get("class_subset")
+    if trained_on != "base":
+        raise ValueError(
+            f"{directory} was trained with config.data.class_subset={trained_on!r}; "
+            "base-to-new wants a run that has seen 'base' alone"
+        )
+    halves = {
+        half: evaluate_on(directory, [*changes, f"data.class_subset={half}"])
+        for half in ("base", "new")
+    }
+    base, new = (halves[half]["mean"]["accuracy"] for half in ("base", "new"))
+    values = (base, new, recognition.harmonic_mean(base, new))
+    return tables.Table(
+        columns=("Base", "New", "Harmonic mean"),
+        rows=(tuple(map(tables.percent, values)),),
+        caption="Accuracy in percent.",
+    )

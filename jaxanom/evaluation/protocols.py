@@ -91,10 +91,11 @@ def classification(target: str) -> Protocol:
         metrics={"classes": recognition.exact(target)},
         curves={},
         columns={
+            # Tables show hundredths: percent of shares, and of nats.
             "accuracy": "Accuracy",
             "nll": "100 x NLL",  # tables are in percent
             "ece": "Calibration error",
-            "mutual_information": "Mutual information",
+            "mutual_information": "Mutual information (0.01 nat)",
         },
     )
 

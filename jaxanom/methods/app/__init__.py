@@ -44,7 +44,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the method from `config.app`.
 
     Args:
-      config: its `app`, `model`, `phases.particles` and `mesh` are read.
+      config: its `app`, `model`, `phases` and `mesh` are read.
       dataset: the training part; its categories and defect types name the classes, its
         size is n.
 
@@ -62,6 +62,11 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     )
     particles = coupling.Options(**_section(settings.particles, coupling.Options))
     coupling.check(particles, config.phases.particles)
+    if settings.prior.train == "frozen_random" and config.phases.prior.num_steps:
+        raise ValueError(
+            "config.app.prior.train='frozen_random' leaves the prior as drawn; set "
+            "config.phases.prior.num_steps=0"
+        )
     answers = predict.Options(**_section(settings.predict, predict.Options))
     predict.check(answers)
     dtype = jnp.dtype(config.model.dtype)

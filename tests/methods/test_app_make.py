@@ -1,0 +1,169 @@
+"""APP from config to tables, on a tiny random CLIP and three classes of grey images."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxanom import api, prepared
+from jaxanom.cli import config_file, evaluate, main
+from jaxanom.data import catalog, pipeline
+from jaxanom.methods import by_name
+
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+CLASSES = ("ant", "bee", "cat")
+
+
+@pytest.fixture(scope="module")
+def class_folder(tmp_path_factory):
+    """Three classes told apart by their level; two test images each."""
+    root = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(CLASSES):
+        for split, count in (("train", 4), ("test", 2)):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(count):
+                pixels = 60 * label + rng.integers(0, 60, (16, 16, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config_of(class_folder, tiny_backbone):
+    def make(**changes):
+        config = config_file.load("configs/app/folder.py:smoke")
+        config.data.name, config.data.directory = "classes", str(class_folder)
+        config.data.image_size = 16
+        config.data.categories = ()
+        config.data.num_train = 3
+        config.model.directory = str(tiny_backbone)
+        config.app.num_vectors = 2
+        config.app.num_particles = 2
+        for key, value in changes.items():
+            *sections, last = key.split("__")
+            node = config
+            for section in sections:
+                node = node[section]
+            assert last in node, key
+            node[last] = value
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def run(config_of, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("run") / "base"
+    api.train(config_of(data__class_subset="base"), directory)
+    return directory
+
+
+def test_shots_are_images_per_class(config_of):
+    found = prepared.prepare(config_of())
+    assert len(found.division.normal) == 9 and len(found.division.test) == 6
+    assert found.dataset.categories == CLASSES
+
+
+def test_a_run_on_base_classes_is_tested_on_both_halves(run, capsys):
+    assert main.main(["evaluate", f"--run={run}", "--base-to-new"]) == 0
+    assert "Harmonic mean" in capsys.readouterr().out
+    halves = {}
+    for half in ("base", "new"):
+        path = run / evaluate.ELSEWHERE / f"data.class_subset={half}"
+        halves[half] = json.loads((path / "evaluation.json").read_text())
+    assert halves["base"]["num_images"] == {"all": 4}  # two classes of two images
+    assert halves["new"]["num_images"] == {"all": 2}
+    assert halves["new"]["mean"]["accuracy"] == 1.0  # there is one class to choose
+    assert {"accuracy", "nll", "ece"} <= set(halves["base"]["mean"])
+    assert not (run / "evaluation.json").exists()
+
+
+def test_other_images_and_settings_are_tested_elsewhere(run, capsys):
+    command = ["evaluate", f"--run={run}", "--on=app.predict.alpha=0.7"]
+    assert main.main([*command, "--on=data.class_subset=all"]) == 0
+    out = capsys.readouterr().out
+    assert "Accuracy" in out and "NLL" in out
+    assert main.main([*command, "--on=app.predict.alfa=0.7"]) == 2
+    assert "app.predict.alpha" in capsys.readouterr().err
+
+
+def test_a_run_on_all_classes_has_no_new_ones(run, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["class_subset"] = "all"
+    (copy / "config.json").write_text(json.dumps(config))
+    assert main.main(["evaluate", f"--run={copy}", "--base-to-new"]) == 2
+    assert "class_subset='all'" in capsys.readouterr().err
+
+
+def test_cached_features_are_those_that_prediction_computes(config_of):
+    """Image features are encoded once for training: the same numbers, cached."""
+    config = config_of(app__predict__alpha=1.0)
+    made = prepared.prepare(config)
+    params, frozen = made.method.init(jax.random.key(0))
+    source = catalog.source(made.dataset, made.division.test)
+    batch = next(pipeline.finite_batches(source, 6))
+    cached = jax.jit(made.method.encode)(frozen, batch)
+    fresh = made.method.encode(frozen, {**batch, "image": batch["image"][::-1]})
+    features = np.asarray(cached["image_features"])
+    np.testing.assert_allclose(fresh["image_features"][::-1], features, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(features, axis=-1), 1, rtol=1e-5)
+    found = jax.jit(made.method.predict)(params, frozen, batch, jax.random.key(0))
+    probability = np.asarray(found.classes.probability)
+    np.testing.assert_allclose(probability.sum(-1), 1, rtol=1e-5)
+    assert np.array_equal(found.image_score, found.classes.entropy)
+
+
+def test_the_whole_text_form_predicts_the_same(config_of):
+    answers = []
+    for form in ("shared", "whole"):
+        made = prepared.prepare(config_of(app__text_form=form))
+        params, frozen = made.method.init(jax.random.key(0))
+        source = catalog.source(made.dataset, made.division.test)
+        batch = next(pipeline.finite_batches(source, 6))
+        found = jax.jit(made.method.predict)(params, frozen, batch, jax.random.key(0))
+        answers.append(np.asarray(found.classes.probability))
+    np.testing.assert_allclose(*answers, atol=1e-6)
+
+
+def test_a_dataset_center_encodes_the_training_images(config_of):
+    made = prepared.prepare(config_of(app__prior__center="dataset"))
+    _, frozen = made.method.init(jax.random.key(0))
+    assert frozen["train_features"].shape == (9, made_width(frozen))
+
+
+def made_width(frozen):
+    return frozen["text"]["text_projection"]["kernel"].shape[1]
+
+
+REFUSED = {
+    "app.task='kind'": {"app__task": "kind"},
+    "app.text_form": {"app__text_form": "cut"},
+    "app.particles.update": {"app__particles__update": "adam"},
+    "app.prior.support": {"app__prior__support": "none"},
+    "app.prior.lambda_rule": {"app__prior__lambda_rule": "none"},
+    "app.predict.average": {"app__predict__average": "votes"},
+    "app.predict.alpha": {"app__predict__alpha": 1.5},
+    "phases.prior.num_steps=0": {"app__prior__train": "frozen_random"},
+    "app.num_vectors=30": {"app__num_vectors": 30},
+    "class_subset": {"data__class_subset": "old"},
+    "makes its own steps": {"app__particles__update": "sgld"},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_configs_that_do_not_fit_are_refused_by_their_keys(config_of, message):
+    with pytest.raises(ValueError, match=message):
+        prepared.prepare(config_of(**REFUSED[message]))
+
+
+def test_unknown_keys_are_refused(config_of):
+    config = config_of()
+    config.app.particles.kernel = "rbf"
+    made = prepared.open_data(config)
+    with pytest.raises(ValueError, match="'kernel'"):
+        by_name.make(config, made[0])
