@@ -107,6 +107,8 @@ def add_zero_shot(config):
             "reconstruction_weight": 0.0,
             "dice_background": False,
             "isd_input": "pooled",
+            "checkpoint": "",
+            "image_head": "auto",
             "iad_noise": "run",
             "top_k": 2000,
             "top_k_small": 20,

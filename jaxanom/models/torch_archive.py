@@ -17,7 +17,9 @@ from jaxanom.models.tensor_pickle import View
 
 
 def tensors(path: Path) -> dict[str, Stored]:
-    """Returns the tensors of one archive; those below "state_dict" if it has that.
+    """Returns the tensors of one archive.
+
+    Those below "state_dict" if it has that, else below its only name if that is a dict.
 
     Raises:
       ValueError: the file is missing, of an older format, damaged, or asks for anything
@@ -75,6 +77,8 @@ def _state(content: Any) -> dict[str, View]:
         raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
+    elif len(state) == 1 and isinstance(next(iter(state.values())), dict):
+        state = next(iter(state.values()))
     wrong = [name for name, value in state.items() if not isinstance(value, View)]
     if wrong or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{wrong[:5]} are no tensors; wanted a dict of name -> tensor")

@@ -217,6 +217,21 @@ def test_a_foreign_checkpoint_is_refused_by_name(made):
         released.from_released(tensors, made.params)
 
 
+def test_a_run_may_start_from_a_released_file(made, tiny_backbone, tmp_path):
+    """As the authors save it: one dict of tensors below a name of its own."""
+    torch = pytest.importorskip("torch")
+    tensors = released.to_released(jax.tree.map(np.asarray, made.params))
+    state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
+    path = tmp_path / "epoch_post_9_2.pth"
+    torch.save({"MyModel": state}, path)
+    settings = config(tiny_backbone, checkpoint=str(path))
+    params, _ = bayes_pfl.make(settings, DATASET).init(jax.random.key(9))
+    jax.tree.map(np.testing.assert_array_equal, params, made.params)
+    path.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"bayes_pfl\.checkpoint=.*epoch_post_9_2"):
+        bayes_pfl.make(settings, DATASET).init(jax.random.key(9))
+
+
 def test_encoding_keeps_what_both_losses_and_predictions_need(made):
     found = jax.eval_shape(made.method.encode, made.frozen, batch())
     assert found["patch_tokens"].shape == (4, 1, 4, 16)
@@ -235,10 +250,11 @@ def test_without_a_second_stage_the_pooled_feature_is_scored(
         predict, "make_predict", lambda *args: stages.append(args[2]) or len
     )
     for num_steps in (0, 2):
-        settings = config(tiny_backbone)
-        settings.phases.stage2.num_steps = num_steps
-        bayes_pfl.make(settings, DATASET)
-    assert stages == [1, 2]
+        for head in ("auto", "pooled", "fused"):
+            settings = config(tiny_backbone, image_head=head)
+            settings.phases.stage2.num_steps = num_steps
+            bayes_pfl.make(settings, DATASET)
+    assert stages == [1, 1, 2, 2, 1, 2]
     seen = made.seen(batch(2)["image"])
     pooled, mapped = (
         made.network.apply(

@@ -24,12 +24,17 @@ abstract suggest, we follow the code by default:
 | image-specific noise drawn anew per image        | same, seeded by the image       |
 | one image at a time when testing                 | any batch                       |
 
+A released checkpoint is evaluated by a run without steps: `checkpoint` names the file,
+both phases have `num_steps = 0`, and `image_head` is "fused" (or "pooled" for a file of
+stage 1).
+
 Exact speed-ups (`shortcuts`): text cut after its last needed token, one map per pair
 instead of two, in training only the drawn pair; `cache_features` runs the image tower
 once over the data. Pinned by tests/parity/bayes_pfl and tests/methods.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -42,6 +47,7 @@ from jaxanom.methods.bayes_pfl import (
     model,
     objective,
     predict,
+    released,
     sentences,
 )
 from jaxanom.models import backbones, clip
@@ -68,12 +74,16 @@ def make(config: Any, dataset: Any) -> Method:
     vision_width = towers.image.config.hidden_size
     network = model.Network(options, width, vision_width // 2)
     tokenizer = Tokenizer(backbones.resolve(settings.directory) / "tokenizer")
-    stage = 2 if config.phases.stage2.num_steps else 1
+    trained = 2 if config.phases.stage2.num_steps else 1
+    stage = {"auto": trained, "pooled": 1, "fused": 2}[options.image_head]
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         found = names_of(tower.params, towers.text, tokenizer, dataset, options)
         frozen = {"clip": tower.params, "names": found._asdict()}
-        return model.init(network, vision_width, key), frozen
+        params = model.init(network, vision_width, key)
+        if options.checkpoint:
+            params = released.read(Path(options.checkpoint).expanduser(), params)
+        return params, frozen
 
     size = tuple(dataset.image_size)
     loss_1, loss_2 = (

@@ -19,11 +19,13 @@ where our tree has them.
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxanom import trees
+from jaxanom.models import weights
 from jaxanom.types import Params
 
 UNUSED = (
@@ -50,6 +52,18 @@ _PARTS = (
     (r"fuse/out", "fuse.post_process"),
     (r"(class_mapping|image_mapping)", r"\1"),
 )
+
+
+def read(path: Path, target: Params) -> Params:
+    """Reads a released checkpoint file, running nothing that it holds.
+
+    Raises:
+      ValueError: no such file, more in it than tensors, or what `from_released` says.
+    """
+    try:
+        return from_released(weights.read(path), target)
+    except ValueError as error:
+        raise ValueError(f"config.bayes_pfl.checkpoint={path}: {error}") from error
 
 
 def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
