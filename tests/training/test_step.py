@@ -226,3 +226,46 @@ def test_a_transport_that_draws_noise_may_keep_a_typed_key():
         carried, _ = apply(carried, {}, {}, {"x": jnp.zeros(1)})
         values.append(float(carried.params["w"]))
     assert len(set(values)) == 4
+
+
+def test_an_epoch_in_one_program_is_its_steps_one_by_one():
+    tx = optimizer.make(config_of())
+    rows = as_arrays(linear.batch_at(0, batch_size=12))
+    order = np.random.default_rng(0).permutation(12).reshape(3, 4).astype(np.int32)
+    carried, frozen = start(tx, averaged=True)
+    apply = step.make_step(linear.noisy_loss_fn, tx, ema_decay=0.9).apply
+    losses = []
+    for places in order:
+        batch = jax.tree.map(lambda leaf, places=places: leaf[places], rows)
+        carried, metrics = apply(carried, {}, frozen, batch)
+        losses.append(float(metrics["loss"]))
+    again, frozen = start(tx, averaged=True)
+    epoch = step.make_epoch(linear.noisy_loss_fn, tx, ema_decay=0.9)
+    again, metrics = epoch(again, {}, frozen, rows, jnp.asarray(order))
+    # The same operations; a scan may fuse them otherwise.
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-6)
+    for name in ("params", "ema", "opt_state", "step"):
+        found, wanted = (jax.tree.leaves(getattr(s, name)) for s in (again, carried))
+        for one, other in zip(found, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7)
+
+
+def test_a_transport_may_read_frozen_weights():
+    def update(grads, state, params=None, *, frozen):
+        return jax.tree.map(lambda grad: grad * frozen["factor"], grads), state
+
+    scaling = optax.GradientTransformationExtraArgs(
+        lambda params: optax.EmptyState(), update
+    )
+    results = []
+    for transport, factor in ((scaling, 3.0), (None, 1.0)):
+        tx = optimizer.make(config_of(optimizer="sgd", momentum=0.0), transport)
+        carried, frozen = start(tx)
+        before = host(carried.params["linear"])
+        apply = step.make_step(linear.loss_fn, tx).apply
+        frozen = frozen | {"factor": jnp.asarray(factor)}
+        carried, _ = apply(carried, {}, frozen, as_arrays(linear.batch_at(0)))
+        results.append(
+            np.asarray(carried.params["linear"]["kernel"]) - before["kernel"]
+        )
+    np.testing.assert_allclose(results[0], 3 * results[1], rtol=1e-5)
