@@ -60,6 +60,9 @@ def config(
     found.data.seed = DATA_SEED + job.seed
     found.data.split_seed = job.seed
     found.model.directory = job.model
+    found.generate.num_steps, found.generate.background = 50, "recompute"
+    found.detector.batch_size = 16
+    found.phases.finetune.num_steps = 300
     found.train.log_every = 25
     found.train.keep = 1
     for phase in found.phases.values():
