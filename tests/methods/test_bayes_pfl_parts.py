@@ -9,6 +9,7 @@ from bayes_pfl_made import CATEGORIES, DATASET, Made, batch, config
 from jaxanom import trees
 from jaxanom.methods import bayes_pfl, by_name
 from jaxanom.methods.bayes_pfl import (
+    distributions,
     heads,
     model,
     objective,
@@ -274,3 +275,17 @@ def test_towers_take_the_activation_asked_for(made):
     towers = bayes_pfl.build_towers(whole, changed, "float32")
     assert towers.text.config.hidden_act == towers.image.config.hidden_act == "gelu"
     assert isinstance(towers, objective.Towers)
+
+
+def test_the_published_setting_has_the_published_number_of_parameters():
+    """27,370,017, of which the decoders of the unused reconstruction are 3,872,512."""
+    network = model.Network(model.Options(), 768, 512)
+    rows = jnp.zeros((1, 1, 768))
+    shapes = jax.eval_shape(
+        network.init,
+        jax.random.key(0),
+        jnp.zeros((1, 768)),
+        jnp.zeros((1, 4, 1, 1024)),
+        distributions.Noise(rows, rows, rows),
+    )
+    assert trees.num_params(shapes) == 27_370_017 - 3_872_512
