@@ -26,7 +26,14 @@ RUNS = [
     if key.endswith("/params")
 ]
 TARGETS = sorted({run.split("/")[0] for run in RUNS})
-PRECISIONS = pytest.mark.parametrize("precise", [True, False], ids=["f64", "f32"])
+# The line search of the heat-equation rule compares nearly equal numbers and may turn
+# the other way in float32: it is repeatable in float64 alone.
+CASES = [
+    pytest.param(run, precise, id=f"{run}-{'f64' if precise else 'f32'}")
+    for run in RUNS
+    for precise in (True, False)
+    if precise or "_he" not in run
+]
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
@@ -106,8 +113,7 @@ def flow(grads, said, start, noise):
     )
 
 
-@PRECISIONS
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize(("run", "precise"), CASES)
 def test_a_run_of_the_released_code_is_walked_again(run, precise):
     arrays = goldens.load("parvi")
     target = run.split("/")[0]
