@@ -8,17 +8,18 @@ from jaxanom.methods.adp import objective, wording
 CHANNELS = ("language", "reference", "reconstruct", "noise_gap", "unet_features")
 GENERATIVE = CHANNELS[2:]
 TOKENS = ("learned", "class_word")
+_PLAIN = {"token": "class_word", "tune": False, "stage2_steps": 0}
 BASELINES: dict[str, dict[str, Any]] = {
     "": {},
     # arXiv 2303.14814: text alone, then text and memory; no learning, no tuning.
-    "winclip": {"token": "class_word", "channels": ("language",), "tune": False},
+    "winclip": {**_PLAIN, "channels": ("language",), "primary": "language"},
     "winclip_plus": {
-        "token": "class_word",
+        **_PLAIN,
         "channels": ("language", "reference"),
-        "tune": False,
+        "primary": "language",
     },
     # arXiv 2106.08265 with few shots and without a coreset: the nearest patch decides.
-    "patch_bank": {"token": "class_word", "channels": ("reference",), "tune": False},
+    "patch_bank": {**_PLAIN, "channels": ("reference",), "primary": "reference"},
 }
 """What each value of `config.adp.baseline` sets; "" is ADP itself."""
 
