@@ -8,7 +8,13 @@ import numpy as np
 
 from jaxanom.cli import config_file
 from jaxanom.methods import bayes_pfl
-from jaxanom.methods.bayes_pfl import distributions, features, model, objective
+from jaxanom.methods.bayes_pfl import (
+    distributions,
+    features,
+    model,
+    objective,
+    settings,
+)
 from jaxanom.models import backbones
 
 SIZE = 16
@@ -40,7 +46,7 @@ class Made:
     def __init__(self, backbone, **options):
         self.config = config(backbone, **options)
         self.method = bayes_pfl.make(self.config, DATASET)
-        self.options = model.read_options(self.config.bayes_pfl)
+        self.options = settings.read_options(self.config.bayes_pfl)
         clip_config = backbones.load_clip(backbone).module.config
         self.towers = bayes_pfl.build_towers(clip_config, self.options, "float32")
         width = clip_config.projection_dim

@@ -16,6 +16,7 @@ from jaxanom.methods.bayes_pfl import (
     predict,
     released,
     sentences,
+    settings,
 )
 from jaxanom.models import backbones
 from jaxanom.models.tokenizer import Tokenizer
@@ -73,13 +74,13 @@ def test_initial_weights_are_drawn_as_released(tiny_backbone):
     ],
 )
 def test_a_wrong_option_is_refused_by_its_key(tiny_backbone, key, value, match):
-    settings = config(tiny_backbone)
-    with settings.unlocked(), settings.bayes_pfl.unlocked():
-        if key in settings.bayes_pfl and isinstance(value, tuple | int | float):
-            del settings.bayes_pfl[key]
-        settings.bayes_pfl[key] = value
+    asked = config(tiny_backbone)
+    with asked.unlocked(), asked.bayes_pfl.unlocked():
+        if key in asked.bayes_pfl and isinstance(value, tuple | int | float):
+            del asked.bayes_pfl[key]
+        asked.bayes_pfl[key] = value
     with pytest.raises(ValueError, match=match):
-        bayes_pfl.make(settings, DATASET).init(jax.random.key(0))
+        bayes_pfl.make(asked, DATASET).init(jax.random.key(0))
 
 
 def test_an_image_that_is_no_multiple_of_a_patch_is_refused(tiny_backbone):
@@ -225,12 +226,12 @@ def test_a_run_may_start_from_a_released_file(made, tiny_backbone, tmp_path):
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     path = tmp_path / "epoch_post_9_2.pth"
     torch.save({"MyModel": state}, path)
-    settings = config(tiny_backbone, checkpoint=str(path))
-    params, _ = bayes_pfl.make(settings, DATASET).init(jax.random.key(9))
+    asked = config(tiny_backbone, checkpoint=str(path))
+    params, _ = bayes_pfl.make(asked, DATASET).init(jax.random.key(9))
     jax.tree.map(np.testing.assert_array_equal, params, made.params)
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match=r"bayes_pfl\.checkpoint=.*epoch_post_9_2"):
-        bayes_pfl.make(settings, DATASET).init(jax.random.key(9))
+        bayes_pfl.make(asked, DATASET).init(jax.random.key(9))
 
 
 def test_encoding_keeps_what_both_losses_and_predictions_need(made):
@@ -252,9 +253,9 @@ def test_without_a_second_stage_the_pooled_feature_is_scored(
     )
     for num_steps in (0, 2):
         for head in ("auto", "pooled", "fused"):
-            settings = config(tiny_backbone, image_head=head)
-            settings.phases.stage2.num_steps = num_steps
-            bayes_pfl.make(settings, DATASET)
+            asked = config(tiny_backbone, image_head=head)
+            asked.phases.stage2.num_steps = num_steps
+            bayes_pfl.make(asked, DATASET)
     assert stages == [1, 1, 2, 2, 1, 2]
     seen = made.seen(batch(2)["image"])
     pooled, mapped = (
@@ -271,7 +272,7 @@ def test_towers_take_the_activation_asked_for(made):
     clip_config = made.towers.image.config
     assert made.options.clip_act == "" and clip_config.hidden_act == "quick_gelu"
     whole = backbones.clip.ClipConfig()
-    changed = model.Options(clip_act="gelu")
+    changed = settings.Options(clip_act="gelu")
     towers = bayes_pfl.build_towers(whole, changed, "float32")
     assert towers.text.config.hidden_act == towers.image.config.hidden_act == "gelu"
     assert isinstance(towers, objective.Towers)
@@ -279,7 +280,7 @@ def test_towers_take_the_activation_asked_for(made):
 
 def test_the_published_setting_has_the_published_number_of_parameters():
     """27,370,017, of which the decoders of the unused reconstruction are 3,872,512."""
-    network = model.Network(model.Options(), 768, 512)
+    network = model.Network(settings.Options(), 768, 512)
     rows = jnp.zeros((1, 1, 768))
     shapes = jax.eval_shape(
         network.init,

@@ -49,6 +49,7 @@ from jaxanom.methods.bayes_pfl import (
     predict,
     released,
     sentences,
+    settings,
 )
 from jaxanom.models import backbones, clip
 from jaxanom.models.tokenizer import Tokenizer
@@ -66,14 +67,14 @@ def make(config: Any, dataset: Any) -> Method:
     Raises:
       ValueError: an unknown key, or sizes that do not fit the towers.
     """
-    options = model.read_options(config.bayes_pfl)
-    settings = config.model
-    tower = backbones.load_clip(settings.directory)
-    towers = build_towers(tower.module.config, options, settings.dtype)
+    options = settings.read_options(config.bayes_pfl)
+    backbone = config.model
+    tower = backbones.load_clip(backbone.directory)
+    towers = build_towers(tower.module.config, options, backbone.dtype)
     width = check(towers, options, dataset.image_size)
     vision_width = towers.image.config.hidden_size
     network = model.Network(options, width, vision_width // 2)
-    tokenizer = Tokenizer(backbones.resolve(settings.directory) / "tokenizer")
+    tokenizer = Tokenizer(backbones.resolve(backbone.directory) / "tokenizer")
     trained = 2 if config.phases.stage2.num_steps else 1
     stage = {"auto": trained, "pooled": 1, "fused": 2}[options.image_head]
 
@@ -109,7 +110,7 @@ def make(config: Any, dataset: Any) -> Method:
 
 
 def build_towers(
-    config: clip.ClipConfig, options: model.Options, dtype: str
+    config: clip.ClipConfig, options: settings.Options, dtype: str
 ) -> objective.Towers:
     """Returns the modules of both towers, with the activation asked for."""
     parts = []
@@ -126,7 +127,7 @@ def build_towers(
 
 
 def check(
-    towers: objective.Towers, options: model.Options, image_size: tuple[int, int]
+    towers: objective.Towers, options: settings.Options, image_size: tuple[int, int]
 ) -> int:
     """Returns D, the width of the joint space and of the text tower.
 
@@ -161,7 +162,7 @@ def names_of(
     tower: clip.TextTower,
     tokenizer: Tokenizer,
     dataset: Any,
-    options: model.Options,
+    options: settings.Options,
 ) -> sentences.Names:
     """Looks up the class names; as long as the tower can with shortcuts off.
 
@@ -185,7 +186,7 @@ def names_of(
     return sentences.names(words, tokenizer, table, num_vectors, length)
 
 
-def trainable_1(options: model.Options) -> tuple[str, ...]:
+def trainable_1(options: settings.Options) -> tuple[str, ...]:
     """Path patterns of stage 1: everything its loss reaches."""
     parts = [
         *("prompts", "temperatures", "attention", "class_mapping"),

@@ -1,162 +1,25 @@
-"""What is trained: prompt bank, distributions, attention, heads; and its options."""
-
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+"""What is trained: prompt bank, distributions, attention, heads."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.methods.bayes_pfl import distributions, heads
+from jaxanom.methods.bayes_pfl import distributions, heads, settings
 from jaxanom.models import clip, initialise
-from jaxanom.posterior import flows
 from jaxanom.types import Array, Params, PRNGKey
-
-CHOICES = {
-    "iad_logdet": ("author", "exact"),
-    "variance": tuple(distributions.VARIANCES),
-    "flow_constraint": flows.CONSTRAINTS,
-    "train_pairs": ("one", "all"),
-    "isd_input": ("pooled", "fused"),
-    "iad_noise": ("run", "image"),
-    "image_head": ("auto", "pooled", "fused"),
-    "image_minmax": ("none", "category"),
-    "clip_act": ("", "gelu", "quick_gelu"),
-    "names": ("released", "spaced"),
-}
-
-
-class Options(NamedTuple):
-    """Keys of `config.bayes_pfl`; a key left out has the value below.
-
-    Attributes:
-      num_prompts, num_context, num_states: B prompt pairs of P context and Q state
-        tokens.
-      num_flow_steps: K.
-      num_heads: of the cross-model attention.
-      layers: layers whose patch tokens are used; 1 is the first layer's output.
-      draws_train, draws_test: R.
-      kl_weight: of each of the three KL terms.
-      iad_logdet: "author" divides the image-agnostic log-determinants by the batch
-        size, "exact" does not.
-      variance: "author" reads exp(h / 2) as the variance, "exact" exp(h).
-      flow_constraint: of `flows.push`.
-      train_pairs: "one" random bank entry feeds the classification and segmentation
-        losses of a step, "all" the mean over all.
-      reconstruction_weight: of a decoder that rebuilds the image feature; 0 leaves it
-        out, as the released objective does.
-      dice_background: adds the Dice loss of the normal class.
-      isd_input: the image-specific distribution sees the "pooled" feature, or "fused"
-        with that of the patches.
-      checkpoint: a file of the authors' release to start from, .pth or safetensors;
-        "" draws new weights.
-      image_head: text is compared with the "pooled" feature (stage 1) or the "fused"
-        one (stage 2); "auto" is fused if stage 2 has steps.
-      iad_noise: state noise is drawn once per "run", or per "image".
-      top_k: pixels whose mean enters the image score.
-      top_k_small, small_categories: the same, and the categories it is for.
-      map_weight: of that mean in the image score; 0 for datasets without masks.
-      sigma: of the Gaussian that smooths the map, in pixels; 0 is none.
-      image_minmax: "category" scales both parts of the image score to [0, 1] over all
-        test images of a category: transductive, only for evaluation.
-      clip_act: activation of both towers; "" is that of the weights' config.
-      names: class names as the "released" code words them, or "spaced" (underscores
-        are spaces).
-      shortcuts: the exact speed-ups; False computes as the released code does.
-      cache_features: run the image tower over the data once; False runs it in each
-        step, as fresh augmentations need.
-      text_chunk: prompts that the text tower takes at once when predicting.
-      remat: recompute the text tower in the backward pass instead of storing it.
-    """
-
-    num_prompts: int = 3
-    num_context: int = 5
-    num_states: int = 5
-    num_flow_steps: int = 10
-    num_heads: int = 4
-    layers: tuple[int, ...] = (6, 12, 18, 24)
-    draws_train: int = 1
-    draws_test: int = 10
-    kl_weight: float = 0.01
-    iad_logdet: str = "author"
-    variance: str = "author"
-    flow_constraint: str = "none"
-    train_pairs: str = "one"
-    reconstruction_weight: float = 0.0
-    dice_background: bool = False
-    isd_input: str = "pooled"
-    checkpoint: str = ""
-    image_head: str = "auto"
-    iad_noise: str = "run"
-    top_k: int = 2000
-    top_k_small: int = 20
-    small_categories: tuple[str, ...] = ()
-    map_weight: float = 0.5
-    sigma: float = 8.0
-    image_minmax: str = "none"
-    clip_act: str = "gelu"
-    names: str = "released"
-    shortcuts: bool = True
-    cache_features: bool = True
-    text_chunk: int = 64
-    remat: bool = False
-
-
-def read_options(section: Mapping[str, Any]) -> Options:
-    """Reads `config.bayes_pfl`, each key once.
-
-    Raises:
-      ValueError: a key that is not an option, or a value out of range.
-    """
-    given = {name: section[name] for name in section}
-    unknown = sorted(given.keys() - set(Options._fields))
-    if unknown:
-        raise ValueError(
-            f"config.bayes_pfl has unknown keys {unknown}; it takes "
-            f"{list(Options._fields)}"
-        )
-    for name in ("layers", "small_categories"):
-        if name in given:
-            given[name] = tuple(given[name])
-    options = Options(**given)
-    for name, known in CHOICES.items():
-        if getattr(options, name) not in known:
-            raise ValueError(
-                f"config.bayes_pfl.{name}={getattr(options, name)!r}; choose one of "
-                f"{known}"
-            )
-    for name in (
-        *("num_prompts", "num_context", "num_states", "num_flow_steps", "num_heads"),
-        *("draws_train", "draws_test", "top_k", "top_k_small", "text_chunk"),
-    ):
-        if getattr(options, name) < 1:
-            raise ValueError(
-                f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 1 or more"
-            )
-    for name, high in (
-        ("kl_weight", np.inf),
-        ("reconstruction_weight", np.inf),
-        ("sigma", np.inf),
-        ("map_weight", 1.0),
-    ):
-        if not 0 <= getattr(options, name) <= high:
-            raise ValueError(
-                f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 0 to {high}"
-            )
-    return options
 
 
 class Network(nn.Module):
     """Everything that is trained; the frozen towers are no part of it.
 
     Attributes:
-      options: see `Options`.
+      options: see `settings.Options`.
       width: D, of the joint space and of the text tower.
       hidden: of encoders and of `fuse`; half the image tower's width in the paper's
         code.
     """
 
-    options: Options
+    options: settings.Options
     width: int
     hidden: int
 

@@ -22,6 +22,7 @@ from jaxanom.methods.bayes_pfl import (
     model,
     released,
     sentences,
+    settings,
 )
 from jaxanom.models import clip
 
@@ -69,7 +70,7 @@ class Golden:
     @cached_property
     def options(self):
         s = self.sizes
-        return model.Options(
+        return settings.Options(
             num_prompts=s.B,
             num_context=s.P,
             num_states=s.Q,
