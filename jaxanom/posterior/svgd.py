@@ -15,31 +15,29 @@ NORMALISATIONS = ("mean", "sum")
 def correlated_noise(
     noise: Array, between: Interaction, pairs: Pairs, jitter: float = 1e-6
 ) -> Array:
-    """Noise with covariance K / P over particles: noisy SVGD (arXiv 1812.00071).
-
-    With step eps add sqrt(2 eps T) times this; in continuous time every number of
-    particles then has the product posterior as its law, so the spread is right where
-    SVGD's collapses.
+    """Mixes noise over particles so that its covariance is the gram matrix.
 
     Args:
       noise: [n, D] standard normal.
-      between: interaction the velocity was made with.
-      pairs: the same.
-      jitter: added to the diagonal of K.
+      between: interaction of the particles.
+      pairs: as it was made with.
+      jitter: times P, added to the diagonal: coincident particles make K singular.
 
     Returns:
       [n, D].
     """
     gram = pairs.gather(between.gram)
-    root = linalg.cholesky(
-        gram + jitter * jnp.eye(gram.shape[0], dtype=gram.dtype), lower=True
-    )
-    mixed = pairs.product(root[pairs.rows], noise)
-    return mixed / jnp.sqrt(jnp.asarray(pairs.num_particles, noise.dtype))
+    identity = jnp.eye(gram.shape[0], dtype=gram.dtype)
+    root = linalg.cholesky(gram + jitter * gram.shape[0] * identity, lower=True)
+    return pairs.product(root[pairs.rows], noise)
 
 
 def flow(normalise: str = "mean", normalised_density: bool = False) -> Flow:
     """v_i = (1/P) [sum_j k_ij grad log p(x_j) + R_i] (Algorithm 1).
+
+    Its noise has covariance K / P over particles (arXiv 1812.00071): with step eps and
+    the factor sqrt(2 eps T) every number of particles then has, in continuous time, the
+    product posterior as its law, so the spread is right where SVGD's collapses.
 
     Args:
       normalise: "mean" is the paper's 1/P; "sum" leaves it out, so that with the median
@@ -69,4 +67,8 @@ def flow(normalise: str = "mean", normalised_density: bool = False) -> Flow:
         force = kernels.repulsion(particles, between, pairs)
         return factor(particles, between, pairs) * force
 
-    return Flow(drive, push, noise=correlated_noise)
+    def mixed(noise: Array, between: Interaction, pairs: Pairs) -> Array:
+        scale = jnp.sqrt(factor(noise, between, pairs))
+        return scale * correlated_noise(noise, between, pairs)
+
+    return Flow(drive, push, noise=mixed)

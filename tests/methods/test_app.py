@@ -289,6 +289,7 @@ def test_samplers_make_finite_moves_of_their_own(update):
         {"temperature": -1.0},
         {"space": "token_mean", "backend": "ring"},
         {"space": "token_mean", "update": "noisy_svgd"},
+        {"preconditioned": True, "update": "noisy_svgd"},
     ],
     ids=str,
 )

@@ -164,3 +164,28 @@ def test_matrix_form_equals_the_loop_over_pairs(float64, name, gaussian):
         bandwidth=bandwidths.fixed(h),
     )
     np.testing.assert_allclose(found, np.stack(wanted) / 4, atol=1e-12)
+
+
+@pytest.mark.parametrize("normalise", svgd.NORMALISATIONS)
+def test_the_noise_of_svgd_has_the_covariance_of_its_drive(float64, normalise):
+    """Drive is F grad log p over particles; noise needs covariance F, whatever F."""
+    x = starts(4, 3)
+    field = fields.Field(svgd.flow(normalise))
+    state = fields.init(field, x)
+
+    def noise_of(row):
+        draw = jnp.zeros((4, 3)).at[row, 0].set(1.0)
+        info = fields.velocity(field, state, x, jnp.zeros_like(x), noise=draw)[2]
+        return info["noise"][:, 0]
+
+    root = jax.jit(lambda: jnp.stack([noise_of(row) for row in range(4)], axis=1))()
+    drive = jnp.stack(
+        [
+            first(field._replace(temperature=0.0), x, jnp.eye(4)[:, [i] * 3])[:, 0]
+            for i in range(4)
+        ],
+        axis=1,
+    )
+    np.testing.assert_allclose(root @ root.T, drive, atol=1e-4)  # the jitter
+    with pytest.raises(ValueError, match="no noise"):
+        fields.velocity(fields.Field(wgf.gfsd()), state, x, x, noise=x)

@@ -106,8 +106,13 @@ def check(options: Options, phase: Any) -> None:
         raise ValueError(
             f"config.app.particles.space={options.space!r} needs backend='auto'"
         )
-    if options.space != "ctx" and options.update == "noisy_svgd":
-        raise ValueError("config.app.particles.update='noisy_svgd' needs space='ctx'")
+    if options.update == "noisy_svgd" and (
+        options.space != "ctx" or options.preconditioned
+    ):
+        raise ValueError(
+            "config.app.particles.update='noisy_svgd' needs space='ctx' and "
+            "preconditioned=False: its noise belongs to that kernel"
+        )
     wanted = {
         "optimizer": "sgd",
         "momentum": 0.0,
