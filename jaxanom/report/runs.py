@@ -39,7 +39,9 @@ def write(
     for directory in runs.values():
         if not (directory / "config.json").is_file():
             raise ValueError(f"{directory} is no run: config.json is missing")
-    sections = [*lead, *_detection(runs), *_generation(runs)]
+    # What one looks at first comes first: tables, then pictures, then curves.
+    tabled, pictured, plotted = _detection(runs)
+    sections = [*lead, *tabled, *_generation(runs), *pictured, *plotted]
     sections += [_losses(runs), _records(runs)]
     return page.write(Path(path), title, sections)
 
@@ -62,15 +64,18 @@ def detection_table(
     return tables.compare(repeats, present, caption=caption)
 
 
-def _detection(runs: Mapping[str, Path]) -> list[page.Section]:
+def _detection(
+    runs: Mapping[str, Path],
+) -> tuple[list[page.Section], list[page.Section], list[page.Section]]:
+    """Returns the sections of tables, of pictures and of curves."""
     evaluated = {
         name: record.read_json(path / EVALUATION)
         for name, path in runs.items()
         if (path / EVALUATION).is_file()
     }
     if not evaluated:
-        return []
-    sections = [
+        return [], [], []
+    tabled = [
         page.table(
             "Detection",
             detection_table(
@@ -78,6 +83,7 @@ def _detection(runs: Mapping[str, Path]) -> list[page.Section]:
             ),
         )
     ]
+    plotted = []
     categories = [name for result in evaluated.values() for name in result["curves"]]
     for category in dict.fromkeys(categories):
         curves = {
@@ -85,16 +91,15 @@ def _detection(runs: Mapping[str, Path]) -> list[page.Section]:
             for name, result in evaluated.items()
             if category in result["curves"]
         }
-        sections.append(
+        plotted.append(
             page.curves(
                 f"Curves: {category}",
                 panels.detection_panels(curves),
                 "Images are ranked by score, pixels by anomaly map.",
             )
         )
-    for name in evaluated:
-        sections += _examples(name, runs[name])
-    return sections
+    pictured = [part for name in evaluated for part in _examples(name, runs[name])]
+    return tabled, pictured, plotted
 
 
 def _examples(name: str, directory: Path) -> list[page.Section]:
