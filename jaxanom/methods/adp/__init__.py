@@ -46,6 +46,7 @@ from jaxanom.methods.adp import (
     options,
     predict,
     shots,
+    stage2,
     synthesis,
     texts,
     windows,
@@ -105,7 +106,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "memory": shots.memory(detector, params, turned, neutral),
         }
         if trains:
-            room = complete.NUM_ANOMALOUS if chosen.stage2_steps else 1
+            room = stage2.NUM_WINDOWS if chosen.stage2_steps else 1
             frozen["particles"] = shots.token_data(
                 shop.encode, params, plain, pyramid, turned, start, towers, room
             )

@@ -1,9 +1,9 @@
-"""Which synthetic images are fit to tune on.
+"""Which synthetic pairs are fit to tune on.
 
-A normal is accepted if CLIP's state test calls it as normal as it calls real ones and
-its distance to the memory is at most 1.5 times the largest between shots. An anomaly is
-accepted if its region changed at least twice as much as the rest of the image; its
-effective mask is the region where something changed.
+A base is accepted if CLIP's state test calls its normal as normal as it calls real ones
+and the normal's distance to the memory is at most 1.5 times the largest between shots.
+An anomaly is accepted if its base is, and if its region changed at least twice as much
+as the rest of the image; its effective mask is the region where something changed.
 """
 
 from typing import NamedTuple
@@ -20,15 +20,16 @@ WHOLE_PROBABILITY = 0.5
 
 
 class Accepted(NamedTuple):
-    """Verdicts on N drawn images.
+    """Verdicts on N pairs.
 
     Attributes:
-      kept: [N] bool.
-      mask: [N, H, W] uint8, effective masks; zeros for normals.
-      rates: {kind: share kept}, for the record.
+      normal, anomalous: [N] bool.
+      mask: [N, H, W] uint8, effective masks of the anomalies.
+      rates: {kind: share kept}, for the record; an anomaly is judged by its change.
     """
 
-    kept: np.ndarray
+    normal: np.ndarray
+    anomalous: np.ndarray
     mask: np.ndarray
     rates: dict[str, float]
 
@@ -45,27 +46,27 @@ def judge(
 
     Args:
       rows, drawn: the plan and what came of it.
-      probability: [N], CLIP's P(anomalous) of the whole image.
-      distance: [N], largest C2 distance in the image.
+      probability: [N], CLIP's P(anomalous) of the normals.
+      distance: [N], largest C2 distance in the normals.
       probability_limit: largest probability among real normals; at least one half.
       distance_limit: largest distance among real normals left out of the memory.
     """
     inside = rows.region > 0
     mask = (inside & (drawn.change > CHANGE_FLOOR)).astype(np.uint8)
-    is_normal = rows.source == 0
-    mask[is_normal] = 0
-    within = _mean(drawn.change, inside)
-    outside = _mean(drawn.change, ~inside)
+    within, outside = _mean(drawn.change, inside), _mean(drawn.change, ~inside)
     changed = (within >= CHANGE_FACTOR * outside) & (mask.sum((1, 2)) > 0)
     calm = probability <= max(WHOLE_PROBABILITY, probability_limit)
-    near = distance <= DISTANCE_FACTOR * distance_limit
-    kept = np.where(is_normal, calm & near, changed)
-    kinds = np.array(rows.kind)
-    rates = {
-        str(kind): round(float(kept[kinds == kind].mean()), 4)
-        for kind in dict.fromkeys(rows.kind)
-    }
-    return Accepted(kept, mask, rates)
+    normal = calm & (distance <= DISTANCE_FACTOR * distance_limit)
+    rates = {}
+    for number, name in enumerate(synthesis.BASES):
+        chosen = rows.is_free == bool(number)
+        if chosen.any():
+            rates[f"normal: {name}"] = round(float(normal[chosen].mean()), 4)
+    for number, name in enumerate(synthesis.ANOMALIES, start=1):
+        chosen = rows.source == number
+        if chosen.any():
+            rates[f"anomaly: {name}"] = round(float(changed[chosen].mean()), 4)
+    return Accepted(normal, normal & changed, mask, rates)
 
 
 def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:

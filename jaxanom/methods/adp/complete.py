@@ -16,14 +16,12 @@ from jaxanom.methods.adp import (
     acceptance,
     calibration,
     crops,
-    fusion,
     inversion,
     model,
-    objective,
     predict,
+    stage2,
     synthesis,
     tuning,
-    windows,
 )
 from jaxanom.methods.adp.options import Options
 from jaxanom.methods.adp.predict import Detector, Scoring
@@ -31,8 +29,6 @@ from jaxanom.methods.adp.texts import Texts
 from jaxanom.types import Array, Frozen, Params, PRNGKey
 
 LOOK_BATCH = 8
-NUM_ANOMALOUS = 256
-"""Most windows of synthetic defects that stage 2 reads."""
 
 
 class Workshop(NamedTuple):
@@ -71,10 +67,6 @@ class Seen(NamedTuple):
     maps: np.ndarray
     whole: np.ndarray
 
-    def rows(self, chosen: np.ndarray) -> "Seen":
-        """Picks images."""
-        return Seen(self.maps[chosen], self.whole[chosen])
-
 
 def make_complete(shop: Workshop) -> Callable[..., tuple[Params, dict[str, Any]]]:
     """Makes `Method.complete`: (params, frozen, key) -> (params, facts)."""
@@ -98,7 +90,17 @@ def _category(
     if not shop.options.stage2_steps or drawn is None:
         return params, facts
     tokens = params["particles"]["tokens"]
-    vectors = stage2(shop, tokens[number], frozen, number, drawn, key)
+    vectors = stage2.go_on(
+        shop.stage2_loss,
+        shop.encode,
+        tokens[number],
+        frozen,
+        number,
+        drawn,
+        (shop.detector.towers.grid, shop.detector.sizes),
+        shop.options.stage2_steps,
+        key,
+    )
     particles = {"tokens": jnp.asarray(tokens).at[number].set(vectors)}
     params, again, _ = _score(shop, {**params, "particles": particles}, frozen, number)
     return params, {**again, "before_stage2": facts}
@@ -116,17 +118,19 @@ def _score(shop: Workshop, params: Params, frozen: Frozen, number: int):
     settings = jax.tree.map(lambda leaf: leaf[number], scoring.settings)
     facts, drawn = {"tuned": False}, None
     if shop.options.tune:
-        plan, made, verdict, seen = _synthetic(
+        plan, made, verdict, bases = _synthetic(
             shop, scoring, vectors, frozen, number, shots, normal, look
         )
-        calm = verdict.kept & (plan.source == tuning.NORMAL)
-        if len(shots) == 1 and calm.any():
-            both = zip(normal, seen.rows(calm), strict=True)
+        calm = Seen(*(array[verdict.normal] for array in bases))
+        odd = look(
+            scoring, made.anomalous[verdict.anomalous], plan.left_out[verdict.anomalous]
+        )
+        if len(shots) == 1:
+            both = zip(normal, calm, strict=True)
             found = _fit(Seen(*(np.concatenate(pair) for pair in both)))
-        tuned, facts = _tune(shop, plan, verdict, seen, found, settings)
+        tuned, facts = _tune(shop, plan, verdict, calm, odd, found, settings)
         settings = tuned.settings if tuned else settings
-        defect = verdict.kept & (plan.source > 0)
-        drawn = made.image[defect], verdict.mask[defect]
+        drawn = made.anomalous[verdict.anomalous], verdict.mask[verdict.anomalous]
     scoring = _put(scoring, number, **found._asdict(), settings=settings)
     return {**params, "scoring": predict.as_tree(scoring)}, facts, drawn
 
@@ -172,6 +176,11 @@ def _look(
     frozen: Frozen,
     number: int,
 ) -> Seen:
+    if not len(images):
+        side, detector = shop.detector.side, shop.detector
+        num_cells = sum(detector.cell_counts)
+        whole = np.zeros((0, len(detector.temperatures)), np.float32)
+        return Seen(np.zeros((0, num_cells, side, side), np.float32), whole)
     category_id = np.full(len(images), number, np.int32)
     return Seen(
         *model.batched(
@@ -189,16 +198,18 @@ def _fit(seen: Seen) -> calibration.Calibration:
 
 
 def _synthetic(shop, scoring, vectors, frozen, number, shots, normal, look):
-    """Draws and judges; returns (plan, drawn, verdict, what the channels see)."""
-    half = shop.options.num_synthetic // 2
+    """Draws and judges pairs; returns (plan, drawn, verdict, the normals as seen)."""
+    num_pairs = shop.options.num_synthetic // 2
     towers, texts = frozen["towers"], shop.texts[number]
+    modules = shop.detector.towers
     num_defects = len(texts.extra.eos_positions) - len(synthesis.WRONG_WORDS)
     seed = shop.seed + number
-    plan = synthesis.plan(shots, half, half, num_defects, seed)
+    draws_free = shots.shape[1] <= modules.size
+    plan = synthesis.plan(shots, num_pairs, num_defects, draws_free, seed)
     extra = shop.contexts(towers, texts.extra, vectors)
     contexts = np.concatenate([np.asarray(scoring.contexts[number]), extra])
-    made = synthesis.draw(shop.draw, shop.detector.towers, towers, contexts, plan, seed)
-    seen = look(scoring, made.image, plan.left_out)
+    made = synthesis.draw(shop.draw, modules, towers, contexts, plan, seed)
+    seen = look(scoring, made.normal, plan.left_out)
     verdict = acceptance.judge(
         plan,
         made,
@@ -224,30 +235,35 @@ def _distance(detector: Detector, seen: Seen) -> np.ndarray:
     return np.zeros(len(seen.maps), np.float32)
 
 
-def _tune(shop, plan, verdict, seen: Seen, found, settings: fusion.Settings):
+def _tune(shop, plan, verdict, calm: Seen, odd: Seen, found, settings):
     """Returns (Tuned or None, facts); None where too few images were accepted."""
-    kept = verdict.kept
+    count = len(calm.maps) + len(odd.maps)
     facts: dict[str, Any] = {
         "tuned": False,
         "accepted": verdict.rates,
-        "num_accepted": int(kept.sum()),
+        "num_accepted": count,
     }
-    if kept.sum() < tuning.LEAST_IMAGES or len(set(plan.source[kept] > 0)) < 2:
+    if count < tuning.LEAST_IMAGES or not len(odd.maps):
         reason = (
-            f"{int(kept.sum())} of {len(kept)} synthetic images were accepted; wanted "
+            f"{count} of {2 * len(plan.source)} synthetic images were accepted; wanted "
             f"{tuning.LEAST_IMAGES}, normal and anomalous: the settings stay the "
             "default; raise config.adp.num_synthetic"
         )
         return None, {**facts, "reason": reason}
-    chosen = seen.rows(kept)
+    seen = Seen(*(np.concatenate(pair) for pair in zip(calm, odd, strict=True)))
     centre, spread = found.image_centre[:, None], found.image_spread[:, None]
     side = shop.detector.side
+    masks = _hit(crops.cell_means(verdict.mask[verdict.anomalous], side))
     synthetic = tuning.Synthetic(
-        maps=calibration.apply(np.moveaxis(chosen.maps, 1, 0), found),
-        whole=(chosen.whole.T - centre) / spread,
-        # A region thinner than a cell keeps the cell it covers most.
-        masks=_hit(crops.cell_means(verdict.mask[kept], side)),
-        source=plan.source[kept],
+        maps=calibration.apply(np.moveaxis(seen.maps, 1, 0), found),
+        whole=(seen.whole.T - centre) / spread,
+        masks=np.concatenate([np.zeros((len(calm.maps), side, side)), masks]),
+        source=np.concatenate(
+            [
+                np.full(len(calm.maps), tuning.NORMAL),
+                plan.source[verdict.anomalous],
+            ]
+        ),
     )
     detector = shop.detector
     tuned = tuning.tune(
@@ -261,6 +277,7 @@ def _tune(shop, plan, verdict, seen: Seen, found, settings: fusion.Settings):
 
 
 def _hit(coverage: np.ndarray) -> np.ndarray:
+    """Cells at least half covered; a region thinner than a cell keeps its fullest."""
     highest = coverage.max((1, 2), keepdims=True)
     return ((coverage >= 0.5) | ((coverage >= highest) & (highest > 0))).astype(
         np.float32
@@ -289,59 +306,3 @@ def describe(detector: Detector, tuned: tuning.Tuned) -> Mapping[str, Any]:
         "share": round(float(settings.share), 4),
         "image_weight": float(settings.image_weight),
     }
-
-
-def stage2(
-    shop: Workshop,
-    vectors: Array,
-    frozen: Frozen,
-    number: int,
-    drawn: tuple[np.ndarray, np.ndarray],
-    key: PRNGKey,
-) -> Array:
-    """Goes on with S* where windows under synthetic defects must look anomalous.
-
-    The most literal reading of "anomaly-aware prompts" (spec F9).
-
-    Args:
-      shop, frozen, number: as in `make_complete`.
-      vectors: [n, D].
-      drawn: accepted anomalies [M, H, W, 3] and their masks [M, H, W].
-      key: of the steps.
-
-    Returns:
-      [n, D]; `vectors` where no window lies under a defect.
-    """
-    images, masks = drawn
-    towers = frozen["towers"]
-    if "particles" not in frozen:
-        raise ValueError(
-            f"config.adp.stage2_steps={shop.options.stage2_steps} goes on with a "
-            "trained token; set config.phases.invert.num_steps above 0"
-        )
-    if not len(images):
-        return vectors
-    features = model.batched(
-        lambda rows: shop.encode.parts(towers, rows), LOOK_BATCH, images
-    )
-    grid, sizes = shop.detector.towers.grid, shop.detector.sizes
-    covered = windows.coverage(masks, grid, sizes)
-    chosen = features[covered >= 0.5]
-    if not len(chosen):
-        return vectors
-    picked = np.random.default_rng(shop.seed).permutation(len(chosen))[:NUM_ANOMALOUS]
-    room = NUM_ANOMALOUS - len(picked)
-    weights = np.pad(np.full(len(picked), 1 / len(picked), np.float32), (0, room))
-    data = objective.TokenData(
-        **jax.tree.map(lambda leaf: leaf[number], frozen["particles"])
-    )._replace(
-        anomalous=jnp.asarray(np.pad(chosen[picked], ((0, room), (0, 0)))),
-        anomalous_weights=jnp.asarray(weights),
-    )
-    steps = shop.options.stage2_steps
-    found, _ = jax.jit(
-        lambda start, data, towers, key: inversion.invert(
-            shop.stage2_loss, start, data, towers, key, steps
-        )
-    )(vectors, data, towers, key)
-    return found

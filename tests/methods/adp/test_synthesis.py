@@ -34,41 +34,42 @@ def test_regions_lie_on_the_product_within_their_areas():
     assert np.std(np.log(areas)) > 0.3  # small and large ones
 
 
-def plan(count=12, num_shots=2):
+def plan(num_pairs=12, num_shots=2, draws_free=True):
     shots = np.stack([product()[0] for _ in range(num_shots)])
-    return synthesis.plan(shots, count, count, num_defects=2, seed=0)
+    return synthesis.plan(shots, num_pairs, 2, draws_free, seed=0)
 
 
 def test_sources_take_turns_and_shots_are_left_out():
     rows = plan()
-    assert np.bincount(rows.source).tolist() == [12, 4, 4, 4]
-    free = np.array([kind == "normal: free" for kind in rows.kind])
-    assert (rows.left_out[free] == bank.NOBODY).all()
-    assert set(rows.left_out[~free].tolist()) <= {0, 1}
-    assert (rows.level[free] == -1).all() and (rows.level[~free] > 0).all()
-    assert rows.context.max() < 4 + 2 + len(synthesis.WRONG_WORDS)
-    assert rows.region[rows.source == 0].min() == 1
+    assert np.bincount(rows.source).tolist() == [0, 4, 4, 4]
+    assert rows.is_free.sum() == 3 and not plan(draws_free=False).is_free.any()
+    assert (rows.left_out[rows.is_free] == bank.NOBODY).all()
+    assert set(rows.left_out[~rows.is_free].tolist()) <= {0, 1}
+    assert (rows.base.level[rows.is_free] == -1).all()
+    assert (rows.base.level[~rows.is_free] > 0).all()
+    assert rows.defect.context.max() < 4 + 2 + len(synthesis.WRONG_WORDS)
+    # One shot is in the memory whichever view of it is shown.
     assert (plan(num_shots=1).left_out == bank.NOBODY).all()
 
 
 def test_a_plan_is_a_function_of_its_seed():
-    for first, second in zip(plan()[:-1], plan()[:-1], strict=True):
-        np.testing.assert_array_equal(first, second)
+    first, second = plan(), plan()
+    for one, other in zip(first._replace(base=0, defect=0), second, strict=True):
+        if not isinstance(one, int):
+            np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(first.defect.level, second.defect.level)
 
 
-def test_pasting_changes_the_region_alone():
+def test_a_patch_shows_on_the_product_it_comes_from():
     rows = plan()
-    pasted = np.array([kind == "anomaly: pasted" for kind in rows.kind])
-    change = np.abs(rows.base - rows.view).max(-1)
-    assert (change[~pasted] == 0).all()
-    assert (change[pasted] * (1 - rows.region[pasted])).max() == 0
-    assert (change[pasted] * rows.region[pasted]).max((1, 2)).min() > 0.02
+    for view, patch in zip(rows.view, rows.patch, strict=True):
+        assert np.abs(view - patch).mean() > 0.05
 
 
 def judged(change_inside, change_outside, probability=0.2, distance=0.1):
     rows = plan()
     change = np.where(rows.region > 0, change_inside, change_outside)
-    drawn = synthesis.Drawn(rows.view, change.astype(np.float32))
+    drawn = synthesis.Drawn(rows.view, rows.view, change.astype(np.float32))
     count = len(rows.source)
     verdict = acceptance.judge(
         rows, drawn, np.full(count, probability), np.full(count, distance), 0.3, 0.1
@@ -78,17 +79,33 @@ def judged(change_inside, change_outside, probability=0.2, distance=0.1):
 
 def test_anomalies_are_kept_where_the_region_changed_at_least_twice_as_much():
     rows, verdict = judged(0.2, 0.05)
-    assert verdict.kept.all() and verdict.rates["anomaly: pasted"] == 1.0
-    defect = rows.source > 0
-    np.testing.assert_array_equal(verdict.mask[defect], rows.region[defect])
-    assert not verdict.mask[~defect].any()
+    assert verdict.normal.all() and verdict.anomalous.all()
+    assert len(verdict.rates) == 5 and set(verdict.rates.values()) == {1.0}
+    np.testing.assert_array_equal(verdict.mask, rows.region)
     _, weak = judged(0.09, 0.05)
-    assert not weak.kept[defect].any()
+    assert weak.normal.all() and not weak.anomalous.any()
     _, faint = judged(0.03, 0.0)  # below what counts as drawn
-    assert not faint.kept[defect].any()
+    assert not faint.anomalous.any() and not faint.mask.any()
 
 
 @pytest.mark.parametrize(("probability", "distance"), [(0.9, 0.1), (0.2, 0.16)])
-def test_normals_that_look_damaged_or_foreign_are_dropped(probability, distance):
-    rows, verdict = judged(0.2, 0.05, probability, distance)
-    assert not verdict.kept[rows.source == 0].any()
+def test_a_pair_whose_normal_looks_damaged_or_foreign_is_dropped(probability, distance):
+    _, verdict = judged(0.2, 0.05, probability, distance)
+    assert not verdict.normal.any() and not verdict.anomalous.any()
+    assert verdict.rates["anomaly: pasted"] == 1.0  # its change was large enough
+
+
+def test_what_a_defect_adds_is_added_to_the_normal_of_its_pair():
+    """Both images of a pair differ by the two decoded ones' difference alone."""
+    rows = plan(num_pairs=4)
+    rng = np.random.default_rng(0)
+    found = {
+        name: rng.uniform(0.4, 0.6, (4, 64, 64, 3)).astype(np.float32)
+        for name in ("plain", "normal", "anomalous")
+    }
+    drawn = synthesis._composed(rows._replace(view=np.full_like(rows.view, 0.5)), found)
+    added = found["anomalous"] - found["normal"]
+    np.testing.assert_allclose(drawn.anomalous - drawn.normal, added, atol=1e-6)
+    np.testing.assert_allclose(drawn.normal[3], found["normal"][3], atol=1e-6)  # free
+    wanted = 0.5 + found["normal"][0] - found["plain"][0]
+    np.testing.assert_allclose(drawn.normal[0], wanted, atol=1e-6)
