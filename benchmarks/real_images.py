@@ -22,7 +22,7 @@ import ml_collections
 from benchmarks import harness
 from benchmarks import tier_b_measures as measures
 from benchmarks import tier_b_runs as runs
-from jaxanom import api, prepared, record
+from jaxanom import api, prepared, record, workflow
 from jaxanom.cli import config_file
 from jaxanom.data import generated
 from jaxanom.report import runs as reports
@@ -56,7 +56,8 @@ def measure(settings: argparse.Namespace, name: str) -> dict[str, Any]:
     made = out / "generated"
     if not (made / generated.MANIFEST).is_file():
         shown: list[dict[str, Any]] = []
-        rows = api.showing(api.generated_rows(generator, settings.num_images), shown)
+        rows = api.generated_rows(generator, settings.num_images)
+        rows = workflow.showing(rows, shown)
         generated.write(made, rows, overwrite=True)
         reports.write_generation(generator.directory, shown)
     found: dict[str, Any] = {}

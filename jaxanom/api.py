@@ -18,13 +18,11 @@ from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement, rules
-from jaxanom.report import detections, page, runs, tables
+from jaxanom.report import detections, runs
 from jaxanom.training import loop
 from jaxanom.types import Frozen, Params, Predictions
 
 PARAMS = "params.safetensors"
-JOB_RUNS = ("generator", "real", "real+generated")
-"""Directories of the runs of `generate_then_detect`."""
 
 
 class Run(NamedTuple):
@@ -52,7 +50,8 @@ def train(
       ValueError: see `prepared.prepare`; or the directory holds another run.
     """
     directory = Path(directory)
-    prepared = prepared_config.prepare(prepared_config.located(config, directory))
+    config = prepared_config.located(config, directory)
+    prepared = prepared_config.prepare(config)
     sources, mixtures = prepared_config.pools_of(prepared)
     # Only now: a config that was refused must not stand in the way of the next one.
     record.claim(directory, config)
@@ -101,13 +100,18 @@ def train(
     return Run(directory, prepared, params, info["frozen"])
 
 
-def load(directory: str | Path, overrides: Callable[[Any], None] | None = None) -> Run:
+def load(
+    directory: str | Path,
+    overrides: Callable[[Any], None] | None = None,
+    category: str = "",
+) -> Run:
     """Opens a finished run.
 
     Args:
       directory: of the run.
       overrides: changes the config before the method is built, for example its
         `generate` section.
+      category: a product it was not trained on and shall be asked about.
 
     Raises:
       ValueError: no run, or an unfinished one.
@@ -122,7 +126,8 @@ def load(directory: str | Path, overrides: Callable[[Any], None] | None = None) 
         overrides(config)
     for name in config.phases:
         config.phases[name].num_steps = 0  # so that nothing is made for training
-    prepared = prepared_config.prepare(prepared_config.located(config, directory))
+    config = prepared_config.located(config, directory)
+    prepared = prepared_config.prepare(config, category)
     params = trees.unflatten(weights.read(directory / PARAMS))
     fresh, frozen = prepared.method.init(jax.random.key(config.train.seed))
     trees.check_same_shapes(params, fresh, str(directory / PARAMS))
@@ -133,41 +138,53 @@ def load(directory: str | Path, overrides: Callable[[Any], None] | None = None) 
     return Run(directory, prepared, params, frozen)
 
 
-def predict(run: Run, pictures: Sequence[np.ndarray]) -> Predictions:
+def predict(
+    run: Run, pictures: Sequence[np.ndarray], category: str = ""
+) -> Predictions:
     """Scores images of any size, in batches of `config.data.batch_size`.
 
     Args:
       run: of a method that detects.
       pictures: uint8 [H, W, 3] each; read one by one, so a lazy sequence will do.
+      category: what they show; needed where the run knows several.
 
     Returns:
       Maps at the run's image size [N, h, w] and scores [N], numpy float32.
 
     Raises:
-      ValueError: the method only generates, or there is no picture.
+      ValueError: the method only generates, there is no picture, or the category is
+        not known.
     """
     _check_detects(run)
     count = len(pictures)
     if not count:
         raise ValueError("no picture to score")
+    known = run.prepared.dataset.categories
+    if (category or len(known) > 1) and category not in known:
+        raise ValueError(
+            f"category {category!r}: this run knows {', '.join(known)}; name one of "
+            "them, or a new one when the run is loaded (--category=NAME)"
+        )
+    number = known.index(category) if category else 0
     size = min(run.prepared.config.data.batch_size, count)
     apply = jax.jit(run.prepared.method.predict)
     parts = []
     for start in range(0, count, size):
         # The last batch is filled up with its own rows: one shape, one program.
         rows = [min(start + place, count - 1) for place in range(size)]
-        batch = _batch_of([pictures[row] for row in rows], run.prepared.dataset)
+        chosen = [pictures[row] for row in rows]
+        batch = _batch_of(chosen, run.prepared.dataset.image_size, number)
         found = apply(run.params, run.frozen, batch, jax.random.key(0))
         kept = min(size, count - start)
         parts.append(jax.tree.map(lambda array, n=kept: np.asarray(array)[:n], found))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
-def _batch_of(pictures: Sequence[np.ndarray], dataset: catalog.Dataset):
-    resized = [images.resize_image(p, dataset.image_size) for p in pictures]
+def _batch_of(pictures: Sequence[np.ndarray], size: tuple[int, int], category_id: int):
+    resized = [images.resize_image(picture, size) for picture in pictures]
     return {
         "image": (np.stack(resized) / 255.0).astype(np.float32),
-        "category_id": np.zeros(len(resized), np.int32),
+        "category_id": np.full(len(resized), category_id, np.int32),
         "valid": np.ones(len(resized), bool),
     }
 
@@ -178,6 +195,7 @@ def detect(
     directory: str | Path,
     normal: str | Path | None = None,
     false_alarm_rate: float = 0.05,
+    category: str = "",
 ) -> list[dict[str, Any]]:
     """Scores image files and writes heat maps, see `report.detections`.
 
@@ -190,6 +208,7 @@ def detect(
       normal: folder of normal images, not those trained on, that set the threshold;
         see `evaluation.calibration`. Without it no image is called anomalous.
       false_alarm_rate: wanted share of normal images called anomalous.
+      category: see `predict`.
 
     Raises:
       ValueError: a path that is no image, or the method does not detect.
@@ -197,9 +216,9 @@ def detect(
     files = folders.image_files(paths)
     threshold = None
     if normal is not None:
-        calm = predict(run, images.Lazy(folders.image_files([normal])))
+        calm = predict(run, images.Lazy(folders.image_files([normal])), category)
         threshold = calibration.from_normals(calm.image_score, false_alarm_rate)
-    found = predict(run, images.Lazy(files))
+    found = predict(run, images.Lazy(files), category)
     return detections.write(Path(directory), files, found, threshold)
 
 
@@ -279,7 +298,7 @@ def generate(
         )
     settings = run.prepared.config.generate
     count = settings.num_images if num_images is None else num_images
-    _check_drawing(settings, count, run.prepared.mesh)
+    check_drawing(settings, count, run.prepared.mesh)
     normals = pools.normal_images(run.prepared.dataset, run.prepared.division)
     rows = (row for row, _ in generated_rows(run, count))
     return generated.write(directory, rows, normals, overwrite)
@@ -308,7 +327,7 @@ def generated_rows(
     )
 
 
-def _check_drawing(settings: Any, num_images: int, mesh: Mesh) -> None:
+def check_drawing(settings: Any, num_images: int, mesh: Mesh) -> None:
     """Raises ValueError where a set cannot be drawn in equal batches."""
     if num_images < 1:
         raise ValueError(f"config.generate.num_images={num_images}; wanted at least 1")
@@ -318,83 +337,3 @@ def _check_drawing(settings: Any, num_images: int, mesh: Mesh) -> None:
             f"config.generate.batch_size={settings.batch_size} is not a positive "
             f"multiple of mesh axes data*fsdp={shards}"
         )
-
-
-def generate_then_detect(
-    config: ml_collections.ConfigDict, directory: str | Path
-) -> tuple[Path, tables.Table]:
-    """The whole job: generator, generated set, detectors without and with it, report.
-
-    Both detectors see the same real images, the same number of steps and the same test
-    images; they differ in the share of defective rows that are drawn from the generated
-    set, 0 and `config.detector.share`. Done parts are not done again.
-
-    Args:
-      config: of method "defect_generation" with a section `detector`, see
-        `configs/defect_generation`.
-      directory: of everything this writes.
-
-    Returns:
-      (path of the report, table of both detectors).
-
-    Raises:
-      ValueError: a config of something else, or what `train` refuses; of the detectors
-        too, before the generator is trained.
-    """
-    directory = Path(directory)
-    made = directory / "generated"
-    if config.method != "defect_generation" or "detector" not in config:
-        raise ValueError(
-            f"config.method={config.method!r}: the whole job takes a config of "
-            "'defect_generation' with a section `detector`; this one is for train"
-        )
-    checked = prepared_config.prepare(prepared_config.without(config, "detector"))
-    prepared_config.prepare(prepared_config.detector_config(config, "", 0.0))
-    _check_drawing(config.generate, config.generate.num_images, checked.mesh)
-    generator = train(checked.config, directory / JOB_RUNS[0])
-    shown_in = generator.directory / runs.GENERATION
-    if not ((made / generated.MANIFEST).is_file() and shown_in.is_file()):
-        shown: list[dict[str, Any]] = []
-        rows = showing(generated_rows(generator, config.generate.num_images), shown)
-        normals = pools.normal_images(
-            generator.prepared.dataset, generator.prepared.division
-        )
-        generated.write(made, rows, normals, overwrite=True)
-        runs.write_generation(generator.directory, shown)
-    results = {}
-    for name, share in zip(JOB_RUNS[1:], (0.0, config.detector.share), strict=True):
-        settings = prepared_config.detector_config(
-            config, str(made) if share else "", share
-        )
-        detector = train(settings, directory / name)
-        results[name] = evaluate(detector)
-    table = runs.detection_table(
-        results,
-        f"{config.data.shots} real defects a category to train on; in percent, on the "
-        "test images.",
-    )
-    written = runs.write(
-        directory / "report.html",
-        [directory / name for name in JOB_RUNS],
-        f"Generated defects and what they are worth: {generator.prepared.dataset.name}",
-        [page.table("Real against real + generated", table)],
-    )
-    return written, table
-
-
-def showing(rows, shown: list[dict[str, Any]], limit: int = 12):
-    """Passes rows on and keeps pictures of the first ones."""
-    for row, pictures in rows:
-        if len(shown) < limit:
-            label = f"{row.category}, {row.defect_type.replace('_', ' ')}"
-            shown.append(
-                {
-                    "label": label,
-                    "normal": pictures["normal"],
-                    "inverted": pictures["inverted"],
-                    "image": row.image,
-                    "mask": row.mask,
-                    "requested_mask": row.requested_mask,
-                }
-            )
-        yield row

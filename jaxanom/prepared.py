@@ -58,8 +58,13 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
     return dataset, division
 
 
-def prepare(config: ml_collections.ConfigDict) -> Prepared:
+def prepare(config: ml_collections.ConfigDict, category: str = "") -> Prepared:
     """Checks everything that can be checked before a compile.
+
+    Args:
+      config: of a config file.
+      category: one to know besides those of the data, for methods that detect in
+        products they never saw.
 
     Raises:
       ValueError: what is wrong, where, and which key to change.
@@ -68,6 +73,8 @@ def prepare(config: ml_collections.ConfigDict) -> Prepared:
     mesh = meshes.make_mesh(shape.data, shape.fsdp, shape.model, shape.particle)
     placement.check_batch_size(config.data.batch_size, mesh)
     dataset, division = open_data(config)
+    if category and category not in dataset.categories:
+        dataset = dataset._replace(categories=(*dataset.categories, category))
     method = by_name.make(config, pools.training_part(dataset, division))
     _check_views(config, method)
     plan.TrainConfig.from_config(config.train)

@@ -308,7 +308,7 @@ class Job(NamedTuple):
 @pytest.fixture(scope="session")
 def whole_job(generation_config, tmp_path_factory) -> Job:
     """`jaxanom quickstart` on the tiny folder, once for all tests that look at it."""
-    from jaxanom import api, prepared
+    from jaxanom import prepared, workflow
 
     config = generation_config()
     directory = tmp_path_factory.mktemp("job") / "run"
@@ -326,6 +326,6 @@ def whole_job(generation_config, tmp_path_factory) -> Job:
 
         patch.setattr(prepared, "prepare", noting_prepare)
         keys.register(config)
-        page, table = api.generate_then_detect(config, directory)
+        page, table = workflow.generate_then_detect(config, directory)
         unread = keys.unread(config)
     return Job(config, directory, page, table, unread)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom import api, record
+from jaxanom import api, record, workflow
 from jaxanom.data import catalog, folders, generated
 from jaxanom.data import images as image_files
 from jaxanom.models import weights
@@ -112,7 +112,7 @@ def test_the_same_command_again_does_nothing_again(whole_job, monkeypatch):
 
     before = (whole_job.directory / "real" / api.PARAMS).read_bytes()
     monkeypatch.setattr(generated, "write", never)
-    page, table = api.generate_then_detect(whole_job.config, whole_job.directory)
+    page, table = workflow.generate_then_detect(whole_job.config, whole_job.directory)
     assert table == whole_job.table and page == whole_job.page
     assert (whole_job.directory / "real" / api.PARAMS).read_bytes() == before
 
@@ -167,6 +167,21 @@ def test_detect_writes_a_picture_and_a_row_for_every_image(
     without = api.detect(detector, paths, tmp_path / "out")
     assert {row["anomalous"] for row in without} == {None}
     assert [row["image_score"] for row in without] == [r["image_score"] for r in rows]
+
+
+def test_a_category_is_named_where_there_are_several(detector):
+    picture = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"'nut': this run knows bolt"):
+        api.predict(detector, [picture], "nut")
+    wider = api.load(detector.directory, category="nut")
+    assert wider.prepared.dataset.categories == ("bolt", "nut")
+    with pytest.raises(ValueError, match=r"'': this run knows bolt, nut"):
+        api.predict(wider, [picture])
+    # A supervised detector does not read names: known and new ones score alike.
+    np.testing.assert_array_equal(
+        api.predict(wider, [picture], "nut").anomaly_map,
+        api.predict(detector, [picture]).anomaly_map,
+    )
 
 
 def test_detect_names_the_path_that_is_no_image(detector, tiny_folder, tmp_path):

@@ -14,8 +14,9 @@ import jaxanom
 ROOT = Path(jaxanom.__file__).parent
 
 ROWS = {
-    "__main__": 7,
-    "cli": 6,
+    "__main__": 8,
+    "cli": 7,
+    "workflow": 6,
     "api": 5,
     "prepared": 4,
     "report": 4,

@@ -17,6 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.05,
         help="wanted share of normal images called anomalous; default 0.05",
     )
+    parser.add_argument(
+        "--category", default="", help="what the images show, known to the run or new"
+    )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
 
 
@@ -26,7 +29,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     from jaxanom import api
 
-    trained = api.load(arguments.weights)
+    trained = api.load(arguments.weights, category=arguments.category)
     method = trained.prepared.config.method
     if arguments.method not in (None, method):
         raise ValueError(f"{arguments.weights} is a run of method {method!r}")
@@ -36,5 +39,6 @@ def run(arguments: argparse.Namespace) -> None:
         arguments.out,
         arguments.normal,
         arguments.false_alarm_rate,
+        arguments.category,
     ):
         print(json.dumps(row), flush=True)

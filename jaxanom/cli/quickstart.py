@@ -68,17 +68,17 @@ def run(arguments: argparse.Namespace) -> None:
         tour(Path(arguments.run), arguments.parts)
         return
     config = config_file.load(arguments.config, arguments.overrides)
-    from jaxanom import api
+    from jaxanom import workflow
     from jaxanom.report import tables
 
-    page, table = api.generate_then_detect(config, arguments.run)
+    page, table = workflow.generate_then_detect(config, arguments.run)
     print(tables.to_text(table))
     print(f"report: {page}")
 
 
 def tour(directory, parts) -> None:
     """Runs the parts that are not done yet, prints their tables, writes one report."""
-    from jaxanom import api
+    from jaxanom import workflow
     from jaxanom.cli import config_file
     from jaxanom.report import page, runs, tables
 
@@ -87,9 +87,9 @@ def tour(directory, parts) -> None:
         print(f"{name} ...", flush=True)
         if name == DEFECTS:
             config = config_file.load(GENERATION)
-            _, table = api.generate_then_detect(config, directory / name)
+            _, table = workflow.generate_then_detect(config, directory / name)
             title = "Defect generation: real defects against real and generated ones"
-            shown += [directory / name / run for run in api.JOB_RUNS]
+            shown += [directory / name / run for run in workflow.JOB_RUNS]
         else:
             title = PARTS[name].summary
             table = _train_and_evaluate(PARTS[name], directory / name)

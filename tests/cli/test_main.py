@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom import api, record
+from jaxanom import record, workflow
 from jaxanom.cli import main
 from jaxanom.training import loop
 
@@ -210,7 +210,7 @@ def test_the_whole_job_refuses_a_bad_detector_before_the_generator(
 ):
     config = generation_config(detector__downstream__depth=9)
     with pytest.raises(ValueError, match="depth"):
-        api.generate_then_detect(config, tmp_path / "run")
+        workflow.generate_then_detect(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -33,9 +33,9 @@ def test_microbatches_must_divide_as_well():
 def test_drawing_names_the_batch_size_of_its_own_section():
     settings = ml_collections.ConfigDict({"batch_size": 6, "num_images": 3})
     with pytest.raises(ValueError, match=r"config\.generate\.batch_size=6.*=8"):
-        api._check_drawing(settings, 3, meshes.make_mesh())
+        api.check_drawing(settings, 3, meshes.make_mesh())
     settings.batch_size = 8
-    api._check_drawing(settings, 3, meshes.make_mesh())
+    api.check_drawing(settings, 3, meshes.make_mesh())
 
 
 def test_a_mesh_of_another_size_is_refused():
