@@ -50,8 +50,8 @@ def train(
       ValueError: see `prepared.prepare`; or the directory holds another run.
     """
     directory = Path(directory)
-    config = prepared_config.located(config, directory)
-    prepared = prepared_config.prepare(config)
+    # The record keeps "run:" as it is: a copied run looks in its own folder.
+    prepared = prepared_config.prepare(prepared_config.located(config, directory))
     sources, mixtures = prepared_config.pools_of(prepared)
     # Only now: a config that was refused must not stand in the way of the next one.
     record.claim(directory, config)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxanom.methods.adp import synthesis
+from jaxanom.methods.adp import drawing, synthesis
 
 DISTANCE_FACTOR = 1.5
 CHANGE_FACTOR = 2.0
@@ -36,7 +36,7 @@ class Accepted(NamedTuple):
 
 def judge(
     rows: synthesis.Plan,
-    drawn: synthesis.Drawn,
+    drawn: drawing.Drawn,
     probability: np.ndarray,
     distance: np.ndarray,
     probability_limit: float,

@@ -5,7 +5,7 @@ through which a test image could come in.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -15,13 +15,13 @@ import numpy as np
 from jaxanom.methods.adp import (
     acceptance,
     calibration,
-    crops,
+    drawing,
     inversion,
     model,
     predict,
+    self_tuning,
     stage2,
     synthesis,
-    tuning,
 )
 from jaxanom.methods.adp.options import Options
 from jaxanom.methods.adp.predict import Detector, Scoring
@@ -39,7 +39,7 @@ class Workshop(NamedTuple):
       encode: see `inversion.Encoders`.
       contexts: (params, layout, vectors) -> [..., L, D].
       look: see `predict.every_cell`.
-      draw: see `synthesis.drawer`.
+      draw: see `drawing.drawer`.
       texts: one a category.
       names: of the categories.
       num_shots: K of every category.
@@ -59,13 +59,6 @@ class Workshop(NamedTuple):
     options: Options
     stage2_loss: inversion.TokenLoss
     seed: int
-
-
-class Seen(NamedTuple):
-    """Raw maps of every cell [M, N, m, m] and a_0 [M, Y] of M images."""
-
-    maps: np.ndarray
-    whole: np.ndarray
 
 
 def make_complete(shop: Workshop) -> Callable[..., tuple[Params, dict[str, Any]]]:
@@ -121,14 +114,22 @@ def _score(shop: Workshop, params: Params, frozen: Frozen, number: int):
         plan, made, verdict, bases = _synthetic(
             shop, scoring, vectors, frozen, number, shots, normal, look
         )
-        calm = Seen(*(array[verdict.normal] for array in bases))
+        calm = self_tuning.Seen(*(array[verdict.normal] for array in bases))
         odd = look(
             scoring, made.anomalous[verdict.anomalous], plan.left_out[verdict.anomalous]
         )
         if len(shots) == 1:
             both = zip(normal, calm, strict=True)
-            found = _fit(Seen(*(np.concatenate(pair) for pair in both)))
-        tuned, facts = _tune(shop, plan, verdict, calm, odd, found, settings)
+            found = _fit(self_tuning.Seen(*(np.concatenate(pair) for pair in both)))
+        tuned, facts = self_tuning.run(
+            shop.detector,
+            shop.options.num_settings,
+            plan,
+            verdict,
+            (calm, odd),
+            found,
+            settings,
+        )
         settings = tuned.settings if tuned else settings
         drawn = made.anomalous[verdict.anomalous], verdict.mask[verdict.anomalous]
     scoring = _put(scoring, number, **found._asdict(), settings=settings)
@@ -175,14 +176,14 @@ def _look(
     *,
     frozen: Frozen,
     number: int,
-) -> Seen:
+) -> self_tuning.Seen:
     if not len(images):
         side, detector = shop.detector.side, shop.detector
         num_cells = sum(detector.cell_counts)
         whole = np.zeros((0, len(detector.temperatures)), np.float32)
-        return Seen(np.zeros((0, num_cells, side, side), np.float32), whole)
+        return self_tuning.Seen(np.zeros((0, num_cells, side, side), np.float32), whole)
     category_id = np.full(len(images), number, np.int32)
-    return Seen(
+    return self_tuning.Seen(
         *model.batched(
             lambda *rows: shop.look(scoring, frozen, *rows),
             LOOK_BATCH,
@@ -193,7 +194,7 @@ def _look(
     )
 
 
-def _fit(seen: Seen) -> calibration.Calibration:
+def _fit(seen: self_tuning.Seen) -> calibration.Calibration:
     return calibration.fit(np.moveaxis(seen.maps, 1, 0), seen.whole.T)
 
 
@@ -208,7 +209,7 @@ def _synthetic(shop, scoring, vectors, frozen, number, shots, normal, look):
     plan = synthesis.plan(shots, num_pairs, num_defects, draws_free, seed)
     extra = shop.contexts(towers, texts.extra, vectors)
     contexts = np.concatenate([np.asarray(scoring.contexts[number]), extra])
-    made = synthesis.draw(shop.draw, modules, towers, contexts, plan, seed)
+    made = drawing.draw(shop.draw, modules, towers, contexts, plan, seed)
     seen = look(scoring, made.normal, plan.left_out)
     verdict = acceptance.judge(
         plan,
@@ -221,11 +222,11 @@ def _synthetic(shop, scoring, vectors, frozen, number, shots, normal, look):
     return plan, made, verdict, seen
 
 
-def _probability(seen: Seen) -> np.ndarray:
+def _probability(seen: self_tuning.Seen) -> np.ndarray:
     return 1 / (1 + np.exp(-seen.whole[:, 0]))
 
 
-def _distance(detector: Detector, seen: Seen) -> np.ndarray:
+def _distance(detector: Detector, seen: self_tuning.Seen) -> np.ndarray:
     """Largest C2 distance of each image, zeros without C2."""
     first = 0
     for channel in detector.channels:
@@ -233,76 +234,3 @@ def _distance(detector: Detector, seen: Seen) -> np.ndarray:
             return seen.maps[:, first].max((1, 2))
         first += len(channel.cells)
     return np.zeros(len(seen.maps), np.float32)
-
-
-def _tune(shop, plan, verdict, calm: Seen, odd: Seen, found, settings):
-    """Returns (Tuned or None, facts); None where too few images were accepted."""
-    count = len(calm.maps) + len(odd.maps)
-    facts: dict[str, Any] = {
-        "tuned": False,
-        "accepted": verdict.rates,
-        "num_accepted": count,
-    }
-    if count < tuning.LEAST_IMAGES or not len(odd.maps):
-        reason = (
-            f"{count} of {2 * len(plan.source)} synthetic images were accepted; wanted "
-            f"{tuning.LEAST_IMAGES}, normal and anomalous: the settings stay the "
-            "default; raise config.adp.num_synthetic"
-        )
-        return None, {**facts, "reason": reason}
-    seen = Seen(*(np.concatenate(pair) for pair in zip(calm, odd, strict=True)))
-    centre, spread = found.image_centre[:, None], found.image_spread[:, None]
-    side = shop.detector.side
-    masks = _hit(crops.cell_means(verdict.mask[verdict.anomalous], side))
-    synthetic = tuning.Synthetic(
-        maps=calibration.apply(np.moveaxis(seen.maps, 1, 0), found),
-        whole=(seen.whole.T - centre) / spread,
-        masks=np.concatenate([np.zeros((len(calm.maps), side, side)), masks]),
-        source=np.concatenate(
-            [
-                np.full(len(calm.maps), tuning.NORMAL),
-                plan.source[verdict.anomalous],
-            ]
-        ),
-    )
-    detector = shop.detector
-    tuned = tuning.tune(
-        synthetic,
-        detector.cell_counts,
-        settings,
-        detector.has_language,
-        shop.options.num_settings,
-    )
-    return tuned, {**facts, **describe(detector, tuned), "tuned": True}
-
-
-def _hit(coverage: np.ndarray) -> np.ndarray:
-    """Cells at least half covered; a region thinner than a cell keeps its fullest."""
-    highest = coverage.max((1, 2), keepdims=True)
-    return ((coverage >= 0.5) | ((coverage >= highest) & (highest > 0))).astype(
-        np.float32
-    )
-
-
-def describe(detector: Detector, tuned: tuning.Tuned) -> Mapping[str, Any]:
-    """Returns the choice as JSON values, its own optimism among them."""
-    settings = tuned.settings
-    return {
-        "objective": round(tuned.objective, 4),
-        "default_objective": round(tuned.default_objective, 4),
-        "standard_error": round(tuned.standard_error, 4),
-        "optimism": round(tuned.optimism, 4),
-        "kept_default": tuned.kept_default,
-        "num_settings": tuned.num_settings,
-        "num_images": tuned.num_images,
-        "channels": {
-            channel.name: {
-                "cell": channel.cells[int(settings.cells[n])],
-                "weight": round(float(settings.weights[n]), 4),
-            }
-            for n, channel in enumerate(detector.channels)
-        },
-        "sigma": float(settings.sigma),
-        "share": round(float(settings.share), 4),
-        "image_weight": float(settings.image_weight),
-    }

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import acceptance, bank, regions, synthesis
+from jaxanom.methods.adp import acceptance, bank, drawing, regions, synthesis
 
 RNG = np.random.default_rng(9)
 
@@ -69,7 +69,7 @@ def test_a_patch_shows_on_the_product_it_comes_from():
 def judged(change_inside, change_outside, probability=0.2, distance=0.1):
     rows = plan()
     change = np.where(rows.region > 0, change_inside, change_outside)
-    drawn = synthesis.Drawn(rows.view, rows.view, change.astype(np.float32))
+    drawn = drawing.Drawn(rows.view, rows.view, change.astype(np.float32))
     count = len(rows.source)
     verdict = acceptance.judge(
         rows, drawn, np.full(count, probability), np.full(count, distance), 0.3, 0.1
@@ -103,7 +103,7 @@ def test_what_a_defect_adds_is_added_to_the_normal_of_its_pair():
         name: rng.uniform(0.4, 0.6, (4, 64, 64, 3)).astype(np.float32)
         for name in ("plain", "normal", "anomalous")
     }
-    drawn = synthesis._composed(rows._replace(view=np.full_like(rows.view, 0.5)), found)
+    drawn = drawing._composed(rows._replace(view=np.full_like(rows.view, 0.5)), found)
     added = found["anomalous"] - found["normal"]
     np.testing.assert_allclose(drawn.anomalous - drawn.normal, added, atol=1e-6)
     np.testing.assert_allclose(drawn.normal[3], found["normal"][3], atol=1e-6)  # free
