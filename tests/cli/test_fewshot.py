@@ -1,7 +1,9 @@
 """From a folder of normal images to a run that works wherever it is copied."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,8 +12,13 @@ from jaxanom import api, prepared, record
 from jaxanom.cli import config_file, main
 from jaxanom.data import folders
 from jaxanom.methods.adp import acceptance, options, tuning
+from jaxanom.models import mobilenet_v2
 
 pytest.importorskip("matplotlib")
+DATA = os.environ.get(
+    "JAXANOM_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"
+)
+WEIGHTS = Path(DATA) / "mobilenet_v2"
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 TINY = {
@@ -161,6 +168,27 @@ def test_a_name_that_is_a_path_is_refused(tmp_path, tiny_folder):
         with pytest.raises(ValueError, match="category name"):
             prepared.with_shots(config, files, name, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(
+    not (WEIGHTS / mobilenet_v2.WEIGHTS).is_file(), reason="no MobileNetV2 weights"
+)
+def test_a_feature_tower_is_copied_into_the_run_and_found_there(tmp_path):
+    config = config_file.load("configs/adp/folder.py")
+    prepared.with_features(config, WEIGHTS, tmp_path / "run")
+    assert config.adp.feature_tower == "run:features"
+    found = prepared.located(config, tmp_path / "run").adp.feature_tower
+    assert mobilenet_v2.load(found).params.keys() >= {"L00", "L52"}
+    # A config that speaks of no place in a run is handed on as it is.
+    other = config_file.load("configs/adp/folder.py")
+    assert prepared.located(other, tmp_path) is other
+
+
+def test_a_folder_without_weights_is_refused_before_anything_is_copied(tmp_path):
+    config = config_file.load("configs/adp/folder.py")
+    with pytest.raises(ValueError, match="MobileNetV2"):
+        prepared.with_features(config, tmp_path, tmp_path / "run")
+    assert not (tmp_path / "run").exists() and config.adp.feature_tower == ""
 
 
 def test_a_recipe_of_another_method_is_refused(tmp_path, tiny_folder, capsys):
