@@ -88,7 +88,7 @@ def test_a_missing_schedule_and_another_prediction_type_are_refused(copy):
         backbones.load_alphas(copy)
 
 
-def test_a_velocity_network_is_read_as_the_noise_it_implies(copy):
+def test_a_velocity_network_is_read_as_the_noise_it_implies(copy, quick_compiles):
     network = backbones.load_unet(copy)
     path = copy / "scheduler" / "scheduler_config.json"
     settings = record.read_json(path)
@@ -97,14 +97,14 @@ def test_a_velocity_network_is_read_as_the_noise_it_implies(copy):
     context = rng.standard_normal((2, 3, 16)).astype(np.float32)
     timesteps = np.array([10, 900], np.int32)
     inputs = latents, timesteps, context
-    plain = network.module.apply({"params": network.params}, *inputs)
+    plain = jax.jit(network.module.apply)({"params": network.params}, *inputs)
     found = {}
     for kind in backbones.PREDICTION_TYPES:
         record.write_json(path, settings | {"prediction_type": kind})
-        found[kind] = backbones.noise_apply(network.module, copy)(
-            network.params, *inputs
-        )
-    np.testing.assert_array_equal(found["epsilon"], plain)
+        apply = jax.jit(backbones.noise_apply(network.module, copy))
+        found[kind] = apply(network.params, *inputs)
+    # Equal but for how a program is fused.
+    np.testing.assert_allclose(found["epsilon"], plain, atol=1e-6)
     alphas = backbones.load_alphas(copy)[timesteps][:, None, None, None]
     wanted = np.sqrt(alphas) * plain + np.sqrt(1 - alphas) * latents
     np.testing.assert_allclose(found["v_prediction"], wanted, atol=1e-5)
