@@ -21,6 +21,7 @@ from benchmarks import harness
 from jaxanom.methods.adp import (
     crops,
     fusion,
+    grid_objective,
     inversion,
     model,
     objective,
@@ -163,7 +164,7 @@ def torch_loop(
     return call
 
 
-def synthetic() -> tuning.Synthetic:
+def synthetic() -> grid_objective.Synthetic:
     rng = np.random.default_rng(1)
     half = NUM_IMAGES // 2
     source = np.where(np.arange(NUM_IMAGES) < half, 0, 1 + np.arange(NUM_IMAGES) % 3)
@@ -171,7 +172,7 @@ def synthetic() -> tuning.Synthetic:
     masks[half:, 8:16, 8:16] = 1
     maps = rng.normal(size=(NUM_CHANNELS, NUM_IMAGES, SIDE, SIDE)).astype(np.float32)
     whole = np.zeros((1, NUM_IMAGES), np.float32)
-    return tuning.Synthetic(maps + masks, whole, masks, source)
+    return grid_objective.Synthetic(maps + masks, whole, masks, source)
 
 
 def tuning_cases(num_settings: int, num_looped: int = 2) -> list[harness.Case]:
@@ -183,7 +184,7 @@ def tuning_cases(num_settings: int, num_looped: int = 2) -> list[harness.Case]:
     cases = [
         harness.Case(
             "grid, one program",
-            lambda: tuning.objectives(data, counts, settings),
+            lambda: grid_objective.objectives(data, counts, settings),
             work=count,
             unit="settings",
             facts={**facts, "settings": count},
@@ -195,13 +196,13 @@ def tuning_cases(num_settings: int, num_looped: int = 2) -> list[harness.Case]:
         return cases
     smoothed = data.maps.reshape(NUM_CHANNELS, NUM_IMAGES, -1)
     truth, weights = data.masks.reshape(NUM_IMAGES, -1), np.asarray(settings.weights)
-    fold = tuning.folds(data.source)
+    fold = grid_objective.folds(data.source)
 
     def looped():
         found = []
         for row in weights[:num_looped]:
             values = np.einsum("c,cmp->mp", row, smoothed)
-            for f in range(tuning.NUM_FOLDS):
+            for f in range(grid_objective.NUM_FOLDS):
                 for s in range(1, int(data.source.max()) + 1):
                     rows = (fold == f) & np.isin(data.source, (0, s))
                     label = data.source[rows] > 0

@@ -129,6 +129,7 @@ def _score(shop: Workshop, params: Params, frozen: Frozen, number: int):
             (calm, odd),
             found,
             settings,
+            fits_memory=len(shots) > 1,
         )
         settings = tuned.settings if tuned else settings
         drawn = made.anomalous[verdict.anomalous], verdict.mask[verdict.anomalous]

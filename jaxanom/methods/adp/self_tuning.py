@@ -10,6 +10,7 @@ from jaxanom.methods.adp import (
     calibration,
     crops,
     fusion,
+    grid_objective,
     synthesis,
     tuning,
 )
@@ -31,6 +32,7 @@ def run(
     pairs: tuple[Seen, Seen],
     found: calibration.Calibration,
     settings: fusion.Settings,
+    fits_memory: bool,
 ) -> tuple[tuning.Tuned | None, dict[str, Any]]:
     """Tunes on what was accepted; too few images leave the settings as they are.
 
@@ -41,6 +43,7 @@ def run(
       pairs: the accepted normals and the accepted anomalies.
       found: calibration of the channels.
       settings: the default.
+      fits_memory: see `tuning.tune`.
 
     Returns:
       (what was chosen or None, facts for the record, which say why not).
@@ -63,13 +66,13 @@ def run(
     centre, spread = found.image_centre[:, None], found.image_spread[:, None]
     side = detector.side
     masks = _hit(crops.cell_means(verdict.mask[verdict.anomalous], side))
-    synthetic = tuning.Synthetic(
+    synthetic = grid_objective.Synthetic(
         maps=calibration.apply(np.moveaxis(seen.maps, 1, 0), found),
         whole=(seen.whole.T - centre) / spread,
         masks=np.concatenate([np.zeros((len(calm.maps), side, side)), masks]),
         source=np.concatenate(
             [
-                np.full(len(calm.maps), tuning.NORMAL),
+                np.full(len(calm.maps), grid_objective.NORMAL),
                 plan.source[verdict.anomalous],
             ]
         ),
@@ -80,6 +83,7 @@ def run(
         settings,
         detector.has_language,
         num_settings,
+        fits_memory,
     )
     return tuned, {**facts, **describe(detector, tuned), "tuned": True}
 

@@ -19,33 +19,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.methods.adp import fusion
+from jaxanom.methods.adp import fusion, grid_objective
 from jaxanom.methods.adp.fusion import Settings
-from jaxanom.types import Array
 
 LEAST_IMAGES = 64
-NUM_FOLDS = 5
-NUM_BINS = 1024
-NORMAL = 0
-"""Source number of normal images; anomalies count from 1."""
-GRID_BATCH = 8
 _STEPS_ALONG_SIMPLEX = {1: 1, 2: 10, 3: 6}
-
-
-class Synthetic(NamedTuple):
-    """Synthetic images as the channels see them.
-
-    Attributes:
-      maps: [N, M, m, m] standardised, every cell of every channel, channel by channel.
-      whole: [Y, M] standardised a_0 at each temperature.
-      masks: [M, m, m] of 0 and 1.
-      source: [M] int, `NORMAL` or the source of the anomaly.
-    """
-
-    maps: np.ndarray
-    whole: np.ndarray
-    masks: np.ndarray
-    source: np.ndarray
 
 
 class Tuned(NamedTuple):
@@ -86,6 +64,7 @@ def grid(
     default: Settings,
     has_language: bool,
     most: int = 4096,
+    fits_memory: bool = True,
     seed: int = 0,
 ) -> Settings:
     """Lists settings, the default first; leaves have a leading axis [H].
@@ -97,10 +76,18 @@ def grid(
       default: of `fusion.default`.
       has_language: without C1 there is no a_0, and lambda stays 0.
       most: settings beside the default.
+      fits_memory: False keeps what weighs the channels against each other (weights,
+        lambda, cells but C1's), see `tune`.
       seed: of the draw.
     """
     weights = simplex(len(cell_counts))
     image_weights = fusion.IMAGE_WEIGHTS if has_language else (0.0,)
+    if not fits_memory:
+        weights = np.asarray(default.weights)[None]
+        image_weights = (float(default.image_weight),)
+        cell_counts = (cell_counts[0] if has_language else 1,) + (1,) * (
+            len(cell_counts) - 1
+        )
     shape = (
         len(weights),
         *cell_counts,
@@ -126,21 +113,13 @@ def grid(
     )
 
 
-def folds(source: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
-    """Deals images to folds, every source evenly: [M] int."""
-    found = np.zeros(len(source), np.int32)
-    for number in np.unique(source):
-        rows = np.flatnonzero(source == number)
-        found[rows] = np.arange(len(rows)) % num_folds
-    return found
-
-
 def tune(
-    synthetic: Synthetic,
+    synthetic: grid_objective.Synthetic,
     cell_counts: Sequence[int],
     default: Settings,
     has_language: bool,
     most: int = 4096,
+    fits_memory: bool = True,
 ) -> Tuned:
     """Chooses settings on synthetic images.
 
@@ -150,6 +129,9 @@ def tune(
       default: what to keep if nothing is clearly better.
       has_language: see `grid`.
       most: settings to try.
+      fits_memory: whether the synthetic images were made of shots that the memory was
+        not told of. With one shot they were not: all of them look familiar to it, and
+        only smoothing, pooling and C1's temperature can be judged by them.
 
     Raises:
       ValueError: fewer than 64 images: on 32 the chosen settings look about 0.09 AUROC
@@ -161,10 +143,15 @@ def tune(
             f"{count} synthetic images; tuning on fewer than {LEAST_IMAGES} chooses "
             "noise: raise config.adp.num_synthetic or set config.adp.tune=False"
         )
-    if len(np.unique(synthetic.source)) < 2 or NORMAL not in synthetic.source:
+    if (
+        len(np.unique(synthetic.source)) < 2
+        or grid_objective.NORMAL not in synthetic.source
+    ):
         raise ValueError("synthetic images hold no normal or no anomalous image")
-    settings = grid(cell_counts, default, has_language, most)
-    per_fold = np.asarray(objectives(synthetic, cell_counts, settings))  # [H, F]
+    settings = grid(cell_counts, default, has_language, most, fits_memory)
+    per_fold = np.asarray(
+        grid_objective.objectives(synthetic, cell_counts, settings)
+    )  # [H, F]
     return choose(settings, per_fold, count)
 
 
@@ -201,123 +188,3 @@ def optimism(per_fold: np.ndarray) -> float:
         best = int(np.argmax(rest))
         gaps.append(rest[best] - per_fold[best, fold])
     return float(np.mean(gaps))
-
-
-def objectives(
-    synthetic: Synthetic, cell_counts: Sequence[int], settings: Settings
-) -> Array:
-    """Scores all settings in one compiled program: J on every fold, [H, F]."""
-    fold, source = folds(synthetic.source), np.asarray(synthetic.source)
-    num_sources = int(source.max())
-    starts = np.cumsum([0, *cell_counts[:-1]])
-    positive, negative = (
-        np.stack([(fold == f) & chosen for f in range(NUM_FOLDS) for chosen in groups])
-        for groups in (
-            [source == s for s in range(1, num_sources + 1)],
-            [source == NORMAL],
-        )
-    )
-    smoothed = np.stack([_smoothed(synthetic.maps, sigma) for sigma in fusion.SIGMAS])
-    return _objectives(
-        jnp.asarray(smoothed),
-        jnp.asarray(synthetic.whole),
-        jnp.asarray(synthetic.masks),
-        jnp.asarray(source * NUM_FOLDS + fold),
-        jnp.asarray(positive.reshape(NUM_FOLDS, num_sources, -1), jnp.float32),
-        jnp.asarray(negative, jnp.float32),
-        jnp.asarray(starts),
-        settings,
-    )
-
-
-def _smoothed(maps: np.ndarray, sigma: float) -> np.ndarray:
-    # Smoothing is linear: done once per width, not once per setting.
-    matrix = np.asarray(fusion.smoothing(maps.shape[-1], jnp.float32(sigma)))
-    return np.einsum("ik,nmkl,jl->nmij", matrix, maps, matrix, optimize=True)
-
-
-@jax.jit
-def _objectives(smoothed, whole, masks, group, positive, negative, starts, settings):
-    """J of every setting, [H, F].
-
-    Args:
-      smoothed: [3, N, M, m, m]; whole: [Y, M]; masks: [M, m, m].
-      group: [M], source * F + fold.
-      positive: [F, S, M] and negative: [F, M], indicators.
-      starts: [C], first cell of every channel.
-      settings: leaves [H, ...].
-    """
-    sigmas = jnp.asarray(fusion.SIGMAS)
-    num_images = masks.shape[0]
-    num_folds, num_sources = positive.shape[:2]
-    # The first channel's cell is the temperature of a_0 where C1 is on.
-    num_temperatures = whole.shape[0]
-
-    def one(row):
-        maps = smoothed[jnp.argmin(jnp.abs(sigmas - row.sigma))]
-        values = jnp.einsum("c,cmij->mij", row.weights, maps[starts + row.cells])
-        per_image = jax.tree.map(
-            lambda leaf: jnp.broadcast_to(leaf, (num_images, *leaf.shape)), row
-        )
-        own = whole[jnp.minimum(row.cells[0], num_temperatures - 1)]
-        ranked = fusion.image_score(values, own, per_image)
-        auroc = pair_auroc(ranked, positive, negative)  # [F, S]
-        ap = source_precision(values, masks, group, num_sources, num_folds)
-        return jnp.mean((auroc + ap) / 2, axis=1)
-
-    return jax.lax.map(one, settings, batch_size=GRID_BATCH)
-
-
-def pair_auroc(values: Array, positive: Array, negative: Array) -> Array:
-    """AUROC of several groups at once, exact with ties.
-
-    Args:
-      values: [M].
-      positive: [F, S, M] indicators; negative: [F, M].
-
-    Returns:
-      [F, S]; 0.5 where a group has no positive or no negative.
-    """
-    above = (values[:, None] > values).astype(jnp.float32)
-    above = above + 0.5 * (values[:, None] == values)
-    won = jnp.einsum("fsp,pn,fn->fs", positive, above, negative)
-    pairs = positive.sum(-1) * negative.sum(-1)[:, None]
-    return jnp.where(pairs > 0, won / jnp.maximum(pairs, 1), 0.5)
-
-
-def source_precision(
-    values: Array, masks: Array, group: Array, num_sources: int, num_folds: int
-) -> Array:
-    """Pixel AP of each source's anomalies among themselves and the normals, per fold.
-
-    From histograms of 1024 equal bins between the least and greatest value; values in
-    one bin count as tied.
-
-    Args:
-      values, masks: [M, m, m].
-      group: [M], source * F + fold.
-      num_sources, num_folds: S, F.
-
-    Returns:
-      [F, S].
-    """
-    low, high = jnp.min(values), jnp.max(values)
-    scaled = (values - low) / jnp.maximum(high - low, 1e-12)
-    bins = jnp.minimum((scaled * NUM_BINS).astype(jnp.int32), NUM_BINS - 1)
-    is_defect = (masks > 0.5).astype(jnp.int32)
-    index = (group[:, None, None] * 2 + is_defect) * NUM_BINS + bins
-    size = (num_sources + 1) * num_folds * 2 * NUM_BINS
-    counts = jnp.zeros(size, jnp.float32).at[index.ravel()].add(1.0)
-    counts = counts.reshape(num_sources + 1, num_folds, 2, NUM_BINS)
-    hits = counts[1:, :, 1]  # [S, F, bins]
-    misses = counts[1:, :, 0] + counts[:1, :, 0]
-    return average_precision(hits, misses).T
-
-
-def average_precision(positives: Array, negatives: Array) -> Array:
-    """AP of histograms [..., bins], lowest bin first; steps as in `metrics.ranking`."""
-    hits = jnp.cumsum(positives[..., ::-1], axis=-1)
-    flagged = hits + jnp.cumsum(negatives[..., ::-1], axis=-1)
-    precision = hits / jnp.maximum(flagged, 1)
-    total = jnp.maximum(hits[..., -1], 1)
-    return jnp.sum(positives[..., ::-1] * precision, axis=-1) / total

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import complete, fusion, tuning
+from jaxanom.methods.adp import complete, fusion, grid_objective, tuning
 
 RNG = np.random.default_rng(6)
 SIDE = 8
@@ -22,7 +22,7 @@ def synthetic(count=80, cells=3, gain=1.0, rng=RNG):
         masks[n, top : top + 3, left : left + 3] = 1
     maps[0] += gain * masks
     whole = rng.normal(size=(1, count)).astype(np.float32)
-    return tuning.Synthetic(maps, whole, masks, source)
+    return grid_objective.Synthetic(maps, whole, masks, source)
 
 
 def default(num_channels=2):
@@ -34,7 +34,7 @@ def test_image_auroc_equals_scikit_learn_with_ties():
     values = RNG.integers(0, 6, 60).astype(np.float32)
     positive = RNG.random((2, 3, 60)) < 0.3
     negative = RNG.random((2, 60)) < 0.4
-    found = tuning.pair_auroc(
+    found = grid_objective.pair_auroc(
         jnp.asarray(values),
         jnp.asarray(positive, jnp.float32),
         jnp.asarray(negative, jnp.float32),
@@ -52,15 +52,15 @@ def test_image_auroc_equals_scikit_learn_with_ties():
 def test_pixel_precision_is_within_its_binning_of_scikit_learn():
     metrics = pytest.importorskip("sklearn.metrics")
     data = synthetic(40)
-    fold = tuning.folds(data.source)
-    found = tuning.source_precision(
+    fold = grid_objective.folds(data.source)
+    found = grid_objective.source_precision(
         jnp.asarray(data.maps[0]),
         jnp.asarray(data.masks),
-        jnp.asarray(data.source * tuning.NUM_FOLDS + fold),
+        jnp.asarray(data.source * grid_objective.NUM_FOLDS + fold),
         3,
-        tuning.NUM_FOLDS,
+        grid_objective.NUM_FOLDS,
     )
-    for f in range(tuning.NUM_FOLDS):
+    for f in range(grid_objective.NUM_FOLDS):
         for s in (1, 2, 3):
             rows = (fold == f) & ((data.source == s) | (data.source == 0))
             truth, values = data.masks[rows].ravel(), data.maps[0][rows].ravel()
@@ -72,7 +72,7 @@ def test_pixel_precision_is_within_its_binning_of_scikit_learn():
 
 def test_folds_hold_every_source_evenly():
     source = np.repeat([0, 1, 2, 3], [20, 10, 10, 7])
-    fold = tuning.folds(source)
+    fold = grid_objective.folds(source)
     for number in range(4):
         counts = np.bincount(fold[source == number], minlength=5)
         assert counts.max() - counts.min() <= 1
@@ -87,6 +87,16 @@ def test_the_grid_starts_with_the_default_and_stays_on_the_simplex():
     assert int(listed.cells[:, 1].max()) == 2 and int(listed.cells[:, 0].max()) == 1
     whole = tuning.grid((1, 1), first, has_language=True, most=4096)
     assert len(whole.sigma) == 1 + 11 * 3 * 4 * 4
+
+
+def test_one_shot_tunes_nothing_that_weighs_the_memory_against_the_text():
+    """Its synthetic images all show what the memory has seen: it would always win."""
+    first = fusion.default((1.0, 1.0), has_language=True)
+    listed = tuning.grid((3, 4), first, True, fits_memory=False)
+    assert len(listed.sigma) == 1 + 3 * 3 * 4
+    np.testing.assert_allclose(listed.weights, 0.5)
+    np.testing.assert_array_equal(listed.image_weight, first.image_weight)
+    assert int(listed.cells[:, 1].max()) == 0 and int(listed.cells[:, 0].max()) == 2
 
 
 def test_the_informative_channel_is_found_and_noise_keeps_the_default():
@@ -130,7 +140,7 @@ def test_optimism_shrinks_with_the_number_of_images_and_matches_a_simulation():
             weights = rng.dirichlet(np.ones(6), 512)
             label = np.arange(count) % 2
             values = rng.normal(size=(6, count)) + gains[:, None] * label
-            fold = tuning.folds(label)
+            fold = grid_objective.folds(label)
             per_fold = np.asarray(
                 [
                     _auroc(weights @ values[:, fold == f], label[fold == f])
@@ -156,6 +166,7 @@ def test_no_test_data_can_enter_the_tuning():
         "default",
         "has_language",
         "most",
+        "fits_memory",
     ]
     assert list(inspect.signature(complete.make_complete).parameters) == ["shop"]
     fields = complete.Workshop._fields
