@@ -18,8 +18,8 @@ ours, and no number here reproduces the paper. Every open point is a switch:
 | one set of tokens for whole and part      | yes                   | split_tokens    |
 
 With one shot the synthetic images show what the memory has seen, and the tuning leaves
-the weights of the channels alone. C5 leaves the cross-attention mass of the state word out. Baselines in the same
-evaluator: `options.BASELINES`.
+the weights of the channels alone. C5 leaves the cross-attention mass of the state word
+out. Baselines in the same evaluator: `options.BASELINES`.
 
 Tokens are the only parameters that are trained, by phase "invert"; see
 `inversion.phase_loss` for how hundreds of them train at once. What follows the
