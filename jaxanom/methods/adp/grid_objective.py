@@ -92,14 +92,17 @@ def _objectives(smoothed, whole, masks, group, positive, negative, starts, setti
       settings: leaves [H, ...].
     """
     sigmas = jnp.asarray(fusion.SIGMAS)
+    flat = smoothed.reshape(-1, *smoothed.shape[2:])
     num_images = masks.shape[0]
     num_folds, num_sources = positive.shape[:2]
     # The first channel's cell is the temperature of a_0 where C1 is on.
     num_temperatures = whole.shape[0]
 
     def one(row):
-        maps = smoothed[jnp.argmin(jnp.abs(sigmas - row.sigma))]
-        values = jnp.einsum("c,cmij->mij", row.weights, maps[starts + row.cells])
+        width = jnp.argmin(jnp.abs(sigmas - row.sigma))
+        # One gather of C maps, not of all cells of a width.
+        maps = flat[width * smoothed.shape[1] + starts + row.cells]
+        values = jnp.einsum("c,cmij->mij", row.weights, maps)
         per_image = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_images, *leaf.shape)), row
         )

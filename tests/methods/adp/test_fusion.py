@@ -22,7 +22,7 @@ def test_smoothing_keeps_a_constant_and_matches_scipy_inside():
 
 def test_the_top_mean_is_the_maximum_at_share_0_and_the_mean_at_share_1():
     values = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4)))
-    found = fusion.top_mean(values, jnp.array([0.0, 1.0, 0.25]))
+    found = fusion.top_mean(values, jnp.array([0.0, 1.0, 0.25]), largest=1.0)
     assert found[0] == pytest.approx(float(values[0].max()))
     assert found[1] == pytest.approx(float(values[1].mean()), abs=1e-6)
     wanted = np.sort(np.asarray(values[2]).ravel())[-4:].mean()
@@ -33,7 +33,7 @@ def test_a_score_depends_on_its_own_row_alone():
     values = jnp.asarray(np.random.default_rng(2).normal(size=(2, 4, 4)))
     whole = jnp.array([1.0, -1.0])
     settings = fusion.Settings(
-        None, None, None, jnp.array([0.0, 0.5]), jnp.array([0.5, 0.0])
+        None, None, None, jnp.array([0.0, 0.02]), jnp.array([0.5, 0.0])
     )
     both = fusion.image_score(values, whole, settings)
     first = fusion.image_score(
