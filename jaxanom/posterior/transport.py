@@ -10,7 +10,7 @@ sampler's step size and noise belong together, so it makes whole moves: behind i
 `optax.sgd(1.0)`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -154,6 +154,37 @@ def noise_of(seed: int) -> NoiseFn:
         return sgld.draw(key, step, rows, particles.shape[1], particles.dtype)
 
     return noise
+
+
+def choose(
+    number: Array, inner: Sequence[optax.GradientTransformation]
+) -> optax.GradientTransformationExtraArgs:
+    """Applies one of several transformations, which one being a value.
+
+    Under `jax.vmap` with a number for each run all of them are computed for all runs
+    and one is kept: many runs are one program, and next to a network the others cost
+    nothing.
+
+    Args:
+      number: int32 scalar, a place in `inner`.
+      inner: whole chains, optimiser included; their states are kept side by side.
+    """
+    inner = [optax.with_extra_args_support(each) for each in inner]
+
+    def init(params):
+        return tuple(each.init(params) for each in inner)
+
+    def update(grads, state, params=None, **extra):
+        def branch(place):
+            def apply():
+                found, new = inner[place].update(grads, state[place], params, **extra)
+                return found, (*state[:place], new, *state[place + 1 :])
+
+            return apply
+
+        return jax.lax.switch(number, [branch(place) for place in range(len(inner))])
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def only(

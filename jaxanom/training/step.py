@@ -83,8 +83,20 @@ def make_epoch(
     Returns:
       A jitted (state, fixed, frozen, rows, order) -> (state, metrics [S]) that takes
       over the memory of `state`. rows: all examples, [N, ...] each; order: [S, B]
-      int32, the rows of every step's batch. `jax.vmap` runs several at a time.
+      int32, the rows of every step's batch.
     """
+    epoch = pure_epoch(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
+    return jax.jit(epoch, donate_argnums=0)
+
+
+def pure_epoch(
+    loss_fn: LossFn,
+    tx: optax.GradientTransformation,
+    *,
+    ema_decay: float = 0.0,
+    accumulate: int = 1,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """Returns the epoch itself, to be compiled as part of more; see `make_epoch`."""
     one = pure_step(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
 
     def epoch(state, fixed, frozen, rows, order):
@@ -94,7 +106,7 @@ def make_epoch(
 
         return jax.lax.scan(step, state, order)
 
-    return jax.jit(epoch, donate_argnums=0)
+    return epoch
 
 
 def pure_step(

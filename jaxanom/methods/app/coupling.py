@@ -27,6 +27,16 @@ from jaxanom.posterior import (
 
 FLOWS = ("svgd", "gfsd", "blob", "gfsf", "map")
 SAMPLERS = ("noisy_svgd", "sgld", "psgld", "langevin")
+OF_SAMPLERS = {
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "learning_rate": 1.0,
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+    "warmup_steps": 0,
+}
+"""Optimiser settings under which a sampler's moves reach the particles as they are."""
 SPACES = ("ctx", "token_mean", "text_features")
 BACKENDS = ("auto", *sharded.BACKENDS)
 
@@ -113,23 +123,19 @@ def check(options: Options, phase: Any) -> None:
             "config.app.particles.update='noisy_svgd' needs space='ctx' and "
             "preconditioned=False: its noise belongs to that kernel"
         )
-    wanted = {
-        "optimizer": "sgd",
-        "momentum": 0.0,
-        "learning_rate": 1.0,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "clip_norm": 0.0,
-    }
     if options.update not in SAMPLERS:
         return
-    wrong = {k: phase.get(k) for k, value in wanted.items() if phase.get(k) != value}
-    if wrong or phase.get("warmup_steps", 0):
+    wrong = {k: phase.get(k) for k, v in OF_SAMPLERS.items() if phase.get(k, v) != v}
+    if wrong:
         raise ValueError(
             f"config.app.particles.update={options.update!r} makes its own steps, so "
-            f"config.phases.particles must hold {wanted} and no warmup_steps; found "
-            f"{wrong}"
+            f"config.phases.particles must hold {OF_SAMPLERS}; found {wrong}"
         )
+
+
+def temperature(options: Options, num_data: int) -> float:
+    """Returns T such that exp(-L_i / T) is the density that particle i targets."""
+    return options.temperature / (options.num_data or num_data)
 
 
 def make(
@@ -146,7 +152,7 @@ def make(
       tower: for distances between text features.
       mesh_config: `config.mesh`, where a backend is asked for.
     """
-    temperature = options.temperature / (options.num_data or num_data)
+    target_temperature = temperature(options, num_data)
     if options.update == "map":
         return optax.identity()
     noise = transport.noise_of(options.noise_seed)
@@ -157,15 +163,17 @@ def make(
         decay=options.step_decay,
     )
     if options.update == "sgld":
-        made = transport.langevin(step_size, noise, temperature)
+        made = transport.langevin(step_size, noise, target_temperature)
     elif options.update == "langevin":
-        made = transport.langevin(lambda k: 2 * step_size(k), noise, temperature)
+        made = transport.langevin(lambda k: 2 * step_size(k), noise, target_temperature)
     elif options.update == "psgld":
         made = transport.preconditioned_langevin(
-            sgld.Preconditioner(), step_size, noise, temperature
+            sgld.Preconditioner(), step_size, noise, target_temperature
         )
     else:
-        made = _coupled(options, temperature, tower, mesh_config, step_size, noise)
+        made = _coupled(
+            options, target_temperature, tower, mesh_config, step_size, noise
+        )
     return transport.only("particles", made)
 
 
