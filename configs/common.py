@@ -91,6 +91,9 @@ def add_zero_shot(config):
     )
     config.bayes_pfl = ml_collections.ConfigDict(
         {
+            "prompts": "drawn",  # baselines: "learned", "captions"
+            "normal_caption": "a photo of a flawless {category}",
+            "abnormal_caption": "a photo of a damaged {category}",
             "num_prompts": 3,
             "num_context": 5,
             "num_states": 5,
@@ -142,9 +145,9 @@ def add_zero_shot_phases(config, mixture, num_steps_1, num_steps_2):
         warmup_from_zero=True,
         schedule="cosine",
         rate_factors=(
-            ("prompts/.*", 10.0),
+            # One pattern: a bank without distributions has no flows.
+            ("(prompts|(context|normal|abnormal)_flow(_out)?)/.*", 10.0),
             ("temperatures/.*", 100.0),
-            ("(context|normal|abnormal)_flow(_out)?/.*", 10.0),
         ),
         **adam,
     )

@@ -28,12 +28,17 @@ A released checkpoint is evaluated by a run without steps: `checkpoint` names th
 both phases have `num_steps = 0`, and `image_head` is "fused" (or "pooled" for a file of
 stage 1).
 
+Two baselines are settings of the same method, so that evaluator, maps and scores are
+one: `prompts` = "learned" trains the bank alone, without distributions or draws, and
+"captions" is plain CLIP between two captions.
+
 Exact speed-ups (`shortcuts`): text cut after its last needed token, one map per pair
 instead of two, in training only the drawn pair; `cache_features` runs the image tower
 once over the data. Pinned by tests/parity/bayes_pfl and tests/methods.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +47,7 @@ import numpy as np
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.methods.bayes_pfl import (
+    captions,
     features,
     heads,
     model,
@@ -74,6 +80,13 @@ def make(config: Any, dataset: Any) -> Method:
     width = check(towers, options, dataset.image_size)
     vision_width = towers.image.config.hidden_size
     network = model.Network(options, width, vision_width // 2)
+    size = tuple(dataset.image_size)
+    small = options.small_categories
+    top_k = [
+        options.top_k_small if name in small else options.top_k
+        for name in dataset.categories
+    ]
+    rescale = predict.make_rescale(options.map_weight)
     tokenizer = Tokenizer(backbones.resolve(backbone.directory) / "tokenizer")
     trained = 2 if config.phases.stage2.num_steps else 1
     stage = {"auto": trained, "pooled": 1, "fused": 2}[options.image_head]
@@ -86,18 +99,11 @@ def make(config: Any, dataset: Any) -> Method:
             params = released.read(Path(options.checkpoint).expanduser(), params)
         return params, frozen
 
-    size = tuple(dataset.image_size)
     loss_1, loss_2 = (
         objective.make_loss(network, towers, number, size) for number in (1, 2)
     )
-    small = options.small_categories
-    top_k = [
-        options.top_k_small if name in small else options.top_k
-        for name in dataset.categories
-    ]
     encode = features.make_encode(towers.image, options.layers)
-    rescale = predict.make_rescale(options.map_weight)
-    return Method(
+    method = Method(
         init=init,
         phases=(
             Phase("stage1", loss_1, trainable_1(options)),
@@ -107,6 +113,27 @@ def make(config: Any, dataset: Any) -> Method:
         encode=encode if options.cache_features else None,
         rescale=rescale if options.image_minmax == "category" else None,
     )
+    if options.prompts != "captions":
+        return method
+    check_untrained(config.phases)
+    finish = predict.make_finish(options, size, top_k)
+    return method._replace(
+        init=captions.make_init(
+            towers.text, tower.params, tokenizer, dataset.categories, options
+        ),
+        predict=captions.make_predict(towers.image, size, finish),
+        encode=None,
+    )
+
+
+def check_untrained(phases: Mapping[str, Any]) -> None:
+    """Raises ValueError where the baseline without parameters is asked to train."""
+    for name in phases:
+        if phases[name].num_steps:
+            raise ValueError(
+                f"config.phases.{name}.num_steps={phases[name].num_steps}, but with "
+                "config.bayes_pfl.prompts='captions' nothing is trained; set it to 0"
+            )
 
 
 def build_towers(
@@ -190,9 +217,10 @@ def trainable_1(options: settings.Options) -> tuple[str, ...]:
     """Path patterns of stage 1: everything its loss reaches."""
     parts = [
         *("prompts", "temperatures", "attention", "class_mapping"),
-        *("context_encoder", "state_encoder"),
-        *("context_flow", "normal_flow", "abnormal_flow"),
     ]
+    if options.prompts == "drawn":
+        parts += ["context_encoder", "state_encoder"]
+        parts += ["context_flow", "normal_flow", "abnormal_flow"]
     if options.isd_input == "fused":
         parts.append("fuse")
     if options.reconstruction_weight:

@@ -178,6 +178,13 @@ def draw(
     return Draw(mean, variance, start, end, logdet)
 
 
+def no_draw(eps: Array) -> Draw:
+    """Returns a draw that shifts nothing and has no divergence, like eps [N, R, D]."""
+    zeros = jnp.zeros_like(eps)
+    first = zeros[:, :1]
+    return Draw(first, jnp.ones_like(first), zeros, zeros, zeros[..., 0])
+
+
 def kl_image_specific(found: Draw, valid: Array | None = None) -> Array:
     """Mean of the KL estimate over images and draws, a scalar.
 

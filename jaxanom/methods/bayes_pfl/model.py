@@ -28,15 +28,17 @@ class Network(nn.Module):
         o, width, hidden = self.options, self.width, self.hidden
         self.prompts = Bank(o.num_prompts, o.num_context, o.num_states, width)
         self.temperatures = Temperatures()
+        self.attention = heads.CrossModelAttention(len(o.layers), o.num_heads, width)
+        self.class_mapping = nn.Dense(width)
+        self.image_mapping = nn.Dense(width)
+        self.fuse = heads.Fuse(hidden, width)
+        if o.prompts == "learned":
+            return
         self.context_encoder = distributions.Encoder(hidden, width, o.variance)
         self.state_encoder = distributions.Encoder(hidden, width, o.variance)
         self.context_flow = distributions.AmortisedFlow(o.num_flow_steps)
         self.normal_flow = distributions.FreeFlow(o.num_flow_steps, width)
         self.abnormal_flow = distributions.FreeFlow(o.num_flow_steps, width)
-        self.attention = heads.CrossModelAttention(len(o.layers), o.num_heads, width)
-        self.class_mapping = nn.Dense(width)
-        self.image_mapping = nn.Dense(width)
-        self.fuse = heads.Fuse(hidden, width)
         if o.reconstruction_weight:
             self.context_decoder = distributions.Mlp(hidden, width)
             self.context_flow_out = nn.Dense(width)
@@ -51,6 +53,8 @@ class Network(nn.Module):
           patch_tokens: [N, S, L, V]; only read with isd_input="fused".
           noise: of N rows.
         """
+        if self.options.prompts == "learned":
+            return distributions.Draws(*map(distributions.no_draw, noise))
         constraint = self.options.flow_constraint
         seen = image_features
         if self.options.isd_input == "fused":
@@ -180,6 +184,9 @@ def init(network: Network, vision_width: int, key: PRNGKey) -> Params:
     def uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.uniform(-(width**-0.5), width**-0.5, shape).astype(np.float32)
 
+    flows = {"(normal|abnormal)_flow/.*": initialise.normal(1.0)}
+    if o.prompts == "learned":
+        flows = {}
     rows = jnp.zeros((1, o.draws_train, width))
     return initialise.parameters(
         network,
@@ -192,7 +199,7 @@ def init(network: Network, vision_width: int, key: PRNGKey) -> Params:
             "prompts/normal": around(0.5),
             "prompts/abnormal": around(-0.5),
             "temperatures/.*": initialise.constant(np.log(1 / 0.07)),
-            "(normal|abnormal)_flow/.*": initialise.normal(1.0),
+            **flows,
             "attention/query/.*": uniform,
             "attention/projections": initialise.normal(0.02),
             ".*/kernel": initialise.normal(0.02),

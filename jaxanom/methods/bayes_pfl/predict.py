@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.contracts import PredictFn
-from jaxanom.methods.bayes_pfl import distributions, features, heads, model, objective
+from jaxanom.methods.bayes_pfl import (
+    distributions,
+    features,
+    heads,
+    model,
+    objective,
+    settings,
+)
 from jaxanom.types import Array, Predictions
 
 MAPS_AT_ONCE = 16
@@ -35,7 +42,7 @@ def make_predict(
       `score_parts` holds [image head, mean of the top pixels of the unsmoothed map].
     """
     options = network.options
-    smoothing = [gaussian_matrix(size, options.sigma) for size in image_size]
+    finish = make_finish(options, image_size, top_k)
 
     def predict(params, frozen, batch, key):
         seen = features.of_batch(towers.image, frozen, batch, options.layers)
@@ -55,21 +62,40 @@ def make_predict(
             batch["category_id"],
             noise,
         )
-        shares = top_shares(maps, jnp.asarray(top_k)[batch["category_id"]])
+        return finish(scores, maps, batch["category_id"])
+
+    return predict
+
+
+def make_finish(
+    options: settings.Options, image_size: tuple[int, int], top_k: Sequence[int]
+) -> Callable[[Array, Array, Array], Predictions]:
+    """Returns (image heads [N, R], maps [N, R, H, W], category_id [N]) -> Predictions.
+
+    Args:
+      options: `sigma` and `map_weight` are read.
+      image_size: (H, W).
+      top_k: see `make_predict`.
+    """
+    smoothing = [gaussian_matrix(size, options.sigma) for size in image_size]
+
+    def finish(scores: Array, maps: Array, category_id: Array) -> Predictions:
+        shares = top_shares(maps, jnp.asarray(top_k)[category_id])
         if options.sigma:
             maps = jnp.einsum("Yy,nryx,Xx->nrYX", smoothing[0], maps, smoothing[1])
         parts = jnp.stack([scores, shares], axis=-1)  # [N, R, 2]
         weights = jnp.asarray([1 - options.map_weight, options.map_weight])
         final = parts @ weights  # [N, R]
+        drawn = options.prompts == "drawn"
         return Predictions(
             anomaly_map=jnp.mean(maps, 1),
             image_score=jnp.mean(final, 1),
-            anomaly_map_std=jnp.std(maps, 1),
-            image_score_std=jnp.std(final, 1),
+            anomaly_map_std=jnp.std(maps, 1) if drawn else None,
+            image_score_std=jnp.std(final, 1) if drawn else None,
             score_parts=jnp.mean(parts, 1),
         )
 
-    return predict
+    return finish
 
 
 def per_draw(

@@ -19,6 +19,7 @@ CHOICES = {
     "image_minmax": ("none", "category"),
     "clip_act": ("", "gelu", "quick_gelu"),
     "names": ("released", "spaced"),
+    "prompts": ("drawn", "learned", "captions"),
 }
 
 
@@ -26,6 +27,11 @@ class Options(NamedTuple):
     """Keys of `config.bayes_pfl`; a key left out has the value below.
 
     Attributes:
+      prompts: "drawn" from distributions around a learned bank, which is the method;
+        baselines: the "learned" bank alone, without distributions or draws; or a
+        normal and an abnormal caption that CLIP knows, "captions", nothing trained.
+      normal_caption, abnormal_caption: of prompts="captions"; "{category}" stands for
+        the class name.
       num_prompts, num_context, num_states: B prompt pairs of P context and Q state
         tokens.
       num_flow_steps: K.
@@ -65,6 +71,9 @@ class Options(NamedTuple):
       remat: recompute the text tower in the backward pass instead of storing it.
     """
 
+    prompts: str = "drawn"
+    normal_caption: str = "a photo of a flawless {category}"
+    abnormal_caption: str = "a photo of a damaged {category}"
     num_prompts: int = 3
     num_context: int = 5
     num_states: int = 5
@@ -139,4 +148,26 @@ def read_options(section: Mapping[str, Any]) -> Options:
             raise ValueError(
                 f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 0 to {high}"
             )
+    _check_baseline(options)
     return options
+
+
+def _check_baseline(options: Options) -> None:
+    """Raises ValueError for settings that a baseline without draws would not heed."""
+    if options.prompts == "drawn":
+        return
+    for name, wanted in (
+        ("draws_train", 1),
+        ("draws_test", 1),
+        ("reconstruction_weight", 0.0),
+    ):
+        if getattr(options, name) != wanted:
+            raise ValueError(
+                f"config.bayes_pfl.{name}={getattr(options, name)}, but prompts="
+                f"{options.prompts!r} draws nothing; set it to {wanted}"
+            )
+    for caption in (options.normal_caption, options.abnormal_caption):
+        if caption.count("{category}") != 1:
+            raise ValueError(
+                f"config.bayes_pfl caption {caption!r}; wanted {{category}} once"
+            )
