@@ -1,7 +1,7 @@
 """What a notebook needs: train, load a run, predict, generate, evaluate, report."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from jaxanom import prepared as prepared_config
 from jaxanom import record, trees
+from jaxanom.contracts import Metric
 from jaxanom.data import catalog, folders, generated, images, pipeline, pools
 from jaxanom.evaluation import calibration, protocols, runner
 from jaxanom.methods.defect_generation import drawing
@@ -222,8 +223,15 @@ def detect(
     return detections.write(Path(directory), files, found, threshold)
 
 
-def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
+def evaluate(
+    run: Run, num_examples: int = 12, extra: Mapping[str, Metric] | None = None
+) -> dict[str, Any]:
     """Scores a detector on its test images; writes `evaluation.json` and examples.
+
+    Args:
+      run: of a method that detects.
+      num_examples: images whose maps are written.
+      extra: further metrics by name, beside those of the protocol.
 
     Returns:
       {"mean", "per_category", "num_images", "curves"}.
@@ -240,6 +248,7 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
     protocol = protocols.image_detection(rescale)
     if catalog.has_masks(dataset, division.test):
         protocol = protocols.few_shot_supervised(rescale=rescale)
+        protocol = protocols.with_spread(protocol)
     protocol, pooled = protocols.with_classes(protocol, prepared.method.target)
     source = catalog.source(dataset, division.test)
     batches = (
@@ -250,7 +259,7 @@ def evaluate(run: Run, num_examples: int = 12) -> dict[str, Any]:
     results = runner.evaluate(
         lambda batch: apply(run.params, run.frozen, batch, key),
         batches,
-        protocol.metrics,
+        {**protocol.metrics, **(extra or {})},
         categories=dataset.categories,
         curves=protocol.curves,
         keep_indices=chosen,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxanom.contracts import Metric
-from jaxanom.metrics import ranking, recognition, regions
+from jaxanom.metrics import ranking, recognition, regions, uncertainty
 
 
 class Protocol(NamedTuple):
@@ -106,12 +106,27 @@ def columns_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     Args:
       results: of `runner.evaluate`.
     """
-    known = few_shot_supervised().columns | classification("").columns
+    known = with_spread(few_shot_supervised()).columns | classification("").columns
     return {
         key: heading
         for key, heading in known.items()
         if any(key in result["mean"] for result in results)
     }
+
+
+def with_spread(protocol: Protocol) -> Protocol:
+    """Adds whether the spread of maps finds their errors.
+
+    Detectors without a spread report nothing of it; see `metrics.uncertainty`.
+    """
+    return protocol._replace(
+        metrics={**protocol.metrics, "errors": uncertainty.error_detection()},
+        columns={
+            **protocol.columns,
+            "pixel_error_auroc": "Errors by std, AUROC",
+            "pixel_error_auroc_of_mean": "Errors by mean, AUROC",
+        },
+    )
 
 
 def with_classes(protocol: Protocol, target: str | None) -> tuple[Protocol, bool]:
