@@ -119,6 +119,7 @@ def add_zero_shot(config):
             "map_weight": 0.5,
             "sigma": 8.0,
             "image_minmax": "none",
+            "projection_init": "random",
             "clip_act": "gelu",
             "names": "released",
             "shortcuts": True,
@@ -384,6 +385,41 @@ def add_prompt_posterior_phases(config, mixture, num_steps_1, num_steps_2, per_e
     add_phase(config, "particles", mixture, num_steps=num_steps_2, **sgd)
 
 
+def add_prompt_posterior_sweep(config, num_steps_1, num_steps_2, mixture):
+    """Makes a sweep of a config of "app": one posterior, several approximations of it.
+
+    Its prior is proper (every token is pulled), does not move (fitted first, averaged
+    over the clean images) and is all there is besides the likelihood: no weight decay.
+    Predictions average probabilities and leave the prior's own out.
+    """
+    config.app.prior.support, config.app.prior.center = "per_token", "dataset"
+    config.app.prior.lambda_rule, config.app.prior.sigma2 = "sigma2", 1e-2
+    config.app.predict.average, config.app.predict.alpha = "probs", 1.0
+    # With the median bandwidth 1/N would make steps N times shorter.
+    config.app.particles.normalise = "sum"
+    config.app.particles.step_size = 0.05
+    sgd = {"optimizer": "sgd", "momentum": 0.9, "clip_norm": 0.0}
+    add_phase(
+        config, "prior", mixture, num_steps=num_steps_1, learning_rate=2e-2, **sgd
+    )
+    add_phase(
+        config, "particles", mixture, num_steps=num_steps_2, learning_rate=2e-2, **sgd
+    )
+    config.sweep = ml_collections.ConfigDict(
+        {
+            "num_particles": (1, 4, 16, 64),
+            "update": ("map", "svgd", "gfsd", "blob", "sgld"),
+            "rkhs": ("rbf",),
+            "step_size": (1.0,),
+            "scale": {},  # of a transport, where its steps have another length
+            "seed": (0, 1, 2, 3, 4),
+            "num_snapshots": 8,
+            "prompts_together": 4096,
+            "development_seed": 0,
+        }
+    )
+
+
 def detector_options():
     """Section `downstream`."""
     return {
@@ -436,6 +472,9 @@ def shrink(config, arg):
             config.generate.num_steps = 2
             config.detector.batch_size = 4
             config.detector.phase.num_steps = 2
+        if "sweep" in config:
+            config.sweep.num_particles, config.sweep.seed = (1, 2), (0, 1)
+            config.sweep["update"], config.sweep.num_snapshots = ("svgd", "sgld"), 2
         if "adp" in config:
             config.data.shots = 0
             config.adp.num_synthetic, config.adp.num_settings = 4, 8

@@ -104,8 +104,13 @@ def text_features(
     rest_in = rest.token_embeddings + positions[length:]  # [P, K, L1, D]
     hidden = encode(params, config, first, rest_in, dtype)
     ends = rest.eos_positions[..., None, None]
-    pooled = jnp.take_along_axis(hidden, ends, axis=2)[:, :, 0]  # [P, K, D]
-    pooled = _layer_norm(model["final_layer_norm"], pooled, config)
+    last = jnp.take_along_axis(hidden, ends, axis=2)[:, :, 0]  # [P, K, D]
+    return project(params, config, last)
+
+
+def project(params: Params, config: clip.TextConfig, last: Array) -> Array:
+    """Final norm and projection of states at the end tokens, [..., D] -> [..., K]."""
+    pooled = _layer_norm(params["text_model"]["final_layer_norm"], last, config)
     kernel = params["text_projection"]["kernel"]
     return pooled @ kernel.astype(pooled.dtype)
 

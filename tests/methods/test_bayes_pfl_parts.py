@@ -1,5 +1,7 @@
 """Options, initial weights, sentences, heads and released names, part by part."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +20,7 @@ from jaxanom.methods.bayes_pfl import (
     sentences,
     settings,
 )
-from jaxanom.models import backbones
+from jaxanom.models import backbones, clip
 from jaxanom.models.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -290,3 +292,69 @@ def test_the_published_setting_has_the_published_number_of_parameters():
         distributions.Noise(rows, rows, rows),
     )
     assert trees.num_params(shapes) == 27_370_017 - 3_872_512
+
+
+def test_pairs_with_one_beginning_are_encoded_as_two_sentences(tiny_backbone):
+    made = Made(tiny_backbone)
+    rng = np.random.default_rng(2)
+    shape = (3, 2, 2, 2, 5, made.network.width)  # [N, 2, R, B, P + Q, D]
+    vectors = rng.normal(size=shape).astype(np.float32)
+    vectors[:, 1, ..., :3, :] = vectors[:, 0, ..., :3, :]
+    category_id = jnp.array([1, 0, 2])
+    names = sentences.Names(**made.frozen["names"])
+    tower, params = made.towers.text, made.frozen["clip"]
+
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def pairs(vectors, chunk=None, num_shared=3):
+        return sentences.encode_pairs(
+            tower, params, names, vectors, num_shared, category_id, chunk
+        )
+
+    plain = jax.jit(
+        lambda vectors: sentences.encode(tower, params, names, vectors, category_id)
+    )
+    wanted = plain(vectors)
+    for chunk in (None, 5):  # 12 pairs: a last chunk of two
+        found = pairs(vectors, chunk)
+        assert found.shape == wanted.shape
+        # Two orders of float32 sums through the tower.
+        np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-5)
+
+    def summed(encode):
+        def loss(vectors):
+            both = jnp.concatenate([vectors[:, :1], vectors[:, :1]], axis=1)
+            both = both.at[..., 3:, :].set(vectors[..., 3:, :])
+            return jnp.sum(jnp.sin(3 * encode(both)))
+
+        return jax.grad(loss)(vectors)
+
+    grads, wanted_grads = summed(pairs), summed(plain)
+    np.testing.assert_allclose(grads, wanted_grads, rtol=1e-3, atol=1e-5)
+    # Negative control: beginnings that differ are not what the shared form is for.
+    other = vectors.copy()
+    other[:, 1, ..., 0, :] *= -1
+    assert np.abs(pairs(other) - plain(other)).max() > 1e-2
+
+
+def test_projections_may_start_at_clips_own(tiny_backbone):
+    made = Made(tiny_backbone)
+    tower = made.towers.image
+    clip_params = made.frozen["clip"]
+    shifted = dict(clip_params["vision_model"])
+    rng = np.random.default_rng(3)
+    scale = rng.uniform(0.5, 2, made.towers.image.config.hidden_size)
+    shifted["post_layernorm"] = {"scale": jnp.asarray(scale), "bias": jnp.zeros(16)}
+    clip_params = {**clip_params, "vision_model": shifted}
+    tokens = jnp.asarray(rng.normal(2, 3, (5, 16)), jnp.float32)
+    wanted = tower.apply({"params": clip_params}, tokens, method="project_tokens")
+    matrix = model.clip_projection(clip_params)
+    # The norm's epsilon, 1e-5 beside a variance of 9.
+    np.testing.assert_allclose(
+        clip.normalise(tokens @ matrix), clip.normalise(wanted), atol=1e-5
+    )
+    for start in ("clip", "random"):
+        method = bayes_pfl.make(config(tiny_backbone, projection_init=start), DATASET)
+        params, frozen = method.init(jax.random.key(0))
+        found = params["attention"]["projections"]
+        same = np.allclose(found[0], model.clip_projection(frozen["clip"]))
+        assert same == (start == "clip")

@@ -23,6 +23,7 @@ abstract suggest, we follow the code by default:
 |   categories                                     |                                 |
 | image-specific noise drawn anew per image        | same, seeded by the image       |
 | one image at a time when testing                 | any batch                       |
+| patch projections start at random                | `projection_init`               |
 
 A released checkpoint is evaluated by a run without steps: `checkpoint` names the file,
 both phases have `num_steps = 0`, and `image_head` is "fused" (or "pooled" for a file of
@@ -32,9 +33,10 @@ Two baselines are settings of the same method, so that evaluator, maps and score
 one: `prompts` = "learned" trains the bank alone, without distributions or draws, and
 "captions" is plain CLIP between two captions.
 
-Exact speed-ups (`shortcuts`): text cut after its last needed token, one map per pair
-instead of two, in training only the drawn pair; `cache_features` runs the image tower
-once over the data. Pinned by tests/parity/bayes_pfl and tests/methods.
+Exact speed-ups (`shortcuts`): text cut after its last needed token, the context vectors
+of a normal and an abnormal prompt encoded once, one map per pair instead of two, in
+training only the drawn pair; `cache_features` runs the image tower once over the data.
+Pinned by tests/parity/bayes_pfl and tests/methods.
 """
 
 import dataclasses
@@ -94,7 +96,10 @@ def make(config: Any, dataset: Any) -> Method:
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         found = names_of(tower.params, towers.text, tokenizer, dataset, options)
         frozen = {"clip": tower.params, "names": found._asdict()}
-        params = model.init(network, vision_width, key)
+        start = None
+        if options.projection_init == "clip":
+            start = model.clip_projection(tower.params)
+        params = model.init(network, vision_width, key, start)
         if options.checkpoint:
             params = released.read(Path(options.checkpoint).expanduser(), params)
         return params, frozen

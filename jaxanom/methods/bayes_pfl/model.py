@@ -173,8 +173,32 @@ class Temperatures(nn.Module):
         return self.param("pixel", init, ()), self.param("image", init, ())
 
 
-def init(network: Network, vision_width: int, key: PRNGKey) -> Params:
-    """Draws parameters as the released code does; nothing is compiled."""
+def clip_projection(params: Params) -> np.ndarray:
+    """Returns [V, D]: what CLIP does to its last class token, as one matrix.
+
+    Centring, the post layer norm's scale and the projection; its bias is left out, and
+    its division by the deviation drops out where the result is normalised.
+    """
+    scale = np.asarray(params["vision_model"]["post_layernorm"]["scale"])
+    kernel = scale[:, None] * np.asarray(params["visual_projection"]["kernel"])
+    return kernel - kernel.mean(axis=0)
+
+
+def init(
+    network: Network,
+    vision_width: int,
+    key: PRNGKey,
+    projection: np.ndarray | None = None,
+) -> Params:
+    """Draws parameters as the released code does; nothing is compiled.
+
+    Args:
+      network: module.
+      vision_width: V.
+      key: of all draws.
+      projection: [V, D] that the patch projections of all layers start at; None draws
+        them.
+    """
     o, width = network.options, network.width
 
     def around(mean: float) -> initialise.Draw:
@@ -183,6 +207,12 @@ def init(network: Network, vision_width: int, key: PRNGKey) -> Params:
 
     def uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.uniform(-(width**-0.5), width**-0.5, shape).astype(np.float32)
+
+    projections = initialise.normal(0.02)
+    if projection is not None:
+
+        def projections(rng: np.random.Generator, shape: tuple[int, ...]):
+            return np.broadcast_to(projection, shape)
 
     flows = {"(normal|abnormal)_flow/.*": initialise.normal(1.0)}
     if o.prompts == "learned":
@@ -201,7 +231,7 @@ def init(network: Network, vision_width: int, key: PRNGKey) -> Params:
             "temperatures/.*": initialise.constant(np.log(1 / 0.07)),
             **flows,
             "attention/query/.*": uniform,
-            "attention/projections": initialise.normal(0.02),
+            "attention/projections": projections,
             ".*/kernel": initialise.normal(0.02),
         },
     )

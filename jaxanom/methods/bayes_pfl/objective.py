@@ -37,16 +37,32 @@ def text_features(
     category_id: Array,
     chunk: int | None = None,
 ) -> Array:
-    """Returns text embeddings of length one, [N, 2, R, B, D]: (normal, abnormal)."""
+    """Returns text embeddings of length one, [N, 2, R, B, D]: (normal, abnormal).
+
+    Args:
+      network, tower: modules.
+      params, frozen: their weights.
+      draws: of N images.
+      category_id: [N].
+      chunk: sentences at a time; None takes all at once.
+    """
     vectors = network.apply({"params": params}, draws, method="prompt_vectors")
-    found = sentences.encode(
-        tower,
-        frozen["clip"],
-        sentences.Names(**frozen["names"]),
-        vectors,
-        category_id,
-        chunk,
-    )
+    options, names = network.options, sentences.Names(**frozen["names"])
+    # The shared form stores every layer, which is what `remat` is to avoid.
+    if options.shortcuts and not options.remat:
+        found = sentences.encode_pairs(
+            tower,
+            frozen["clip"],
+            names,
+            vectors,
+            options.num_context,
+            category_id,
+            chunk and -(-chunk // 2),
+        )
+    else:
+        found = sentences.encode(
+            tower, frozen["clip"], names, vectors, category_id, chunk
+        )
     return clip.normalise(found)
 
 

@@ -2,17 +2,19 @@
 
 The sentence of a class is "X name" with X replaced by P + Q vectors. The text tower is
 causal and read at the end-of-text token only, so columns after the last such token may
-be cut: they cost three quarters of the time and change no feature.
+be cut: they cost three quarters of the time and change no feature. For the same reason
+the normal and the abnormal prompt of a draw, which begin with the same context vectors,
+may be encoded as one beginning with two ends.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.models import clip, prompts
+from jaxanom.models import clip, prompts, shared_prefix
 from jaxanom.types import Array, Params
 
 RENAMED = {
@@ -123,9 +125,7 @@ def encode(
       [N, ..., D] text features, not normalised.
     """
     *lead, num_vectors, width = prompt_vectors.shape
-    per_image = int(np.prod(lead[1:]))
     rows = prompt_vectors.reshape(-1, num_vectors, width)
-    category_rows = jnp.repeat(category_id, per_image)
     variables = {
         "params": {key: params[key] for key in ("text_model", "text_projection")}
     }
@@ -137,11 +137,68 @@ def encode(
             eos_positions=found.eos_positions[category_rows],
         ).text_features
 
+    category_rows = jnp.repeat(category_id, rows.shape[0] // lead[0])
+    return _in_chunks(batch, rows, category_rows, chunk).reshape(*lead, -1)
+
+
+def encode_pairs(
+    tower: clip.TextTower,
+    params: Params,
+    found: Names,
+    prompt_vectors: Array,
+    num_shared: int,
+    category_id: Array,
+    chunk: int | None = None,
+) -> Array:
+    """`encode` of pairs whose first vectors are equal; those are encoded once.
+
+    Args:
+      tower, params, found, category_id: as in `encode`.
+      prompt_vectors: [N, 2, ..., P + Q, D]; of the second axis, [:, 1, ..., :P] is
+        taken to equal [:, 0, ..., :P].
+      num_shared: P.
+      chunk: pairs at a time; None takes all at once.
+
+    Returns:
+      [N, 2, ..., D] text features, not normalised.
+    """
+    num_images, _, *middle, num_vectors, width = prompt_vectors.shape
+    by_pair = jnp.moveaxis(prompt_vectors, 1, -3)  # [N, ..., 2, P + Q, D]
+    rows = by_pair.reshape(-1, 2, num_vectors, width)
+    start = 1 + num_shared  # behind the start token
+    positions = params["text_model"]["embeddings"]["position_embedding"]["embedding"]
+
+    def batch(rows: Array, category_rows: Array) -> Array:
+        placed = assemble(found, rows, category_rows)  # [M, 2, L, D]
+        placed = placed + positions[: placed.shape[2]]
+        hidden = shared_prefix.encode(
+            params,
+            tower.config,
+            placed[:, 0, :start],
+            placed[:, :, start:],
+            tower.dtype,
+        )  # [M, 2, L - start, D]
+        ends = (found.eos_positions[category_rows] - start)[:, None, None, None]
+        last = jnp.take_along_axis(hidden, ends, axis=2)[:, :, 0]
+        return shared_prefix.project(params, tower.config, last)
+
+    category_rows = jnp.repeat(category_id, rows.shape[0] // num_images)
+    features = _in_chunks(batch, rows, category_rows, chunk)  # [M, 2, D]
+    features = features.reshape(num_images, *middle, 2, -1)
+    return jnp.moveaxis(features, -2, 1)
+
+
+def _in_chunks(
+    batch: Callable[[Array, Array], Array],
+    rows: Array,
+    category_rows: Array,
+    chunk: int | None,
+) -> Array:
+    """Applies `batch` to `chunk` rows at a time, which bounds the memory."""
     if chunk is None or chunk >= rows.shape[0]:
-        return batch(rows, category_rows).reshape(*lead, -1)
+        return batch(rows, category_rows)
 
     def one(row: tuple[Any, Any]) -> Array:
         return batch(row[0][None], row[1][None])[0]
 
-    features = jax.lax.map(one, (rows, category_rows), batch_size=chunk)
-    return features.reshape(*lead, -1)
+    return jax.lax.map(one, (rows, category_rows), batch_size=chunk)

@@ -19,6 +19,7 @@ CHOICES = {
     "image_minmax": ("none", "category"),
     "clip_act": ("", "gelu", "quick_gelu"),
     "names": ("released", "spaced"),
+    "projection_init": ("random", "clip"),
     "prompts": ("drawn", "learned", "captions"),
 }
 
@@ -61,6 +62,8 @@ class Options(NamedTuple):
       sigma: of the Gaussian that smooths the map, in pixels; 0 is none.
       image_minmax: "category" scales both parts of the image score to [0, 1] over all
         test images of a category: transductive, only for evaluation.
+      projection_init: of the patch projections A_l; "clip" starts every layer at CLIP's
+        own way into the joint space.
       clip_act: activation of both towers; "" is that of the weights' config.
       names: class names as the "released" code words them, or "spaced" (underscores
         are spaces).
@@ -99,6 +102,7 @@ class Options(NamedTuple):
     map_weight: float = 0.5
     sigma: float = 8.0
     image_minmax: str = "none"
+    projection_init: str = "random"
     clip_act: str = "gelu"
     names: str = "released"
     shortcuts: bool = True
