@@ -393,7 +393,7 @@ def add_prompt_posterior_sweep(config, num_steps_1, num_steps_2, mixture):
     Predictions average probabilities and leave the prior's own out.
     """
     config.app.prior.support, config.app.prior.center = "per_token", "dataset"
-    config.app.prior.lambda_rule, config.app.prior.sigma2 = "sigma2", 1e-2
+    config.app.prior.lambda_rule, config.app.prior.sigma2 = "sigma2", 1.0
     config.app.predict.average, config.app.predict.alpha = "probs", 1.0
     # With the median bandwidth 1/N would make steps N times shorter.
     config.app.particles.normalise = "sum"
@@ -411,7 +411,17 @@ def add_prompt_posterior_sweep(config, num_steps_1, num_steps_2, mixture):
             "update": ("map", "svgd", "gfsd", "blob", "sgld"),
             "rkhs": ("rbf",),
             "step_size": (1.0,),
-            "scale": {},  # of a transport, where its steps have another length
+            "scale": {  # of a transport whose steps have another length
+                "map": 1.0,
+                "svgd": 1.0,
+                "gfsd": 1.0,
+                "blob": 1.0,
+                "gfsf": 1.0,
+                "noisy_svgd": 1.0,
+                "sgld": 1.0,
+                "psgld": 1.0,
+                "langevin": 1.0,
+            },
             "seed": (0, 1, 2, 3, 4),
             "num_snapshots": 8,
             "prompts_together": 4096,

@@ -17,7 +17,7 @@ from jaxanom.models import mobilenet_v2
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.training import plan
-from jaxanom.types import Frozen
+from jaxanom.types import Batch, Frozen
 
 IN_RUN = "run:"
 SHOTS, FEATURES = "shots", "features"
@@ -229,24 +229,40 @@ def batch_maker(
     """
     config, data = prepared.config, prepared.config.data
     if prepared.method.encode is not None:
-        used = {name for mix in mixtures.values() for name in mix if mix[name]}
+        used, encode = used_pools(mixtures), jax.jit(prepared.method.encode)
         sources = {
-            name: _encoded(prepared, frozen, source)
+            name: encoded(config, encode, frozen, source)
             for name, source in sources.items()
             if name in used and len(source)
         }
     return pools.batch_maker(sources, mixtures, data.batch_size, config.seed)
 
 
-def _encoded(prepared: Prepared, frozen: Frozen, source: catalog.Source):
-    data = prepared.config.data
+def used_pools(mixtures: Mapping[str, Mapping[str, float]]) -> set[str]:
+    """Returns the names of pools that any phase draws from."""
+    return {name for mix in mixtures.values() for name in mix if mix[name]}
+
+
+def encoded(
+    config: ml_collections.ConfigDict,
+    encode: Callable[[Frozen, Batch], Batch],
+    frozen: Frozen,
+    source: catalog.Source,
+) -> catalog.Source:
+    """Runs a frozen tower once over all views of a source.
+
+    Args:
+      config: its `data` and `seed` are read.
+      encode: `Method.encode`, jitted.
+      frozen: of the method.
+      source: at least one image.
+    """
+    data = config.data
 
     def view(example, number):
         return transforms.views(
-            example, number, prepared.config.seed, tuple(data.flips), data.shift
+            example, number, config.seed, tuple(data.flips), data.shift
         )
-
-    encode = jax.jit(prepared.method.encode)
 
     def encode_batch(batch):
         return encode(frozen, batch)
@@ -258,7 +274,7 @@ def _encoded(prepared: Prepared, frozen: Frozen, source: catalog.Source):
         encode_batch = feature_cache.remembered(
             encode_batch,
             directory,
-            feature_cache.identity(prepared.method.encode, frozen, first),
+            feature_cache.identity(encode, frozen, first),
             [name for name in fields if name not in first],
             [name for name in fields if name in first],
         )

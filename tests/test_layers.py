@@ -18,6 +18,7 @@ ROWS = {
     "cli": 7,
     "workflow": 6,
     "api": 5,
+    "sweep": 5,
     "prepared": 4,
     "report": 4,
     "deploy": 4,

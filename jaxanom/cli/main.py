@@ -12,6 +12,7 @@ VERBS = {
     "fewshot": "learn a detector from a handful of normal images of a product",
     "evaluate": "score a trained detector on a test split",
     "detect": "score images of your own with a trained detector; heat maps",
+    "sweep": "particle counts against transports: one table, one page of plots",
     "report": "one self-contained HTML file from one or more runs",
     "data": "write the procedural dataset, or check a folder of images",
     "doctor": "tell what this machine has, and what a checkpoint is and needs",

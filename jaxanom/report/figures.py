@@ -28,12 +28,20 @@ PLOT_POINTS = 400
 
 
 class Series(NamedTuple):
-    """One line of a plot; `steps` holds each height to the left of its point."""
+    """One line of a plot.
+
+    Attributes:
+      name: in the legend; "" leaves it out.
+      x, y: points.
+      steps: holds each height to the left of its point.
+      dots: marks the points and draws no line.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
     steps: bool = False
+    dots: bool = False
 
 
 class Panel(NamedTuple):
@@ -45,6 +53,7 @@ class Panel(NamedTuple):
       series: lines, in order of colour.
       unit: both axes span [0, 1].
       log_y: logarithmic heights; used if all are positive.
+      log_x: doublings of x are alike, and points are marked: for counts.
       diagonal: draws the line of chance.
       limit: shades x beyond it.
     """
@@ -55,6 +64,7 @@ class Panel(NamedTuple):
     series: tuple[Series, ...]
     unit: bool = False
     log_y: bool = False
+    log_x: bool = False
     diagonal: bool = False
     limit: float | None = None
 
@@ -198,15 +208,23 @@ def _draw(axes: Any, panel: Panel) -> None:
             np.append(y[:-1:stride], y[-1:]),
             label=_label(series.name),
             color=LINE_COLORS[number % len(LINE_COLORS)],
-            linestyle=LINE_STYLES[number % len(LINE_STYLES)],
+            linestyle=(
+                "none" if series.dots else LINE_STYLES[number % len(LINE_STYLES)]
+            ),
             linewidth=1.8,
             drawstyle="steps-pre" if series.steps else "default",
-            marker="o" if len(x) == 1 else None,
+            marker="o" if len(x) == 1 or series.dots or panel.log_x else None,
+            markersize=3 if series.dots else 4,
         )
     heights = np.concatenate([np.asarray(s.y, float) for s in panel.series] or [[]])
     heights = heights[np.isfinite(heights)]
     if panel.log_y and heights.size and heights.min() > 0:
         axes.set_yscale("log")
+    if panel.log_x:
+        places = sorted({value for series in panel.series for value in series.x})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(places, [f"{value:g}" for value in places], minor=False)
+        axes.set_xticks([], minor=True)
     if panel.unit:
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.03))
     axes.set_xlabel(panel.x_label)
@@ -214,7 +232,7 @@ def _draw(axes: Any, panel: Panel) -> None:
     axes.grid(True, color=_FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    if panel.series:
+    if any(series.name for series in panel.series):
         axes.legend(frameon=False, fontsize=8)
 
 

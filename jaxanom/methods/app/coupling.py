@@ -27,6 +27,10 @@ from jaxanom.posterior import (
 
 FLOWS = ("svgd", "gfsd", "blob", "gfsf", "map")
 SAMPLERS = ("noisy_svgd", "sgld", "psgld", "langevin")
+UPDATES = FLOWS + SAMPLERS
+COUPLED = ("svgd", "gfsd", "blob", "gfsf", "noisy_svgd")
+"""Those in which particles feel one another, through an RKHS."""
+KERNELS = tuple(kernels.NAMES)
 OF_SAMPLERS = {
     "optimizer": "sgd",
     "momentum": 0.0,
@@ -96,8 +100,8 @@ def check(options: Options, phase: Any) -> None:
       ValueError: names the key.
     """
     for key, known in (
-        ("update", FLOWS + SAMPLERS),
-        ("rkhs", tuple(kernels.NAMES)),
+        ("update", UPDATES),
+        ("rkhs", KERNELS),
         ("space", SPACES),
         ("backend", BACKENDS),
         ("bandwidth_rule", ("median", "heat_equation")),

@@ -58,7 +58,7 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
         settings.bad_name,
         settings.defect_name,
     )
-    particles = coupling.Options(**_section(settings.particles, coupling.Options))
+    particles = options_of(settings.particles)
     if settings.prior.train == "frozen_random" and config.phases.prior.num_steps:
         raise ValueError(
             "config.app.prior.train='frozen_random' leaves the prior as drawn; set "
@@ -81,6 +81,11 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
     )
 
 
+def options_of(section: Any) -> coupling.Options:
+    """Reads `config.app.particles`; ValueError names an unknown key."""
+    return coupling.Options(**_section(section, coupling.Options))
+
+
 def params(parts: Parts, key: PRNGKey, num_particles: int) -> Params:
     """Draws particles and prior network; see `model.init`."""
     width = parts.pair.text_config.hidden_size
@@ -97,12 +102,13 @@ def params(parts: Parts, key: PRNGKey, num_particles: int) -> Params:
     return found
 
 
-def frozen(parts: Parts, dataset: catalog.Dataset) -> Frozen:
+def frozen(parts: Parts, dataset: catalog.Dataset | None = None) -> Frozen:
     """Returns what is not trained: towers, classes and, for `center`, image features.
 
     Args:
       parts: of `assemble`.
-      dataset: the training part, whose clean images `prior.center="dataset"` averages.
+      dataset: the training part, whose clean images `prior.center="dataset"` averages;
+        None leaves that entry, "train_features", to the caller.
     """
     found = {
         "text": parts.pair.text_params,
@@ -110,7 +116,7 @@ def frozen(parts: Parts, dataset: catalog.Dataset) -> Frozen:
         "logit_scale": parts.pair.logit_scale,
         "columns": jnp.asarray(parts.named.columns),
     }
-    if parts.prior.center == "dataset":
+    if parts.prior.center == "dataset" and dataset is not None:
         found["train_features"] = _features(dataset, parts.pair)
     return found
 
