@@ -11,7 +11,14 @@ from jax.sharding import Mesh
 
 from jaxanom import record
 from jaxanom.contracts import Method
-from jaxanom.data import catalog, feature_cache, pipeline, pools, transforms
+from jaxanom.data import (
+    auxiliary,
+    catalog,
+    feature_cache,
+    pipeline,
+    pools,
+    transforms,
+)
 from jaxanom.methods import by_name
 from jaxanom.models import mobilenet_v2
 from jaxanom.parallel import mesh as meshes
@@ -21,6 +28,7 @@ from jaxanom.types import Batch, Frozen
 
 IN_RUN = "run:"
 SHOTS, FEATURES = "shots", "features"
+_AUGMENTED = 17  # the random stream of augmented views, beside those of `data`
 
 
 class Prepared(NamedTuple):
@@ -192,10 +200,13 @@ def _check_views(config: Any, method: Method) -> None:
             f"config.data.feature_cache={data.feature_cache!r}, but {config.method!r} "
             "encodes no images ahead of training; set it to ''"
         )
-    if data.get("feature_cache", "") and method.encode is None:
+    augmented = data.get("augmentation", "") or data.get("mosaic", 0.0)
+    if augmented and method.encode is not None and data.num_views < 2:
         raise ValueError(
-            f"config.data.feature_cache={data.feature_cache!r}, but {config.method!r} "
-            "encodes no images ahead of training; set it to ''"
+            f"config.data.augmentation={data.augmentation!r}, mosaic={data.mosaic}: "
+            "images are encoded once, and of one view each the first is the image "
+            "itself; raise config.data.num_views, or set the method's cache_features "
+            "to False to draw anew in every step"
         )
 
 
@@ -228,14 +239,21 @@ def batch_maker(
       sources, mixtures: of `pools_of`.
     """
     config, data = prepared.config, prepared.config.data
+    transform = auxiliary.make(
+        prepared.dataset,
+        prepared.division.defect,
+        data.get("augmentation", ""),
+        data.get("mosaic", 0.0),
+    )
     if prepared.method.encode is not None:
         used, encode = used_pools(mixtures), jax.jit(prepared.method.encode)
         sources = {
-            name: encoded(config, encode, frozen, source)
+            name: encoded(config, encode, frozen, source, transform)
             for name, source in sources.items()
             if name in used and len(source)
         }
-    return pools.batch_maker(sources, mixtures, data.batch_size, config.seed)
+        transform = None  # it is in the views
+    return pools.batch_maker(sources, mixtures, data.batch_size, config.seed, transform)
 
 
 def used_pools(mixtures: Mapping[str, Mapping[str, float]]) -> set[str]:
@@ -248,6 +266,7 @@ def encoded(
     encode: Callable[[Frozen, Batch], Batch],
     frozen: Frozen,
     source: catalog.Source,
+    transform: pipeline.Transform | None = None,
 ) -> catalog.Source:
     """Runs a frozen tower once over all views of a source.
 
@@ -256,13 +275,18 @@ def encoded(
       encode: `Method.encode`, jitted.
       frozen: of the method.
       source: at least one image.
+      transform: changes every view but the first, after flips and shifts.
     """
     data = config.data
 
     def view(example, number):
-        return transforms.views(
+        shown = transforms.views(
             example, number, config.seed, tuple(data.flips), data.shift
         )
+        if number == 0 or transform is None:
+            return shown
+        place = int(example["index"]), number
+        return transform(shown, pipeline.generator(config.seed, _AUGMENTED, *place))
 
     def encode_batch(batch):
         return encode(frozen, batch)

@@ -33,7 +33,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
         "cashew",
         "chewinggum",
     )
-    options.cache_features = False  # 22 MB an image; True where they fit
+    options.cache_features = False  # images are augmented anew in every step
+    config.data.augmentation = "released"
+    config.data.mosaic = 0.0  # 0.4 where MVTec AD is trained on
     mixture = {"normal": 0.445, "defect": 0.555}
     common.add_zero_shot_phases(config, mixture, 2040, 680)
     if arg == "smoke":

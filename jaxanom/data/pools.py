@@ -165,6 +165,7 @@ def batch_maker(
     mixtures: Mapping[str, Mapping[str, float]],
     batch_size: int,
     seed: int,
+    transform: pipeline.Transform | None = None,
 ) -> Callable[[str, int], Iterator[Mapping[str, Any]]]:
     """Returns (phase name, start step) -> endless host batches, made ahead in a thread.
 
@@ -173,6 +174,7 @@ def batch_maker(
       mixtures: {phase name: {pool name: weight}}.
       batch_size: rows of every batch.
       seed: of all draws.
+      transform: changes every example anew; see `pipeline.batches`.
 
     Raises:
       ValueError: see `check_mixtures`.
@@ -192,7 +194,14 @@ def batch_maker(
     def make(phase: str, start_step: int) -> Iterator[Mapping[str, Any]]:
         source, phase_seed = mixed[phase]
         return pipeline.prefetch(
-            pipeline.batches(source, batch_size, phase_seed, start_step, shuffle=False)
+            pipeline.batches(
+                source,
+                batch_size,
+                phase_seed,
+                start_step,
+                shuffle=False,
+                transform=transform,
+            )
         )
 
     return make

@@ -23,6 +23,8 @@ abstract suggest, we follow the code by default:
 |   categories                                     |                                 |
 | image-specific noise drawn anew per image        | same, seeded by the image       |
 | one image at a time when testing                 | any batch                       |
+| every training image is augmented                | `config.data.augmentation`      |
+| mosaics of four defects, for MVTec AD alone      | `config.data.mosaic`            |
 | patch projections start at random                | `projection_init`               |
 
 A released checkpoint is evaluated by a run without steps: `checkpoint` names the file,
