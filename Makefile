@@ -6,6 +6,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?=
+# Test processes side by side; files are not split, so that their fixtures run once.
+WORKERS ?= auto
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 comma := ,
@@ -21,7 +23,7 @@ quickstart: $(STAMP)
 	$(BIN)/jaxanom quickstart --run runs/quickstart
 
 test: $(STAMP)-test
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP)-test
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
