@@ -1,7 +1,7 @@
 """What particles buy: few-shot accuracy, NLL and ECE against transport and count.
 
     python -m benchmarks.posterior_few_shot --out runs/posterior_few_shot
-        [--tasks defect state caltech] [--steps 240] [--data ../shared/data]
+        [--tasks state defect caltech] [--steps 120] [--data ../shared/data]
 
 Tasks, all on the embedded CLIP: "defect", which of six kinds a procedural metal plate
 shows; "state", normal or damaged (held-out pills); "caltech", twenty classes of
@@ -11,8 +11,8 @@ that number. 16 shots a class.
 Every transport aims at one posterior (a proper, fixed prior around the data-dependent
 mean; no weight decay), so that rows of a task differ in the approximation alone. Step
 sizes are chosen for each transport on a development seed, which is not reported, with
-four particles, by the least kernelised Stein discrepancy: training images only, test
-images choose nothing. Reported: 5 other seeds (of shots, procedural images, batches,
+four particles: the smallest whose kernelised Stein discrepancy is within a tenth of the
+least. That looks at training images only; test images choose nothing. Reported: 5 other seeds (of shots, procedural images, batches,
 first particles and noise). A call that was stopped goes on where it stopped. Writes
 `posterior_few_shot.md`, `.json` and a page for each task.
 """
@@ -37,12 +37,14 @@ from jaxanom.report import sweeps, tables
 from jaxanom.sweep import grid, runner, seeds
 
 RECIPE = "configs/app/sweep_foundry.py"
-TASKS = ("defect", "state", "caltech")
+TASKS = ("state", "defect", "caltech")
 UPDATES = ("map", "svgd", "gfsd", "blob", "sgld")
 NUMBERS = (1, 4, 16, 64)
 STEP_SIZES = (0.3, 1.0, 3.0, 10.0, 30.0)
 DEVELOPMENT_SEED, REPORTED_SEEDS = 0, (1, 2, 3, 4, 5)
 DEVELOPMENT_NUMBER = 4
+TOLERANCE = 0.1
+"""How far above the least discrepancy a smaller step may stay and still be chosen."""
 ABOVE_CHANCE = 2.0
 """Zero-shot accuracy over chance from which on features count as informative."""
 
@@ -105,13 +107,16 @@ def step_sizes(config: ml_collections.ConfigDict, directory: Path) -> dict[str, 
     )
     tried.sweep.step_size = STEP_SIZES
     rows = runner.run(tried, directory, _tell)
-    return {
-        update: min(
-            (row for row in rows if row["update"] == update and row["ksd"] is not None),
-            key=lambda row: row["ksd"],
-        )["step_size"]
-        for update in UPDATES
-    }
+    found = {}
+    for update in UPDATES:
+        tries = {
+            row["step_size"]: row["ksd"]
+            for row in rows
+            if row["update"] == update and row["ksd"] is not None
+        }
+        enough = (1 + TOLERANCE) * min(tries.values())
+        found[update] = min(size for size, value in tries.items() if value <= enough)
+    return found
 
 
 def measure(task: str, data: Path, num_steps: int, out: Path) -> dict[str, Any]:
@@ -163,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
-    parser.add_argument("--steps", type=int, default=240)
+    parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args(argv)
     path = arguments.out / "posterior_few_shot.json"
     results = record.read_json(path)["results"] if path.is_file() else {}
