@@ -37,5 +37,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.generate.num_steps = 25
     config.generate.background = "replay"
     config.detector.batch_size = 8
-    config.detector.phase.num_steps = 150
+    config.detector.phase.num_steps = 250
     return common.shrink(config, arg)
