@@ -91,6 +91,17 @@ def add_zero_shot(config):
     config.model = ml_collections.ConfigDict(
         {"directory": "embedded", "dtype": "float32"}
     )
+    config.selection = ml_collections.ConfigDict(
+        {
+            # "authors": the best by labelled test images of `categories`, which are
+            # then unseen no more; the run's record says so
+            "rule": "last",
+            "categories": (),
+            "every": 68,  # steps; an epoch of VisA
+            "patience": 4,
+            "metrics": {"stage1": "pixel_ap", "stage2": "image_ap"},
+        }
+    )
     config.bayes_pfl = ml_collections.ConfigDict(
         {
             "prompts": "drawn",  # baselines: "learned", "captions"
@@ -103,6 +114,7 @@ def add_zero_shot(config):
             "num_heads": 4,
             "layers": (6, 12, 18, 24),
             "draws_train": 1,
+            "draws_selection": 5,
             "draws_test": 10,
             "kl_weight": 0.01,
             "iad_logdet": "author",
@@ -220,7 +232,7 @@ def add_generation(config):
             "batch_size": 8,
             "seed": 0,
             "num_steps": 50,
-            "spacing": "linspace",
+            "spacing": "checkpoint",  # or linspace, leading, trailing
             "inversion_time": "source",
             "fixed_point_iterations": 0,
             "background": "recompute",

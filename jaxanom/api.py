@@ -14,13 +14,13 @@ from jaxanom import prepared as prepared_config
 from jaxanom import record, trees
 from jaxanom.contracts import Metric
 from jaxanom.data import catalog, folders, generated, images, pipeline, pools
-from jaxanom.evaluation import calibration, protocols, runner
+from jaxanom.evaluation import calibration, protocols, runner, validation
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement, rules
 from jaxanom.report import detections, runs
-from jaxanom.training import loop
+from jaxanom.training import loop, selection
 from jaxanom.types import Frozen, Params, Predictions
 
 PARAMS = "params.safetensors"
@@ -66,6 +66,10 @@ def train(
         },
     )
     method, mesh = prepared.method, prepared.mesh
+    chosen = _selection(prepared, directory)
+    identity = {"method": config.method, "data": record.plain(config.data)}
+    if chosen is not None:
+        identity["selection"] = record.plain(config.selection)
     initial = method.init(jax.random.key(config.train.seed))
     make_batches = prepared_config.batch_maker(prepared, initial[1], sources, mixtures)
     started = time.perf_counter()
@@ -76,8 +80,9 @@ def train(
         make_batches,
         mesh,
         directory,
-        identity={"method": config.method, "data": record.plain(config.data)},
+        identity=identity,
         initial=initial,
+        selection=chosen,
         on_log=on_log,
     )
     params, facts = placement.to_host(info["ema_params"]), {}
@@ -99,6 +104,38 @@ def train(
         },
     )
     return Run(directory, prepared, params, info["frozen"])
+
+
+def _selection(
+    prepared: prepared_config.Prepared, directory: Path
+) -> selection.Selection | None:
+    """Returns what chooses parameters by labelled test images, if that is asked for.
+
+    The run record says which categories those are.
+    """
+    config, method = prepared.config, prepared.method
+    asked = selection.read(config.get("selection"))
+    if asked.rule == "last":
+        return None
+    numbers = validation.labelled(
+        prepared.dataset, prepared.division.test, asked.categories
+    )
+    facts = {
+        "rule": asked.rule,
+        "labelled_test_categories": list(asked.categories),
+        "num_images": len(numbers),
+    }
+    record.update_json(directory / record.RECORD, {"selection": facts})
+    measure = validation.make_measure(
+        method.measured or {phase.name: method.predict for phase in method.phases},
+        prepared.dataset,
+        numbers,
+        asked.metrics,
+        config.data.batch_size,
+        prepared.mesh,
+        config.seed,
+    )
+    return selection.by_measure(directory, measure, asked.every, asked.patience)
 
 
 def load(
@@ -268,6 +305,9 @@ def evaluate(
     examples = results.pop("examples")
     if rescale is not None:  # scores depend on the other test images: say so
         results["transductive"] = True
+    asked = selection.read(prepared.config.get("selection"))
+    if asked.rule != "last":  # parameters were chosen by labels of test images
+        results["selected_on"] = list(asked.categories)
     runs.write_evaluation(run.directory, results, examples)
     return results
 

@@ -1,6 +1,6 @@
 """The function tuples by which methods, transports, samplers and metrics plug in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,8 @@ class Method(NamedTuple):
         formats; `batch` is one training batch, for what has to be measured.
       rescale: `Predictions.score_parts` of all test images of a category -> their final
         image scores; transductive, so for evaluation only. None keeps `image_score`.
+      measured: {phase name: predictions by which a model is chosen in that phase}; None
+        takes `predict`.
       target: batch entry that `Predictions.classes` answers; None of a method without.
       complete: (params, frozen, key) -> (params of the same shapes, JSON facts for the
         run record); what follows the phases without a gradient, such as calibration.
@@ -79,6 +81,7 @@ class Method(NamedTuple):
     generate: Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Any]] | None = None
     export: Callable[[Params, Frozen, Path, Batch], None] | None = None
     rescale: Callable[[Any], Any] | None = None
+    measured: Mapping[str, PredictFn] | None = None
     target: str | None = None
     complete: (
         Callable[[Params, Frozen, PRNGKey], tuple[Params, dict[str, Any]]] | None

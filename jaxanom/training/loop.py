@@ -21,6 +21,7 @@ from jaxanom.training import (
     state,
     step,
 )
+from jaxanom.training import selection as selecting
 from jaxanom.types import Frozen, Params
 
 # Steps handed to the device before the host waits for the oldest: enough to keep it
@@ -41,6 +42,7 @@ class Job(NamedTuple):
     checkpoints: checkpoint.Checkpoints
     identity: dict[str, Any]
     evaluate: Evaluate | None
+    selection: selecting.Selection | None
     on_log: OnLog | None
     asked_to_stop: Callable[[int], bool]
 
@@ -71,6 +73,7 @@ def run(
     identity: Mapping[str, Any] | None = None,
     initial: tuple[Params, Frozen] | None = None,
     evaluate: Evaluate | None = None,
+    selection: selecting.Selection | None = None,
     on_log: OnLog | None = None,
 ) -> tuple[Params, dict[str, Any]]:
     """Trains all phases of a method, from the newest checkpoint if there is one.
@@ -92,6 +95,7 @@ def run(
       initial: (params, frozen), if the caller has called `method.init` already.
       evaluate: (params, frozen, phase name, step) -> numbers to log. It sees the moving
         average if there is one. Its arrays are valid during the call only.
+      selection: ends phases and chooses what they end in; None: the last step.
       on_log: called with every row that is written.
 
     Returns:
@@ -122,6 +126,7 @@ def run(
             checkpoints=checkpoints,
             identity=plan.identity(config, stages, identity or {}),
             evaluate=evaluate,
+            selection=selection,
             on_log=on_log,
             asked_to_stop=asked_to_stop,
         )
@@ -144,13 +149,17 @@ def _run_stages(
         if stage.index == meta["phase_index"]:
             carried, fixed = _restore(job, resumed, carried, fixed)
         progress = Progress(stage, int(carried.step), carried, fixed, frozen)
-        if progress.ends:
+        if progress.ends or _is_over(job, stage):
             _check_finite(job, progress, saved=True)
         else:
             progress = _train(job, progress, tx)
         carried = progress.carried
         params = trees.merge(carried.params, fixed)
         averaged = trees.merge(carried.ema, fixed) if carried.ema else params
+        best = job.selection and job.selection.best(stage.name)
+        if best is not None:
+            params = placement.place(best, rules.shardings(best, job.mesh))
+            averaged = params
         skipped[stage.name] = int(carried.skipped)
         last = stage.offset + stage.config.num_steps
     info = {
@@ -225,7 +234,14 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
                 window = []
                 _check_finite(job, progress)
             _pause(job, progress, watch)
+            if _is_over(job, stage):
+                break
     return progress
+
+
+def _is_over(job: Job, stage: plan.Stage) -> bool:
+    """Whether the selection wants no more steps of a phase."""
+    return job.selection is not None and job.selection.is_over(stage.name)
 
 
 def _next_batch(
@@ -267,12 +283,15 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter) -> None:
 
     stop = job.asked_to_stop(at)
     evaluates = job.evaluate is not None and due(config.eval_every)
-    if not (stop or evaluates or due(config.checkpoint_every)):
+    selects = job.selection is not None and due(job.selection.every)
+    if not (stop or evaluates or selects or due(config.checkpoint_every)):
         return
     jax.block_until_ready(progress.carried.step)
     with watch.paused():
         if evaluates:
             _evaluate(job, progress)
+        if selects:
+            _select(job, progress)
         if stop or due(config.checkpoint_every):
             _save(job, progress, wait=stop or progress.ends)
     if stop:
@@ -291,6 +310,14 @@ def _evaluate(job: Job, progress: Progress) -> None:
     values = job.evaluate(params, progress.frozen, stage.name, done)
     row = {name: float(value) for name, value in values.items()}
     _log(job, stage, done, {"kind": "eval"} | row)
+
+
+def _select(job: Job, progress: Progress) -> None:
+    """Measures the current parameters for the selection, and logs the value."""
+    carried, stage, done = progress.carried, progress.stage, progress.done
+    params = trees.merge(carried.ema or carried.params, progress.fixed)
+    value = job.selection.add(params, progress.frozen, stage.name, done)
+    _log(job, stage, done, {"kind": "selection", "value": value})
 
 
 def _learning_rate(stage: plan.Stage, done: int) -> dict[str, float]:

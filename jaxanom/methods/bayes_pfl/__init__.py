@@ -19,8 +19,8 @@ abstract suggest, we follow the code by default:
 | background Dice computed and dropped             | `dice_background`               |
 | one random bank entry a step in CE and maps      | `train_pairs`                   |
 | scores min-max scaled over a category's images   | `image_minmax`, off by default  |
-| model chosen on labelled images of 5 other       | the last step's parameters      |
-|   categories                                     |                                 |
+| model chosen on labelled images of 5 other       | the last step's parameters;     |
+|   categories                                     |   `config.selection.rule`       |
 | image-specific noise drawn anew per image        | same, seeded by the image       |
 | one image at a time when testing                 | any batch                       |
 | every training image is augmented                | `config.data.augmentation`      |
@@ -109,6 +109,12 @@ def make(config: Any, dataset: Any) -> Method:
     loss_1, loss_2 = (
         objective.make_loss(network, towers, number, size) for number in (1, 2)
     )
+    # While a stage is trained, its own image head is measured.
+    fewer = network.clone(options=options._replace(draws_test=options.draws_selection))
+    measured = {
+        f"stage{number}": predict.make_predict(fewer, towers, number, size, top_k)
+        for number in (1, 2)
+    }
     encode = features.make_encode(towers.image, options.layers)
     method = Method(
         init=init,
@@ -117,6 +123,7 @@ def make(config: Any, dataset: Any) -> Method:
             Phase("stage2", loss_2, objective.STAGE_2),
         ),
         predict=predict.make_predict(network, towers, stage, size, top_k),
+        measured=measured,
         encode=encode if options.cache_features else None,
         rescale=rescale if options.image_minmax == "category" else None,
     )

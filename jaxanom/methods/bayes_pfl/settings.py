@@ -38,7 +38,8 @@ class Options(NamedTuple):
       num_flow_steps: K.
       num_heads: of the cross-model attention.
       layers: layers whose patch tokens are used; 1 is the first layer's output.
-      draws_train, draws_test: R.
+      draws_train, draws_selection, draws_test: R of a training step, of measurements
+        that choose a model, and of predictions.
       kl_weight: of each of the three KL terms.
       iad_logdet: "author" divides the image-agnostic log-determinants by the batch
         size, "exact" does not.
@@ -84,6 +85,7 @@ class Options(NamedTuple):
     num_heads: int = 4
     layers: tuple[int, ...] = (6, 12, 18, 24)
     draws_train: int = 1
+    draws_selection: int = 5
     draws_test: int = 10
     kl_weight: float = 0.01
     iad_logdet: str = "author"
@@ -136,7 +138,8 @@ def read_options(section: Mapping[str, Any]) -> Options:
             )
     for name in (
         *("num_prompts", "num_context", "num_states", "num_flow_steps", "num_heads"),
-        *("draws_train", "draws_test", "top_k", "top_k_small", "text_chunk"),
+        *("draws_train", "draws_selection", "draws_test"),
+        *("top_k", "top_k_small", "text_chunk"),
     ):
         if getattr(options, name) < 1:
             raise ValueError(

@@ -1,0 +1,81 @@
+"""One number for parameters in training: a metric on some labelled images."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from jaxanom.contracts import PredictFn
+from jaxanom.data import catalog, pipeline
+from jaxanom.evaluation import protocols, runner
+from jaxanom.parallel import placement
+from jaxanom.types import Frozen, Params
+
+
+def labelled(
+    dataset: catalog.Dataset, numbers: Sequence[int], categories: Sequence[str]
+) -> tuple[int, ...]:
+    """Picks the records of some categories.
+
+    Args:
+      dataset: of the records.
+      numbers: to pick from, such as those a run is tested on.
+      categories: wanted; each must be there.
+
+    Raises:
+      ValueError: a category without images among `numbers`.
+    """
+    present = {dataset.records[number].category for number in numbers}
+    missing = sorted(set(categories) - present)
+    if missing:
+        raise ValueError(
+            f"config.selection.categories={missing} are not among the tested ones, "
+            f"{sorted(present)}"
+        )
+    return tuple(n for n in numbers if dataset.records[n].category in categories)
+
+
+def make_measure(
+    predict: Mapping[str, PredictFn],
+    dataset: catalog.Dataset,
+    numbers: Sequence[int],
+    metrics: Mapping[str, str],
+    batch_size: int,
+    mesh: Mesh,
+    seed: int,
+) -> Callable[[Params, Frozen, str], float]:
+    """Returns measure: (params, frozen, phase name) -> mean over categories.
+
+    Args:
+      predict: {phase name: how that phase predicts}.
+      dataset, numbers: labelled images.
+      metrics: {phase name: a metric of images or pixels}.
+      batch_size: of prediction.
+      mesh: that batches are spread over.
+      seed: of the draws of prediction, the same at every call.
+    """
+    source = catalog.source(dataset, numbers)
+    compiled = {phase: jax.jit(function) for phase, function in predict.items()}
+    key = jax.random.key(seed)
+    known = protocols.few_shot_supervised().metrics
+
+    def measure(params: Params, frozen: Frozen, phase: str) -> float:
+        if phase not in metrics:
+            raise ValueError(
+                f"config.selection.metrics names no metric of phase {phase!r}"
+            )
+        batches: Any = (
+            placement.place_batch(batch, mesh)
+            for batch in pipeline.finite_batches(source, batch_size)
+        )
+        apply, level = compiled[phase], metrics[phase].split("_")[0]
+        found = runner.evaluate(
+            lambda batch: apply(params, frozen, batch, key),
+            batches,
+            {level: known[level]},
+            categories=dataset.categories,
+        )
+        return found["mean"][metrics[phase]]
+
+    return measure
