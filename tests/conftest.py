@@ -125,7 +125,11 @@ def write_backbone(folder: Path) -> Path:
         pretrained.save_component(folder, kind, settings[kind], params, kind)
     record.write_json(
         folder / "scheduler" / "scheduler_config.json",
-        {"num_train_timesteps": 1000, "beta_schedule": "scaled_linear"},
+        {
+            "num_train_timesteps": 1000,
+            "beta_schedule": "scaled_linear",
+            "timestep_spacing": "linspace",
+        },
     )
     return folder
 

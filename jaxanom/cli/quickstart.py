@@ -25,6 +25,7 @@ class Part(NamedTuple):
 
 
 DEFECTS = "defects"
+DEFECTS_OVERRIDES = ("detector.phase.num_steps=150",)
 PARTS = {
     "zero_shot": Part(
         "Bayes-PFL: categories that neither CLIP nor training has seen",
@@ -88,7 +89,7 @@ def tour(directory, parts) -> None:
     for name in parts:
         print(f"{name} ...", flush=True)
         if name == DEFECTS:
-            config = config_file.load(GENERATION)
+            config = config_file.load(GENERATION, DEFECTS_OVERRIDES)
             _, table = workflow.generate_then_detect(config, directory / name)
             title = "Defect generation: real defects against real and generated ones"
             shown += [directory / name / run for run in workflow.JOB_RUNS]

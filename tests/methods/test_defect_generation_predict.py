@@ -12,12 +12,13 @@ from jaxanom import prepared
 from jaxanom.data import catalog, pools
 from jaxanom.diffusion import inversion, schedules
 from jaxanom.methods.defect_generation import model, objective, predict
-from jaxanom.models import backbones, unet
+from jaxanom.models import backbones, noise_schedule, unet
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 SIZE, SIDE, STEPS = 16, 4, 3
 ALPHAS = schedules.alphas_cumprod()
+SCHEDULE = noise_schedule.read({"timestep_spacing": "linspace"}, "stand-in")
 
 
 # A real, random UNet and autoencoder, through the method. --------------------------
@@ -223,7 +224,7 @@ def drawn(network=stand_in, trained_as=None, flipped=False, key=0, **options):
         Blocks,
         network,
         lambda params, frozen: params,
-        ALPHAS,
+        SCHEDULE,
         predict.Options(**settings),
         trained_as or objective.Options(),
         ((SIDE, SIDE),),
@@ -421,3 +422,28 @@ def test_final_masks_lose_their_specks():
     mask[0, 20:24, 20:24] = 1
     found = predict.final_masks(mask)
     assert found.dtype == bool and found.sum() == 16 and not found[0, 3, 3]
+
+
+# Whose noise levels. ---------------------------------------------------------------
+
+# What the scheduler folder of stable-diffusion-v1-5 says.
+PUBLISHED = {
+    "_class_name": "PNDMScheduler",
+    "beta_schedule": "scaled_linear",
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+def test_a_walk_visits_the_levels_the_checkpoints_scheduler_lays_out():
+    schedule = noise_schedule.read(PUBLISHED, "published")
+    up, down = predict._tables(schedule, predict.Options(num_steps=50))
+    np.testing.assert_array_equal(down.timesteps, np.arange(981, 0, -20))
+    for end in (up.alpha_from[0], down.alpha_to[-1]):
+        assert end == np.float32(ALPHAS[0])
+    # With set_alpha_to_one, and with a spacing of one's own, the walk is another.
+    ends_clean = noise_schedule.read({**PUBLISHED, "set_alpha_to_one": True}, "other")
+    _, other = predict._tables(ends_clean, predict.Options(num_steps=50))
+    assert other.alpha_to[-1] == 1
+    _, even = predict._tables(schedule, predict.Options(50, spacing="linspace"))
+    assert even.timesteps[0] == 999

@@ -89,8 +89,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     lora_rank, lora_scale = settings.lora_rank, settings.lora_scale
     bank = _latent_bank(dataset, grid, latent_pooling)
     scheduler = config.model.scheduler or source
-    alphas_cumprod = backbones.load_alphas(scheduler)
-    is_velocity = backbones.load_scheduler(scheduler)["prediction_type"] != "epsilon"
+    schedule = backbones.load_schedule(scheduler)
+    alphas_cumprod = schedule.alphas_cumprod
+    is_velocity = schedule.prediction_type == "v_prediction"
     dtype = jnp.dtype(config.model.dtype)
     compute = network.clone(dtype=dtype, remat=config.model.remat)
     compute = implementation(backbones.Tower(compute, fresh_params)).module
@@ -131,7 +132,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         autoencoder.module,
         unet_apply,
         read_params,
-        alphas_cumprod,
+        schedule,
         drawing,
         options,
         grids,

@@ -10,9 +10,11 @@ import numpy as np
 from jaxanom.data import catalog
 from jaxanom.diffusion import guidance, inversion, refinement, schedules
 from jaxanom.methods.defect_generation import model, objective
+from jaxanom.models import noise_schedule
 from jaxanom.types import Array, Batch, Frozen, Params, PRNGKey
 
 STARTS = ("inversion", "noise")
+SPACINGS = ("checkpoint", *schedules.SPACINGS)
 
 
 class Options(NamedTuple):
@@ -20,7 +22,8 @@ class Options(NamedTuple):
 
     Attributes:
       num_steps: S, moves of the inversion and of the sampling.
-      spacing: how the S levels lie on the training grid, see `schedules.levels`.
+      spacing: how the S levels lie on the training grid: as the checkpoint's scheduler
+        lays them, or a name of `schedules.levels`.
       inversion_time: which timestep feeds the network while inverting.
       fixed_point_iterations: extra network calls per inversion move.
       background: "recompute" follows Eq. 9, "replay" writes the inverted latents back.
@@ -34,7 +37,7 @@ class Options(NamedTuple):
     """
 
     num_steps: int = 50
-    spacing: str = "linspace"
+    spacing: str = "checkpoint"
     inversion_time: str = "source"
     fixed_point_iterations: int = 0
     background: str = "recompute"
@@ -52,7 +55,7 @@ def check(options: Options) -> None:
         ("background", options.background, inversion.BACKGROUNDS),
         ("start", options.start, STARTS),
         ("inversion_time", options.inversion_time, schedules.INVERSION_TIMES),
-        ("spacing", options.spacing, schedules.SPACINGS),
+        ("spacing", options.spacing, SPACINGS),
     ):
         if value not in known:
             raise ValueError(f"config.generate.{key}={value!r}; choose one of {known}")
@@ -71,7 +74,7 @@ def generator(
     autoencoder,
     unet_apply: Callable,
     read_params: Callable,
-    alphas_cumprod: np.ndarray,
+    schedule: noise_schedule.NoiseSchedule,
     options: Options,
     trained_as: objective.Options,
     grids: tuple,
@@ -81,7 +84,8 @@ def generator(
 
     Args:
       autoencoder: module with `encode` and `decode`; its weights are frozen["vae"].
-      unet_apply, read_params, alphas_cumprod, grids: see `objective.loss_fn`.
+      unet_apply, read_params, grids: see `objective.loss_fn`.
+      schedule: of the checkpoint; says the noise levels, and where a walk ends.
       options: see `Options`.
       trained_as: how the UNet was trained; both loops must prompt it the same way.
       latent_pooling: see `model.pool_mask`.
@@ -95,9 +99,7 @@ def generator(
       `change` [B, H, W] in [0, 1]; and `mask` [B, H, W], not yet freed of specks.
     """
     check(options)
-    levels = schedules.levels(len(alphas_cumprod), options.num_steps, options.spacing)
-    upward = schedules.inversion_table(alphas_cumprod, levels, options.inversion_time)
-    downward = schedules.sampling_table(alphas_cumprod, levels)
+    upward, downward = _tables(schedule, options)
     replay = options.background == "replay" or options.start == "noise"
 
     def generate(
@@ -169,6 +171,20 @@ def generator(
         }
 
     return generate
+
+
+def _tables(
+    schedule: noise_schedule.NoiseSchedule, options: Options
+) -> tuple[schedules.Table, schedules.Table]:
+    """Returns the moves up and down the same levels."""
+    alphas = schedule.alphas_cumprod
+    if options.spacing == "checkpoint":
+        levels = schedule.levels(options.num_steps)
+    else:
+        levels = schedules.levels(len(alphas), options.num_steps, options.spacing)
+    last = schedule.final_alpha
+    up = schedules.inversion_table(alphas, levels, options.inversion_time, last)
+    return up, schedules.sampling_table(alphas, levels, last)
 
 
 def _row_noise(key: PRNGKey, seeds: Array, shape: tuple[int, ...]) -> Array:

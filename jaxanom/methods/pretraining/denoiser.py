@@ -103,6 +103,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "clip_sample": False,
             "set_alpha_to_one": True,
             "steps_offset": 0,
+            "timestep_spacing": "linspace",
             "prediction_type": prediction_type,
         }
         record.write_json(directory / "scheduler/scheduler_config.json", scheduler)
