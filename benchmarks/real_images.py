@@ -45,6 +45,7 @@ def config(settings: argparse.Namespace, name: str) -> ml_collections.ConfigDict
         phase.warmup_steps = min(phase.warmup_steps, settings.num_steps // 4)
     found.generate.num_images = settings.num_images
     found.detector.phase.num_steps = settings.detector_steps
+    found.detector.batch_size = settings.detector_batch
     return found
 
 
@@ -109,9 +110,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--image_size", type=int, default=128)
-    parser.add_argument("--num_steps", type=int, default=600, help="of each phase")
-    parser.add_argument("--num_images", type=int, default=64, help="generated")
-    parser.add_argument("--detector_steps", type=int, default=300)
+    parser.add_argument("--num_steps", type=int, default=400, help="of each phase")
+    parser.add_argument("--num_images", type=int, default=48, help="generated")
+    parser.add_argument("--detector_steps", type=int, default=200)
+    parser.add_argument("--detector_batch", type=int, default=4)
     parser.add_argument("--num_seeds", type=int, default=5)
     return parser.parse_args(arguments)
 
