@@ -12,9 +12,10 @@ Every transport aims at one posterior (a proper, fixed prior around the data-dep
 mean; no weight decay), so that rows of a task differ in the approximation alone. Step
 sizes are chosen for each transport on a development seed, which is not reported, with
 four particles: the smallest whose kernelised Stein discrepancy is within a tenth of the
-least. That looks at training images only; test images choose nothing. Reported: 5 other seeds (of shots, procedural images, batches,
-first particles and noise). A call that was stopped goes on where it stopped. Writes
-`posterior_few_shot.md`, `.json` and a page for each task.
+least. That looks at training images only; test images choose nothing. Reported: 5 other
+seeds (of shots, procedural images, batches, first particles and noise). A call that was
+stopped goes on where it stopped. Writes `posterior_few_shot.md`, `.json` and a page for
+each task.
 """
 
 import argparse
