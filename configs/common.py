@@ -125,7 +125,7 @@ def add_zero_shot(config):
             "dice_background": False,
             "isd_input": "pooled",
             "checkpoint": "",
-            "image_head": "auto",
+            "image_head": "fused",
             "iad_noise": "run",
             "top_k": 2000,
             "top_k_small": 20,

@@ -15,8 +15,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.categories = common.SEEN + common.UNSEEN
     config.data.held_out = common.UNSEEN
     config.data.num_train = 1  # the test split is trained on, as the paper's code does
-    config.data.num_test_good = 32
-    config.data.num_per_defect = 16
+    config.data.num_test_good = 24
+    config.data.num_per_defect = 10
     config.data.batch_size = 16
     config.data.num_views = 2
     config.data.flips = ("horizontal", "vertical")
@@ -28,10 +28,11 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     options.sigma = 1.0
     options.top_k = 30
     options.projection_init = "clip"
-    common.add_zero_shot_phases(config, {"normal": 0.3, "defect": 0.7}, 1000, 200)
-    # A 30th of the published steps: larger ones, by development seed 0.
+    # By development seed 0: the second stage costs 2 points of image AUROC here.
+    options.image_head = "pooled"
+    common.add_zero_shot_phases(config, {"normal": 0.3, "defect": 0.7}, 600, 0)
+    # Few steps, so larger ones.
     config.phases.stage1.learning_rate = 1e-3
-    config.phases.stage2.learning_rate = 5e-4
     if arg == "smoke":
         config.data.categories = ("nut", "pill")
         config.data.held_out = ("pill",)

@@ -246,19 +246,26 @@ def test_encoding_keeps_what_both_losses_and_predictions_need(made):
     }
 
 
-def test_without_a_second_stage_the_pooled_feature_is_scored(
+def test_the_image_head_is_the_one_asked_for_also_when_a_run_is_loaded(
     tiny_backbone, made, monkeypatch
 ):
     stages = []
     monkeypatch.setattr(
         predict, "make_predict", lambda *args: stages.append(args[2]) or len
     )
-    for num_steps in (0, 2):
-        for head in ("auto", "pooled", "fused"):
+    # Loading sets all numbers of steps to 0.
+    for num_steps in ((2, 2), (0, 0), (2, 0)):
+        for head in ("pooled", "fused"):
             asked = config(tiny_backbone, image_head=head)
-            asked.phases.stage2.num_steps = num_steps
+            for phase, count in zip(("stage1", "stage2"), num_steps, strict=True):
+                asked.phases[phase].num_steps = count
+            if num_steps == (2, 0) and head == "fused":
+                with pytest.raises(ValueError, match="image_head='pooled'"):
+                    bayes_pfl.make(asked, DATASET)
+                continue
             bayes_pfl.make(asked, DATASET)
-    assert stages == [1, 1, 2, 2, 1, 2]
+    # Two measured stages, then the predictions, of each.
+    assert stages == [1, 2, 1, 1, 2, 2] * 2 + [1, 2, 1]
     seen = made.seen(batch(2)["image"])
     pooled, mapped = (
         made.network.apply(

@@ -2,8 +2,9 @@
 
 Trained on labelled images of some categories, it maps anomalies of categories it never
 saw, with a mean and a spread over draws of the prompts. Two phases: "stage1" trains
-everything but the image head, "stage2" the image head alone; `num_steps = 0` of stage2
-leaves it out, and the pooled feature is then compared with the text directly.
+everything but the image head, "stage2" the image head alone. With `num_steps = 0` of
+stage2 and `image_head` = "pooled" it is left out, and the pooled feature is compared
+with the text directly.
 
 Where the released code (commit 8f155a07) differs from what its names or the paper's
 abstract suggest, we follow the code by default:
@@ -28,8 +29,7 @@ abstract suggest, we follow the code by default:
 | patch projections start at random                | `projection_init`               |
 
 A released checkpoint is evaluated by a run without steps: `checkpoint` names the file,
-both phases have `num_steps = 0`, and `image_head` is "fused" (or "pooled" for a file of
-stage 1).
+both phases have `num_steps = 0` (and `image_head` is "pooled" for a file of stage 1).
 
 Two baselines are settings of the same method, so that evaluator, maps and scores are
 one: `prompts` = "learned" trains the bank alone, without distributions or draws, and
@@ -92,8 +92,8 @@ def make(config: Any, dataset: Any) -> Method:
     ]
     rescale = predict.make_rescale(options.map_weight)
     tokenizer = Tokenizer(backbones.resolve(backbone.directory) / "tokenizer")
-    trained = 2 if config.phases.stage2.num_steps else 1
-    stage = {"auto": trained, "pooled": 1, "fused": 2}[options.image_head]
+    check_image_head(config.phases, options)
+    stage = {"pooled": 1, "fused": 2}[options.image_head]
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         found = names_of(tower.params, towers.text, tokenizer, dataset, options)
@@ -138,6 +138,16 @@ def make(config: Any, dataset: Any) -> Method:
         predict=captions.make_predict(towers.image, size, finish),
         encode=None,
     )
+
+
+def check_image_head(phases: Mapping[str, Any], options: settings.Options) -> None:
+    """Raises ValueError where images would be scored by a head that nobody trained."""
+    first, second = (phases[name].num_steps for name in ("stage1", "stage2"))
+    if options.image_head == "fused" and first and not second:
+        raise ValueError(
+            "config.phases.stage2.num_steps=0 leaves the image head untrained; set "
+            "config.bayes_pfl.image_head='pooled'"
+        )
 
 
 def check_untrained(phases: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ CHOICES = {
     "train_pairs": ("one", "all"),
     "isd_input": ("pooled", "fused"),
     "iad_noise": ("run", "image"),
-    "image_head": ("auto", "pooled", "fused"),
+    "image_head": ("fused", "pooled"),
     "image_minmax": ("none", "category"),
     "clip_act": ("", "gelu", "quick_gelu"),
     "names": ("released", "spaced"),
@@ -54,8 +54,8 @@ class Options(NamedTuple):
         with that of the patches.
       checkpoint: a file of the authors' release to start from, .pth or safetensors;
         "" draws new weights.
-      image_head: text is compared with the "pooled" feature (stage 1) or the "fused"
-        one (stage 2); "auto" is fused if stage 2 has steps.
+      image_head: text is compared with the "fused" feature, which stage 2 trains, or
+        the "pooled" one of stage 1.
       iad_noise: state noise is drawn once per "run", or per "image".
       top_k: pixels whose mean enters the image score.
       top_k_small, small_categories: the same, and the categories it is for.
@@ -96,7 +96,7 @@ class Options(NamedTuple):
     dice_background: bool = False
     isd_input: str = "pooled"
     checkpoint: str = ""
-    image_head: str = "auto"
+    image_head: str = "fused"
     iad_noise: str = "run"
     top_k: int = 2000
     top_k_small: int = 20
