@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_namespace_packages, find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
 
@@ -15,7 +15,11 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     # `configs/` is installed as jaxanom/configs, so that a wheel has its recipes too.
-    packages=[*find_packages(include=["jaxanom", "jaxanom.*"]), "jaxanom.configs"]
+    # The folders of `jaxanom/assets` hold data alone: packages without modules.
+    packages=[
+        *find_namespace_packages(include=["jaxanom", "jaxanom.*"]),
+        "jaxanom.configs",
+    ]
     + [f"jaxanom.configs.{name}" for name in find_namespace_packages("configs")],
     package_dir={"jaxanom": "jaxanom", "jaxanom.configs": "configs"},
     package_data={"jaxanom": ["assets/**/*"]},
