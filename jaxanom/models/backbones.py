@@ -111,10 +111,13 @@ def load_autoencoder(
         return Tower(tiny_autoencoder.TinyAutoencoder(config), params)
     source = sources.find(_named(directory), ("vae", "."), "vae", loading.variant)
     if source.config.get("_class_name") == "AutoencoderTiny":
-        tiny = tiny_autoencoder.TinyConfig.from_dict(source.config)
+        tiny = source.read_config(tiny_autoencoder.TinyConfig.from_dict)
         module, kind = tiny_autoencoder.TinyAutoencoder(tiny), "tiny_autoencoder"
     else:
-        module, kind = vae.AutoencoderKL(vae.VaeConfig.from_dict(source.config)), "vae"
+        module, kind = (
+            vae.AutoencoderKL(source.read_config(vae.VaeConfig.from_dict)),
+            "vae",
+        )
     size = 8 * module.config.downsampling
     shapes = abstract(module, jnp.zeros((1, size, size, 3)))
     return Tower(module, sources.read(source, kind, shapes, loading))
@@ -127,9 +130,9 @@ def load_text_encoder(
     folders = ("text_encoder", "clip", ".")
     source = sources.find(_named(directory), folders, "text_encoder", loading.variant)
     if "text_config" in source.config:
-        config = clip.ClipConfig.from_dict(source.config).text_config
+        config = source.read_config(clip.ClipConfig.from_dict).text_config
     else:
-        config = clip.TextConfig.from_dict(source.config)
+        config = source.read_config(clip.TextConfig.from_dict)
     module = clip.TextTower(config, projection=False)
     length = config.max_position_embeddings
     shapes = abstract(module, jnp.zeros((1, length), jnp.int32))
@@ -162,7 +165,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
     source = sources.find(_named(directory), ("clip", "."), "clip", loading.variant)
-    config = clip.ClipConfig.from_dict(source.config, _preprocessor(source))
+    config = source.read_config(clip.ClipConfig.from_dict, _preprocessor(source))
     module = clip.CLIP(config)
     size, length = (
         config.vision_config.image_size,
@@ -182,10 +185,10 @@ def load_image_encoder(
     source = sources.find(_named(directory), folders, "image_encoder", loading.variant)
     preprocessor = _preprocessor(source)
     if "vision_config" in source.config:
-        whole = clip.ClipConfig.from_dict(source.config, preprocessor)
+        whole = source.read_config(clip.ClipConfig.from_dict, preprocessor)
         config = whole.vision_config
     else:
-        config = clip.VisionConfig.from_dict(source.config, preprocessor)
+        config = source.read_config(clip.VisionConfig.from_dict, preprocessor)
     projection = source.config.get("architectures") != ["CLIPVisionModel"]
     module = clip.ImageTower(config, projection)
     shapes = abstract(module, jnp.zeros((1, config.image_size, config.image_size, 3)))
@@ -197,7 +200,7 @@ def load_image_encoder(
 def load_unet(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads `unet/` of a checkpoint, or a UNet's own directory."""
     source = sources.find(_named(directory), ("unet", "."), "unet", loading.variant)
-    config = unet.UNetConfig.from_dict(source.config)
+    config = source.read_config(unet.UNetConfig.from_dict)
     module = unet.UNet(config)
     shapes = abstract(module, *unet_example(config))
     return Tower(module, sources.read(source, "unet", shapes, loading))

@@ -54,6 +54,19 @@ class Source(NamedTuple):
     config: dict[str, Any]
     weights: Path
 
+    def read_config(self, from_dict: Callable[..., Any], *rest: Any) -> Any:
+        """Returns `from_dict(config, *rest)`.
+
+        Raises:
+          ValueError: refused; says where the config is and what it declares itself.
+        """
+        try:
+            return from_dict(self.config, *rest)
+        except ValueError as error:
+            kind = self.config.get("_class_name") or self.config.get("architectures")
+            declared = f", which declares {kind}" if kind else ""
+            raise ValueError(f"config of {self.weights}{declared}: {error}") from error
+
 
 def find(
     name: str | Path, folders: Sequence[str], kind: str, variant: str | None = None

@@ -146,3 +146,11 @@ def test_a_new_unet_starts_by_predicting_no_noise():
         {"params": tower.params}, latents, jnp.asarray([7]), context
     )
     assert not np.any(found)
+
+
+def test_a_network_of_another_kind_is_named_with_its_place(tiny_backbone):
+    place = tiny_backbone / "vae"
+    with pytest.raises(ValueError, match=f"config of {place}.* AutoencoderKL") as found:
+        backbones.load_unet(place)
+    assert "UNetConfig" in str(found.value)
+    assert backbones.load_autoencoder(place).params
