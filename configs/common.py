@@ -86,6 +86,7 @@ def add_zero_shot(config):
     config.data.shots = 0
     config.data.held_out = ()  # categories that are tested on and never trained on
     config.data.feature_cache = ""  # a directory keeps frozen features for later runs
+    config.data.feature_memory = "auto"  # "device" if they fit there, else "host"
     config.data.augmentation = ""  # "released": as the paper's code, of every view
     config.data.mosaic = 0.0  # probability of four defective images in one
     config.model = ml_collections.ConfigDict(

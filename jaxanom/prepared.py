@@ -17,6 +17,7 @@ from jaxanom.data import (
     feature_cache,
     pipeline,
     pools,
+    resident,
     transforms,
 )
 from jaxanom.methods import by_name
@@ -253,6 +254,12 @@ def batch_maker(
             if name in used and len(source)
         }
         transform = None  # it is in the views
+        rows = {name: source.arrays for name, source in sources.items()}
+        place = data.get("feature_memory", "host")
+        if resident.is_wanted(place, rows, prepared.mesh):
+            return resident.batch_maker(
+                rows, mixtures, data.batch_size, config.seed, prepared.mesh
+            )
     return pools.batch_maker(sources, mixtures, data.batch_size, config.seed, transform)
 
 
@@ -267,7 +274,7 @@ def encoded(
     frozen: Frozen,
     source: catalog.Source,
     transform: pipeline.Transform | None = None,
-) -> catalog.Source:
+) -> pipeline.Encoded:
     """Runs a frozen tower once over all views of a source.
 
     Args:

@@ -229,17 +229,26 @@ class _Views:
         return self._view_fn(example, view) if self._view_fn else example
 
 
-class _Arrays:
-    def __init__(self, arrays):
-        self._arrays = arrays
+class Encoded:
+    """Rows in host memory, as `encoded` makes them.
+
+    Attributes:
+      arrays: {field: [N, ...]}.
+    """
+
+    def __init__(self, arrays: dict[str, np.ndarray]):
+        """Keeps the arrays as they are."""
+        self.arrays = arrays
 
     def __len__(self) -> int:
-        return len(next(iter(self._arrays.values())))
+        """Returns N."""
+        return len(next(iter(self.arrays.values())))
 
     def __getitem__(self, row: int) -> Example:
+        """Returns a row, and its number as `index`."""
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
-        fields = {key: array[row] for key, array in self._arrays.items()}
+        fields = {key: array[row] for key, array in self.arrays.items()}
         return {**fields, "index": np.int32(row)}
 
 
@@ -249,7 +258,7 @@ def encoded(
     batch_size: int,
     num_views: int = 1,
     view_fn: Callable[[Example, int], Example] | None = None,
-) -> Source:
+) -> Encoded:
     """Runs an encoder once over every view of every example and keeps what it returns.
 
     Args:
@@ -293,7 +302,7 @@ def encoded(
             arrays[key][start:stop] = value[: stop - start]
         start = stop
     arrays.pop("valid", None)
-    return _Arrays(arrays)
+    return Encoded(arrays)
 
 
 class Prefetch:

@@ -1,4 +1,4 @@
-"""What parameters and their training state take on each device, before any is made."""
+"""What parameters and their training state take on a device, and what room it has."""
 
 import math
 from typing import Any
@@ -11,6 +11,20 @@ from jaxanom.parallel import rules
 
 ADAM_COPIES = 4
 """Parameters, gradients and Adam's two moments, all float32."""
+
+
+def free_bytes(mesh: Mesh) -> int | None:
+    """Returns the room on the fullest device of a mesh; None where it is not known.
+
+    The CPU backend does not tell: its device memory is the host's.
+    """
+    rooms = []
+    for device in mesh.devices.flat:
+        found = device.memory_stats() or {}
+        if "bytes_limit" not in found:
+            return None
+        rooms.append(found["bytes_limit"] - found.get("bytes_in_use", 0))
+    return min(rooms)
 
 
 def planned_mesh(fsdp: int = 1, model: int = 1) -> AbstractMesh:

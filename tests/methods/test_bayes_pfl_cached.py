@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from bayes_pfl_made import SIZE, config
 
-from jaxanom import prepared
+from jaxanom import api, prepared
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
@@ -48,3 +48,12 @@ def test_a_method_that_encodes_in_every_step_keeps_nothing(tiny_backbone, tmp_pa
     asked.data.num_views, asked.data.flips = 1, ()
     with pytest.raises(ValueError, match=r"feature_cache=.*encodes no images ahead"):
         prepared.prepare(asked)
+
+
+def test_training_on_device_rows_ends_in_the_same_bits(tiny_backbone, tmp_path):
+    runs = {}
+    for place in ("host", "device"):
+        asked = settings(tiny_backbone, "")
+        asked.data.feature_memory = place
+        runs[place] = api.train(asked, tmp_path / place).params
+    jax.tree.map(np.testing.assert_array_equal, runs["host"], runs["device"])
