@@ -49,7 +49,12 @@ setup(
         ],
         "hf": ["transformers==4.57.6", "diffusers==0.39.0", "huggingface_hub>=0.36"],
         "test": ["pytest>=9", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
-        "bench": ["torch==2.13.0", "accelerate>=1.15", "scikit-learn>=1.5"],
+        "bench": [
+            "torch==2.13.0",
+            "accelerate>=1.15",
+            "scikit-learn>=1.5",
+            "blackjax>=1.7,<2",
+        ],
     },
     entry_points={"console_scripts": ["jaxanom=jaxanom.cli.main:main"]},
 )
