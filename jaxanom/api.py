@@ -54,6 +54,7 @@ def train(
     # The record keeps "run:" as it is: a copied run looks in its own folder.
     prepared = prepared_config.prepare(prepared_config.located(config, directory))
     sources, mixtures = prepared_config.pools_of(prepared)
+    chosen, selecting = _selection(prepared, directory)
     # Only now: a config that was refused must not stand in the way of the next one.
     record.claim(directory, config)
     record.update_json(
@@ -63,10 +64,10 @@ def train(
             "versions": record.versions(),
             "machine": record.machine(),
             "split": pools.describe(prepared.dataset, prepared.division),
+            **selecting,
         },
     )
     method, mesh = prepared.method, prepared.mesh
-    chosen = _selection(prepared, directory)
     identity = {"method": config.method, "data": record.plain(config.data)}
     if chosen is not None:
         identity["selection"] = record.plain(config.selection)
@@ -108,15 +109,15 @@ def train(
 
 def _selection(
     prepared: prepared_config.Prepared, directory: Path
-) -> selection.Selection | None:
+) -> tuple[selection.Selection | None, dict[str, Any]]:
     """Returns what chooses parameters by labelled test images, if that is asked for.
 
-    The run record says which categories those are.
+    With it comes what the run record has to say of that: which categories they are.
     """
     config, method = prepared.config, prepared.method
     asked = selection.read(config.get("selection"))
     if asked.rule == "last":
-        return None
+        return None, {}
     numbers = validation.labelled(
         prepared.dataset, prepared.division.test, asked.categories
     )
@@ -125,7 +126,6 @@ def _selection(
         "labelled_test_categories": list(asked.categories),
         "num_images": len(numbers),
     }
-    record.update_json(directory / record.RECORD, {"selection": facts})
     measure = validation.make_measure(
         method.measured or {phase.name: method.predict for phase in method.phases},
         prepared.dataset,
@@ -135,7 +135,8 @@ def _selection(
         prepared.mesh,
         config.seed,
     )
-    return selection.by_measure(directory, measure, asked.every, asked.patience)
+    found = selection.by_measure(directory, measure, asked.every, asked.patience)
+    return found, {"selection": facts}
 
 
 def load(

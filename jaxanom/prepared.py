@@ -67,25 +67,33 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
     return dataset, division
 
 
-def prepare(config: ml_collections.ConfigDict, category: str = "") -> Prepared:
+def prepare(
+    config: ml_collections.ConfigDict,
+    category: str = "",
+    devices: Sequence[jax.Device] | None = None,
+) -> Prepared:
     """Checks everything that can be checked before a compile.
 
     Args:
       config: of a config file.
       category: one to know besides those of the data, for methods that detect in
         products they never saw.
+      devices: of the mesh; None: all that are attached.
 
     Raises:
       ValueError: what is wrong, where, and which key to change.
     """
     shape = config.mesh
-    mesh = meshes.make_mesh(shape.data, shape.fsdp, shape.model, shape.particle)
+    sizes = {axis: shape[axis] for axis in meshes.AXES}
+    mesh = meshes.make_mesh(**sizes, devices=devices)
     placement.check_batch_size(config.data.batch_size, mesh)
     dataset, division = open_data(config)
     if category and category not in dataset.categories:
         dataset = dataset._replace(categories=(*dataset.categories, category))
     method = by_name.make(config, pools.training_part(dataset, division))
     _check_views(config, method)
+    _transform(config, dataset, division)
+    resident.check(config.data.get("feature_memory", "host"))
     plan.TrainConfig.from_config(config.train)
     for stage in plan.stages(method, config.phases):
         accumulate = stage.config.accumulate
@@ -240,12 +248,7 @@ def batch_maker(
       sources, mixtures: of `pools_of`.
     """
     config, data = prepared.config, prepared.config.data
-    transform = auxiliary.make(
-        prepared.dataset,
-        prepared.division.defect,
-        data.get("augmentation", ""),
-        data.get("mosaic", 0.0),
-    )
+    transform = _transform(config, prepared.dataset, prepared.division)
     if prepared.method.encode is not None:
         used, encode = used_pools(mixtures), jax.jit(prepared.method.encode)
         sources = {
@@ -261,6 +264,15 @@ def batch_maker(
                 rows, mixtures, data.batch_size, config.seed, prepared.mesh
             )
     return pools.batch_maker(sources, mixtures, data.batch_size, config.seed, transform)
+
+
+def _transform(
+    config: Any, dataset: catalog.Dataset, division: pools.Division
+) -> pipeline.Transform | None:
+    """Returns how training images are augmented, by the keys of `config.data`."""
+    augmentation = config.data.get("augmentation", "")
+    mosaic = config.data.get("mosaic", 0.0)
+    return auxiliary.make(dataset, division.defect, augmentation, mosaic)
 
 
 def used_pools(mixtures: Mapping[str, Mapping[str, float]]) -> set[str]:

@@ -31,22 +31,26 @@ def is_wanted(place: str, sources: Mapping[str, Rows], mesh: Mesh) -> bool:
       mesh: whose devices are meant.
 
     Raises:
-      ValueError: an unknown place; "device" with several processes.
+      ValueError: see `check`.
     """
+    check(place)
+    if place != "auto" or jax.process_count() > 1:
+        return place == "device"
+    free = memory.free_bytes(mesh)
+    return free is not None and num_bytes(sources) <= SHARE * free
+
+
+def check(place: str) -> None:
+    """Raises ValueError for an unknown place, or "device" with several processes."""
     if place not in PLACES:
         raise ValueError(
             f"config.data.feature_memory={place!r}; choose one of {PLACES}"
         )
-    several = jax.process_count() > 1
-    if place == "device" and several:
+    if place == "device" and jax.process_count() > 1:
         raise ValueError(
             "config.data.feature_memory='device': with several processes each reads "
             "its own rows; set it to 'host'"
         )
-    if place != "auto" or several:
-        return place == "device"
-    free = memory.free_bytes(mesh)
-    return free is not None and num_bytes(sources) <= SHARE * free
 
 
 def num_bytes(sources: Mapping[str, Rows]) -> int:

@@ -233,8 +233,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
                 bar.set_postfix(loss=row["loss"])
                 window = []
                 _check_finite(job, progress)
-            _pause(job, progress, watch)
-            if _is_over(job, stage):
+            if _pause(job, progress, watch) and _is_over(job, stage):
                 break
     return progress
 
@@ -273,8 +272,12 @@ def _compile(
     return found
 
 
-def _pause(job: Job, progress: Progress, watch: meter.Meter) -> None:
-    """Evaluates and saves when it is time, off the clock; stops if asked to."""
+def _pause(job: Job, progress: Progress, watch: meter.Meter) -> bool:
+    """Evaluates and saves when it is time, off the clock; stops if asked to.
+
+    Returns:
+      Whether the selection has measured this step.
+    """
     stage, done, config = progress.stage, progress.done, job.config
     at = stage.offset + done
 
@@ -285,7 +288,7 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter) -> None:
     evaluates = job.evaluate is not None and due(config.eval_every)
     selects = job.selection is not None and due(job.selection.every)
     if not (stop or evaluates or selects or due(config.checkpoint_every)):
-        return
+        return False
     jax.block_until_ready(progress.carried.step)
     with watch.paused():
         if evaluates:
@@ -300,6 +303,7 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter) -> None:
             f"is saved in {job.checkpoints.path(at)}: start the same command again to "
             "go on"
         )
+    return selects
 
 
 def _evaluate(job: Job, progress: Progress) -> None:

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from jaxanom import record, trees
 from jaxanom.models import weights
 from jaxanom.parallel import placement
@@ -106,7 +108,15 @@ def by_measure(
       measure: of whole parameters; a deterministic function.
       every: steps between measurements.
       patience: measurements in a row without a new best that end a phase.
+
+    Raises:
+      ValueError: there are several processes, which would write the same files.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            "config.selection.rule='authors' measures in one process; there are "
+            f"{jax.process_count()}: set it to 'last'"
+        )
     folder = directory / FOLDER
 
     def add(params: Params, frozen: Frozen, phase: str, step: int) -> float:

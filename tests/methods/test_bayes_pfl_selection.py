@@ -49,4 +49,6 @@ def test_the_last_step_is_the_default_and_measures_nothing(tiny_backbone, tmp_pa
         asked = settings(tiny_backbone, "authors")
         asked.selection.categories = ("chip",)
         api.train(asked, tmp_path / "other")
+    # What was refused must not stand in the way of the next config.
+    assert not (tmp_path / "other" / record.CONFIG).exists()
     assert np.isfinite(run.params["prompts"]["context"]).all()

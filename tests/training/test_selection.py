@@ -154,3 +154,9 @@ def test_measurements_are_written_down(tmp_path):
     wanted = [[5 * (n + 1), value] for n, value in enumerate(VALUES[:6])]
     assert selection.history(tmp_path, "fit") == wanted
     assert record.read_json(tmp_path / "selection" / "fit.json")["measured"] == wanted
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(ValueError, match="set it to 'last'"):
+        chosen(tmp_path)
