@@ -44,7 +44,7 @@ MODES = ("plain", "exact", "cached")
 def inputs(subject: Subject, built: Built, mode: str, rows: int) -> dict[str, Any]:
     """Returns the first rows of the batch; with features instead of images if cached.
 
-    Features are computed on the clock of nobody.
+    Computing those features is not timed.
     """
     batch = {name: jnp.asarray(value[:rows]) for name, value in subject.batch.items()}
     if mode != "cached":

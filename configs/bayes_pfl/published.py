@@ -6,8 +6,11 @@ Command: `jaxanom train --config=configs/bayes_pfl/published.py --run=RUN
 to test on, in the MVTec layout; CLIP is a folder with the published weights and
 tokenizer. The numbers of steps and the mixture are those of VisA (2162 images of which
 1200 anomalous, 30 epochs of 68 steps). Image scores are not scaled over a category;
-`--config.bayes_pfl.image_minmax=category` does it as the released code does. Expected
-result, machine and time: not yet measured.
+`--config.bayes_pfl.image_minmax=category` does it as the released code does. The last
+step is kept; `--config.selection.rule=authors` with
+`--config.selection.categories=...` keeps the best by labels of tested categories, as
+the released code does, and the run's record then says so. Where MVTec AD is trained
+on, `--config.data.mosaic=0.4`. Expected result, machine and time: not yet measured.
 """
 
 import ml_collections
