@@ -20,6 +20,8 @@ from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, u
 
 SIZE, TEXT_WIDTH, TEXT_LENGTH, LATENT_CHANNELS = 16, 16, 24, 4
 
+SWEPT_CLASSES = ("ant", "bee", "cat")
+
 TINY = {
     "data.image_size": SIZE,
     "data.batch_size": 4,
@@ -228,6 +230,41 @@ def detection_config(tiny_folder):
         changes = {key.replace("__", "."): value for key, value in changes.items()}
         paths = {"data.directory": str(tiny_folder)}
         return with_values(config, TINY_DETECTION | paths | changes)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def swept_folder(tmp_path_factory):
+    """Three classes told apart by their level; four test images each."""
+    root = tmp_path_factory.mktemp("classes")
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(SWEPT_CLASSES):
+        for split in ("train", "test"):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for number in range(4):
+                pixels = 60 * label + rng.integers(0, 60, (16, 16, 3))
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def sweep_config(swept_folder, tiny_backbone):
+    """() -> config of a sweep of eight points, with changes by "a__b" key."""
+
+    def make(**changes):
+        config = config_file.load("configs/app/sweep_foundry.py:smoke")
+        config.data.name, config.data.directory = "classes", str(swept_folder)
+        config.data.image_size, config.data.categories = 16, ()
+        config.data.num_train, config.data.shots = 3, 0
+        config.data.defect_rule = "none"
+        config.model.directory = str(tiny_backbone)
+        config.app.task, config.app.num_vectors = "category", 2
+        for phase in ("prior", "particles"):
+            config.mixture[phase].normal, config.mixture[phase].defect = 1.0, 0.0
+        changes = {key.replace("__", "."): value for key, value in changes.items()}
+        return with_values(config, changes)
 
     return make
 

@@ -19,6 +19,7 @@ ROWS = {
     "workflow": 6,
     "api": 5,
     "sweep": 5,
+    "dry_run": 5,
     "prepared": 4,
     "report": 4,
     "deploy": 4,
@@ -256,7 +257,8 @@ def test_every_module_imports_without_the_packages_that_few_files_need():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["train", "--help"], ["doctor", "--help"]]
+    "words",
+    [["--help"], ["train", "--help"], ["doctor", "--help"], ["sweep", "--help"]],
 )
 def test_help_is_quick_and_imports_no_jax(words):
     found = child(

@@ -24,7 +24,7 @@ class Part(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-DEFECTS = "defects"
+DEFECTS, POSTERIOR = "defects", "posterior"
 DEFECTS_OVERRIDES = ("detector.phase.num_steps=150",)
 PARTS = {
     "zero_shot": Part(
@@ -37,6 +37,30 @@ PARTS = {
         "abstract)",
         "configs/adp/foundry.py",
         ("phases.invert.num_steps=200", "adp.num_synthetic=128"),
+    ),
+    POSTERIOR: Part(
+        "APP: particle posteriors over prompts, by number of particles",
+        "configs/app/sweep_foundry.py",
+        (
+            "app.task=state",
+            "data.defect_rule=shots",
+            "data.num_train=8",
+            "data.shots=8",
+            "data.num_views=1",
+            "data.num_test_good=32",
+            "data.num_per_defect=8",
+            "mixture.prior.normal=0.5",
+            "mixture.prior.defect=0.5",
+            "mixture.particles.normal=0.5",
+            "mixture.particles.defect=0.5",
+            "phases.prior.num_steps=0",
+            "phases.particles.num_steps=40",
+            "sweep.num_particles=1,4,16",
+            "sweep.update=map,svgd,sgld",
+            "sweep.scale.sgld=10",
+            "sweep.seed=0,1",
+            "sweep.num_snapshots=4",
+        ),
     ),
 }
 
@@ -85,7 +109,7 @@ def tour(directory, parts) -> None:
     from jaxanom.cli import config_file
     from jaxanom.report import page, runs, tables
 
-    shown, lead = [], []
+    shown, lead, plots = [], [], []
     for name in parts:
         print(f"{name} ...", flush=True)
         if name == DEFECTS:
@@ -93,6 +117,10 @@ def tour(directory, parts) -> None:
             _, table = workflow.generate_then_detect(config, directory / name)
             title = "Defect generation: real defects against real and generated ones"
             shown += [directory / name / run for run in workflow.JOB_RUNS]
+        elif name == POSTERIOR:
+            title = PARTS[name].summary
+            table, panels = _swept(PARTS[name], directory / name)
+            plots += panels
         else:
             title = PARTS[name].summary
             table = _train_and_evaluate(PARTS[name], directory / name)
@@ -100,7 +128,10 @@ def tour(directory, parts) -> None:
         lead.append(page.table(title, table))
         print(f"{title}\n{tables.to_text(table)}", flush=True)
     written = runs.write(
-        directory / "report.html", shown, "jaxanom: a tour of the methods", lead
+        directory / "report.html",
+        shown,
+        "jaxanom: a tour of the methods",
+        [*lead, *plots],
     )
     print(f"report: {written}")
 
@@ -114,3 +145,15 @@ def _train_and_evaluate(part: Part, directory):
     config = config_file.load(part.recipe, part.overrides)
     results = api.evaluate(api.train(config, directory))
     return tables.per_category(results, protocols.columns_of([results]))
+
+
+def _swept(part: Part, directory):
+    """Runs a sweep; returns its table, and its plots as sections of the page."""
+    from jaxanom.cli import config_file
+    from jaxanom.report import sweeps
+    from jaxanom.sweep import runner
+
+    config = config_file.load(part.recipe, part.overrides)
+    rows = runner.run(config, directory)
+    seed = config.sweep.development_seed
+    return sweeps.table(sweeps.chosen(rows, seed)), sweeps.sections(rows, seed)[1:]

@@ -1,8 +1,10 @@
 """`config.sweep` -> a table of runs, JSON lines that a killed sweep goes on with."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +86,19 @@ def _rows(section, inputs: Inputs, missing, first_seed) -> Iterator[dict[str, An
     by_number: dict[int, list[grid.Group]] = {}
     for group in grid.groups(missing, num_classes, section.prompts_together):
         by_number.setdefault(group.num_particles, []).append(group)
+    ready = {}
+    # A program compiles on one core: several at a time use the others.
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for number, groups in by_number.items():
+            args = sweep_inputs.arguments(inputs, number)
+            placed = [_placed(inputs, group, groups, mesh) for group in groups]
+            compiling = pool.submit(
+                _compile, section, inputs, groups[0], (placed[0], *args)
+            )
+            ready[number] = args, placed, compiling
     for number, groups in by_number.items():
-        args = sweep_inputs.arguments(inputs, number)
-        placed = [_placed(inputs, group, groups, mesh) for group in groups]
-        compiled = _compile(section, inputs, groups[0], (placed[0], *args))
+        args, placed, compiling = ready.pop(number)
+        compiled = compiling.result()
         for group, places in zip(groups, placed, strict=True):
             start = time.perf_counter()
             outcome = placement.to_host(compiled.call(places, *args))

@@ -48,3 +48,29 @@ def test_the_tour_takes_no_overrides(capsys, tmp_path):
     assert main.main(words) == 2
     assert "--config=configs/defect_generation/foundry.py" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_the_posterior_part_is_a_sweep_with_its_plots(
+    monkeypatch, sweep_config, tmp_path, capsys, quick_compiles
+):
+    config = sweep_config(sweep__seed=(0,), sweep__num_particles=(2,))
+    monkeypatch.setattr(config_file, "load", lambda name, _=(): config)
+    part = quickstart.Part("Tiny particles", "tiny")
+    monkeypatch.setattr(quickstart, "PARTS", {quickstart.POSTERIOR: part})
+    words = ["quickstart", f"--run={tmp_path}", "--parts", quickstart.POSTERIOR]
+    assert main.main(words) == 0
+    said = capsys.readouterr().out
+    assert "Tiny particles" in said and "svgd" in said and "sgld" in said
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    for text in ("Tiny particles", "Against the number of particles", "1st component"):
+        assert text in page
+    rows = tmp_path / quickstart.POSTERIOR / "sweep.jsonl"
+    before = rows.read_bytes()
+    assert main.main(words) == 0 and rows.read_bytes() == before, "it is kept"
+
+
+def test_the_posterior_part_is_a_sweep_that_the_recipe_knows():
+    part = quickstart.PARTS[quickstart.POSTERIOR]
+    config = config_file.load(part.recipe, part.overrides)
+    assert config.sweep.num_particles == (1, 4, 16)
+    assert config.phases.particles.num_steps % config.sweep.num_snapshots == 0
