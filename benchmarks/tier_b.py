@@ -145,14 +145,17 @@ def _b3(found: Mapping[str, Any]) -> list[Line]:
 
 
 def _b4(found: Mapping[str, Any]) -> list[Line]:
-    ratio = found["ratio"]
-    return [
-        *(
-            Line("B4", f"|m*|/|m| on {kind}", found[kind]["kept"])
-            for kind in ("steel", "plastic")
-        ),
-        Line("B4", "plastic / steel", ratio, "< 0.5", ratio < 0.5),
-    ]
+    rows = []
+    for name, said in (("panel", ""), ("panel_refusing", ", refusal_share = 0.5")):
+        part, ratio = found[name], found[name]["ratio"]
+        rows += [
+            *(
+                Line("B4", f"|m*|/|m| on {kind}{said}", part[kind]["kept"])
+                for kind in ("steel", "plastic")
+            ),
+            Line("B4", f"plastic / steel{said}", ratio, "< 0.5", ratio < 0.5),
+        ]
+    return rows
 
 
 def _b5(found: Mapping[str, Any]) -> list[Line]:

@@ -22,6 +22,8 @@ NUM_LEVELS = (10, 20, 50, 100)
 FRESH = 1000  # first test index that no training folder uses
 BLOB_PROMPT = "a photo of a {defect} blob"
 RUST_PROMPT = "a photo of a {defect} spot"
+# Run of B4 -> share of the normal images' masks that are told the defect's prompt.
+REFUSAL_SHARES = {"panel": 0.0, "panel_refusing": 0.5}
 # Blobs and rust spots to train on: as many, so that both are one program.
 NUM_DEFECTS = 24
 NUM_DETECTOR_SEEDS = 5
@@ -208,7 +210,8 @@ def colour_numbers(
 def b4(job: runs.Job) -> dict[str, Any]:
     """Rust only ever occurs on steel: what happens when it is asked for on plastic?
 
-    Both variants get the same masks and the same noise.
+    Both materials get the same masks and the same noise. Measured with the paper's
+    loss, and with normal images that are asked for the defect as well.
     """
     seed = runs.DATA_SEED + job.seed
     num_good, num_bad = job.images(64), job.images(NUM_DEFECTS)
@@ -216,7 +219,6 @@ def b4(job: runs.Job) -> dict[str, Any]:
     steel = [k for k in range(4 * num_bad) if _is(k, seed, "steel")][:num_bad]
     rows += [("test", "rust", k, f"{k:03d}") for k in steel]
     folder = runs.write_folder(job.out / "data" / "panel", "panel", rows, seed)
-    run = runs.trained(runs.folder_config(job, folder, RUST_PROMPT), job.out / "panel")
     count = job.images(32)
     many = range(FRESH, FRESH + 4 * count)
     of = {
@@ -224,16 +226,33 @@ def b4(job: runs.Job) -> dict[str, Any]:
         for kind in ("steel", "plastic")
     }
     _, mask = runs.pictures("panel", "test", of["steel"], seed, "rust")
-    draw = runs.drawer(run)
+    normals = {
+        kind: runs.pictures("panel", "test", indices, seed)[0]
+        for kind, indices in of.items()
+    }
     found: dict[str, Any] = {"num_images": count}
-    for kind, indices in of.items():
-        normal, _ = runs.pictures("panel", "test", indices, seed)
-        made = draw(normal, mask, 1, np.arange(count))
+    for name, share in REFUSAL_SHARES.items():
+        changes = {"defect_generation.refusal_share": share} if share else {}
+        settings = runs.folder_config(job, folder, RUST_PROMPT, changes)
+        run = runs.trained(settings, job.out / name)
+        found[name] = _kept_by_kind(runs.drawer(run), normals, mask)
+    return found
+
+
+def _kept_by_kind(
+    draw: Callable[..., dict[str, np.ndarray]],
+    normals: dict[str, np.ndarray],
+    mask: np.ndarray,
+) -> dict[str, Any]:
+    """Asks for rust on every kind of panel and measures what stays of the mask."""
+    found: dict[str, Any] = {}
+    for kind, normal in normals.items():
+        made = draw(normal, mask, 1, np.arange(len(normal)))
         kept = measures.kept_share(made["mask"], mask)
         change = measures.mean_colour(made["change"][..., None], mask)
         found[kind] = {
             "kept": float(kept.mean()),
-            "kept_error": float(kept.std(ddof=1) / np.sqrt(count)),
+            "kept_error": float(kept.std(ddof=1) / np.sqrt(len(kept))),
             "empty": float((kept == 0).mean()),
             "change": float(np.nanmean(change)),
         }

@@ -9,16 +9,18 @@ from jaxanom.data.foundry import render
 
 
 def b4_result(ratio):
-    return {"steel": {"kept": 0.8}, "plastic": {"kept": 0.8 * ratio}, "ratio": ratio}
+    plastic = 0.8 * (ratio or 1.0)
+    kept = {"steel": {"kept": 0.8}, "plastic": {"kept": plastic}, "ratio": ratio}
+    return {"panel": kept, "panel_refusing": kept}
 
 
 @pytest.mark.parametrize(
     ("ratio", "passed"), [(0.3, True), (0.5, False), (None, False)]
 )
 def test_refusal_passes_below_half_and_an_undefined_ratio_misses(ratio, passed):
-    result = b4_result(ratio or 1.0) | {"ratio": ratio}
-    *_, last = tier_b.lines({"B4": result})
-    assert last.measure == "plastic / steel" and last.passed is passed
+    *_, plain, _, _, last = tier_b.lines({"B4": b4_result(ratio)})
+    assert plain.measure == "plastic / steel" and plain.passed is passed
+    assert last.measure.startswith("plastic / steel, refusal") and last.passed is passed
 
 
 def test_a_result_is_computed_once_and_belongs_to_its_seed(tmp_path):

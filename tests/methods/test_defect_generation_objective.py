@@ -144,6 +144,36 @@ def test_normal_rows_get_a_drawn_mask_and_keep_none_if_told_so():
     np.testing.assert_array_equal(bare, own)
 
 
+def test_a_share_of_the_normal_rows_is_asked_for_a_defect_and_defects_keep_theirs():
+    def prompts(**options):
+        ((_, _, context, _),) = calls(**options)
+        return np.split(np.asarray(context), 2)[0][:, :TOKENS]
+
+    rows = contexts()
+    plain, always = prompts(), prompts(refusal_share=1.0)
+    np.testing.assert_array_equal(plain[1], rows.defect[0])  # the hole's prompt
+    np.testing.assert_array_equal(always[0], rows.defect[2])
+    assert any((always[1] == asked).all() for asked in np.asarray(rows.defect[1:]))
+    # Half of many rows: 400 draws differ from 200 by 3 deviations of 10 at most.
+    asked = objective._asked_of_normals(
+        rows,
+        jnp.zeros(400, int),
+        objective.Options(refusal_share=0.5),
+        jax.random.key(0),
+    )
+    assert abs(int((asked > 0).sum()) - 200) <= 30
+    assert set(np.asarray(asked)) == set(range(len(rows.defect)))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"refusal_share": 1.5}, {"refusal_share": 0.5, "draw_normal_masks": False}],
+)
+def test_a_share_that_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"config\.defect_generation\.refusal_share"):
+        objective.check(objective.Options(**wrong))
+
+
 def test_full_background_input_cuts_nothing_out():
     ((latents, *_),) = calls(background_input="full")
     np.testing.assert_array_equal(*np.split(np.asarray(latents), 2))

@@ -12,6 +12,7 @@ Where the paper is silent or can be read in two ways, both are options:
 | mask refinement (Eq. 13)     | Otsu on the pixel difference | off                   |
 | trained weights              | the whole UNet               | LoRA                  |
 | prompt of the hole           | empty                        | any text              |
+| a defect asked of normals    | never                        | a share of their masks|
 """
 
 from collections.abc import Callable
@@ -24,7 +25,7 @@ import numpy as np
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.methods.defect_generation import model, objective, predict
-from jaxanom.models import backbones, lora, unet
+from jaxanom.models import backbones, lora, recompute, unet
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 
 PHASES = ("adapt", "finetune")
@@ -55,6 +56,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         area_balanced=settings.area_balanced,
         attention_pooling=settings.attention_pooling,
         draw_normal_masks=settings.draw_normal_masks,
+        refusal_share=settings.refusal_share,
     )
     drawing = predict.Options(
         **{name: config.generate[name] for name in predict.Options._fields}
@@ -93,7 +95,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     alphas_cumprod = schedule.alphas_cumprod
     is_velocity = schedule.prediction_type == "v_prediction"
     dtype = jnp.dtype(config.model.dtype)
-    compute = network.clone(dtype=dtype, remat=config.model.remat)
+    compute = network.clone(dtype=dtype, remat=recompute.resolve(config.model.remat))
     compute = implementation(backbones.Tower(compute, fresh_params)).module
     unet_apply = backbones.noise_apply(compute, scheduler)
 

@@ -27,6 +27,9 @@ class Options(NamedTuple):
       area_balanced: each term is a mean over its own elements.
       attention_pooling: latent mask -> layer grid, see `model.pool_mask`.
       draw_normal_masks: normal images get a mask from p(m), and the hole's prompt.
+      refusal_share: of those masks, the share told some defect's prompt instead. The
+        network then learns from normal images too where a defect does not occur. Not in
+        the paper, which has 0.
     """
 
     background_weight: float = 1.0
@@ -36,6 +39,7 @@ class Options(NamedTuple):
     area_balanced: bool = False
     attention_pooling: str = "max"
     draw_normal_masks: bool = True
+    refusal_share: float = 0.0
 
 
 def check(options: Options) -> None:
@@ -48,6 +52,12 @@ def check(options: Options) -> None:
             raise ValueError(
                 f"config.defect_generation.{key}={value!r}; choose one of {known}"
             )
+    share = options.refusal_share
+    if not 0 <= share <= 1 or (share and not options.draw_normal_masks):
+        raise ValueError(
+            f"config.defect_generation.refusal_share={share}; wanted 0 to 1, and 0 "
+            "without draw_normal_masks"
+        )
 
 
 class Prompted(NamedTuple):
@@ -182,8 +192,14 @@ def loss_fn(
             drawn = model.draw_masks(frozen["latent_bank"], rows, key_mask)
             mask = jnp.where(batch["label"][:, None, None] > 0, mask, drawn)
         contexts = model.Contexts(**frozen["contexts"])
-        ids = batch["defect_id"], batch["category_id"]
-        prompt = prompted(contexts, mask, *ids, options, grids)
+        defect_id = batch["defect_id"]
+        if options.refusal_share:
+            key_refusal = jax.random.fold_in(key, 1)
+            asked = _asked_of_normals(contexts, defect_id, options, key_refusal)
+            defect_id = jnp.where(batch["label"] > 0, defect_id, asked)
+        prompt = prompted(
+            contexts, mask, defect_id, batch["category_id"], options, grids
+        )
         noise = jax.random.normal(key_noise, latents.shape)
         timesteps = targets.draw_timesteps(key_timestep, rows, len(alphas_cumprod))
         noisy = targets.add_noise(latents, noise, timesteps, alphas_cumprod)
@@ -209,3 +225,15 @@ def loss_fn(
         return value, {**parts, "gap": gap}
 
     return loss
+
+
+def _asked_of_normals(
+    contexts: model.Contexts, defect_id: Array, options: Options, key: PRNGKey
+) -> Array:
+    """Returns [B] ids: a defect's with probability `refusal_share`, else unchanged."""
+    key_share, key_defect = jax.random.split(key)
+    rows = defect_id.shape
+    drawn = jax.random.randint(key_defect, rows, 1, len(contexts.defect))
+    return jnp.where(
+        jax.random.uniform(key_share, rows) < options.refusal_share, drawn, defect_id
+    )
