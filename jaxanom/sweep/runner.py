@@ -58,11 +58,13 @@ def run(
     _check(config)
     base = prepared.without(config, "sweep")
     path = directory / TABLE
+    if (directory / record.CONFIG).is_file():
+        record.claim(directory, base)
     done = _read(path)
     missing = [point for point in wanted if _key(point) not in done]
     if missing:
-        # Only now: a config that was refused must not stand in the way of the next.
         made = sweep_inputs.make(base, missing)
+        # Only now: a config that was refused must not stand in the way of the next.
         record.claim(directory, base)
         record.update_json(
             directory / record.RECORD,
@@ -73,8 +75,6 @@ def run(
             done[_key(row)] = row
             if on_row is not None:
                 on_row(row)
-    else:
-        record.claim(directory, base)
     return [done[_key(point)] for point in wanted]
 
 

@@ -264,6 +264,9 @@ def test_samplers_refuse_an_optimiser_that_would_bend_their_steps(update):
     coupling.check(coupling.Options(update=update), phase)
     with pytest.raises(ValueError, match=r"phases\.particles.*'momentum': 0\.9"):
         coupling.check(coupling.Options(update=update), {**phase, "momentum": 0.9})
+    unsaid = {key: value for key, value in phase.items() if key != "momentum"}
+    with pytest.raises(ValueError, match="momentum"):  # its default is 0.9
+        coupling.check(coupling.Options(update=update), unsaid)
     coupling.check(coupling.Options(update="svgd"), {"momentum": 0.9})
 
 

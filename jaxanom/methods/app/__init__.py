@@ -19,7 +19,9 @@ Where the paper (as far as it could be seen) and the released code differ:
 
 Defaults follow the paper's method with the released loss; `update="map"` and
 `layout="reference_reshuffle"` follow the code, which tests/parity/app pins. With many
-dimensions and few particles SVGD's spread is too small: do not read it as calibrated.
+dimensions and few particles SVGD's spread is far too small (as 1 / D, see the plot
+benchmarks/records/variance_collapse.png, and "noisy_svgd" for what repairs it): the
+disagreement of particles is no measure of calibration.
 
 Exact savings: sentences end at their end token and share what stands before the class
 name (`text_form="shared"`); images are encoded once.

@@ -129,7 +129,8 @@ def check(options: Options, phase: Any) -> None:
         )
     if options.update not in SAMPLERS:
         return
-    wrong = {k: phase.get(k) for k, v in OF_SAMPLERS.items() if phase.get(k, v) != v}
+    found = {"warmup_steps": 0, **phase}
+    wrong = {k: found.get(k) for k, v in OF_SAMPLERS.items() if found.get(k) != v}
     if wrong:
         raise ValueError(
             f"config.app.particles.update={options.update!r} makes its own steps, so "
