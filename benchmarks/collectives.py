@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its text.
+"""What particles on eight devices send one another, read from the compiled program.
 
     python -m benchmarks.collectives N D BACKEND
 
@@ -8,78 +8,10 @@ a process of its own, as the number of devices is fixed when jax starts; nothing
 
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
 
 NUM_DEVICES = 8
-SIZES = {"f64": 8, "f32": 4, "bf16": 2, "s32": 4, "u32": 4, "pred": 1}
-_COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
-_SENT = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute)(?:-start)?\("
-)
-_ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
-_WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
-_TURNS = re.compile(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)')
-
-
-def received_bytes(text: str, num_devices: int) -> float:
-    """Counts what one device receives in a run of a compiled program.
-
-    An all-gather and an all-to-all bring what is not here yet; a sum twice that share
-    of its operand, as the best ring does it; a permutation all of it. Loops count as
-    often as they turn.
-
-    Args:
-      text: of the compiled program.
-      num_devices: S.
-
-    Raises:
-      ValueError: a loop of unknown length that sends.
-    """
-    bodies = dict(_computations(text))
-    share = (num_devices - 1) / num_devices
-    factors = {"all-reduce": 2 * share, "collective-permute": 1.0}
-
-    def total(name: str) -> float:
-        found = 0.0
-        for line in bodies[name]:
-            sent = _SENT.search(line)
-            if sent:
-                found += _bytes(sent[1]) * factors.get(sent[2], share)
-            loop = _WHILE.search(line)
-            if loop:
-                inside, turns = total(loop[1]), _TURNS.search(line)
-                if inside and not turns:
-                    raise ValueError(f"a loop of unknown length sends: {line.strip()}")
-                found += inside * int(turns[1]) if turns else 0.0
-        return found
-
-    entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
-    return total(entry[1])
-
-
-def _computations(text: str) -> Iterator[tuple[str, list[str]]]:
-    name, lines = "", []
-    for line in text.splitlines():
-        start = _COMPUTATION.match(line)
-        if start:
-            name, lines = start[1], []
-        elif line.startswith("}"):
-            yield name, lines
-        else:
-            lines.append(line)
-
-
-def _bytes(shape: str) -> int:
-    found = 0
-    for kind, sizes in _ARRAY.findall(shape):
-        size = SIZES[kind]
-        for number in filter(None, sizes.split(",")):
-            size *= int(number)
-        found += size
-    return found
 
 
 def of_backend(num_particles: int, width: int, backend: str) -> float:
@@ -120,8 +52,10 @@ def _compiled_text(num_particles: int, width: int, backend: str) -> str:
 
 
 def main(arguments: list[str]) -> None:
+    from jaxanom.parallel import collectives
+
     text = _compiled_text(int(arguments[0]), int(arguments[1]), arguments[2])
-    print(json.dumps(received_bytes(text, NUM_DEVICES)))
+    print(json.dumps(collectives.received_bytes(text, NUM_DEVICES)))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -94,7 +93,8 @@ def parameters(
       **keywords: passed to the method unchanged.
 
     Returns:
-      Nested dict of float32 arrays.
+      Nested dict of float32 arrays on the host, as weights that are read: a mesh then
+      gets each device's part, and no device holds a whole leaf that is split.
 
     Raises:
       ValueError: a leaf has no rule, or an override matches no path.
@@ -115,7 +115,7 @@ def parameters(
         if draw is None:
             raise ValueError(f"no rule to initialise {path!r}; pass one in `overrides`")
         rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
-        leaves[path] = jnp.asarray(draw(rng, leaf.shape), leaf.dtype)
+        leaves[path] = np.asarray(draw(rng, leaf.shape), leaf.dtype)
     if unused:
         raise ValueError(f"overrides match no parameter path: {sorted(unused)}")
     return trees.unflatten(leaves)

@@ -1,6 +1,7 @@
 """What parameters and their training state take on a device, and what room it has."""
 
 import math
+import os
 from typing import Any
 
 import jax
@@ -24,6 +25,28 @@ def free_bytes(mesh: Mesh) -> int | None:
         if "bytes_limit" not in found:
             return None
         rooms.append(found["bytes_limit"] - found.get("bytes_in_use", 0))
+    return min(rooms)
+
+
+def device_bytes(mesh: Mesh) -> int | None:
+    """Returns the memory of the smallest device of a mesh; None where it is not known.
+
+    CPU devices of one host share its memory evenly; a device that is not attached
+    tells nothing.
+    """
+    rooms = []
+    for device in mesh.devices.flat:
+        if device.platform == "cpu" and "SC_PHYS_PAGES" in os.sysconf_names:
+            host = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+            rooms.append(host // len(mesh.local_devices))
+            continue
+        try:
+            found = device.memory_stats() or {}
+        except jax.errors.JaxRuntimeError:
+            found = {}
+        if "bytes_limit" not in found:
+            return None
+        rooms.append(found["bytes_limit"])
     return min(rooms)
 
 

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from benchmarks import (
-    collectives,
     posterior,
     posterior_few_shot,
     posterior_step,
@@ -15,28 +14,6 @@ from jaxanom.report import sweeps
 from jaxanom.sweep import grid, runner
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
-HLO = """HloModule jit_update
-
-%body.1 (param: (s32[], f32[4,8])) -> (s32[], f32[4,8]) {
-  %a = f32[4,8]{1,0} parameter(0)
-  %sent = f32[4,8]{1,0} collective-permute(%a), source_target_pairs={{0,1}}
-}
-
-ENTRY %main (x: f32[4,8]) -> f32[32,8] {
-  %g = f32[32,8]{1,0} all-gather(%x), dimensions={0}
-  %s = f32[16]{0} all-reduce(%y), to_apply=%add
-  %w = (s32[], f32[4,8]) while(%t), condition=%c, body=%body.1, LOOP
-}
-"""
-
-
-def test_bytes_of_loops_count_as_often_as_they_turn():
-    turns = 'backend_config={"known_trip_count":{"n":"8"}}'
-    found = collectives.received_bytes(HLO.replace("LOOP", turns), 8)
-    gathered, summed, passed = 32 * 8 * 4 * 7 / 8, 2 * 16 * 4 * 7 / 8, 8 * 4 * 8 * 4
-    assert found == gathered + summed + passed
-    with pytest.raises(ValueError, match="unknown length"):
-        collectives.received_bytes(HLO.replace("LOOP", ""), 8)
 
 
 @pytest.mark.parametrize("make", ["ours", "theirs", "torch_loop", "torch_batched"])
@@ -132,3 +109,14 @@ def test_a_task_that_is_left_out_says_its_zero_shot_number():
         }
     )
     assert "7.2 %" in found and "Left out" in found and "| svgd" in found
+
+
+def test_what_a_transport_buys_is_free_of_the_differences_between_seeds():
+    rows = [
+        {"update": update, "num_particles": 4, "seed": seed, "nll": seed + gain}
+        for seed in (1, 2, 3)
+        for update, gain in (("map", 0.0), ("svgd", -0.25))
+    ]
+    assert posterior_few_shot.paired(rows).rows == (("svgd", "-0.2500 ± 0.0000"),)
+    rows[-1]["nll"] += 0.3
+    assert posterior_few_shot.paired(rows).rows == (("svgd", "-0.1500 ± 0.1000"),)

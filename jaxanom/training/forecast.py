@@ -1,0 +1,189 @@
+"""What a training step takes, asked of its compiled program; nothing is computed.
+
+Parameters and batches may be shapes alone (`jax.ShapeDtypeStruct`), and the devices
+those of a topology that is not attached: compiling needs neither values nor devices.
+"""
+
+import math
+import time
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from jaxanom import flops, trees
+from jaxanom.parallel import collectives, rules
+from jaxanom.training import checkpoint, optimizer, plan, state, step
+from jaxanom.types import Batch, Frozen, Params
+
+
+class Forecast(NamedTuple):
+    """One phase's step. Bytes are those of one device.
+
+    Attributes:
+      phase: its name.
+      params: what the phase trains, and parameters that it leaves as they are.
+      optimizer: moments, counters, moving average, key.
+      frozen: towers and tables.
+      batch: its share of the rows.
+      working: gradients, activations and all else that lives during a step only, as
+        the compiler has planned it.
+      flops: of one step over all devices, counted before compiling.
+      uncounted: what `flops` leaves out.
+      received: bytes from other devices in a step; None if a loop of unknown length
+        sends.
+      compile_s: seconds.
+    """
+
+    phase: str
+    params: int
+    optimizer: int
+    frozen: int
+    batch: int
+    working: int
+    flops: int
+    uncounted: tuple[str, ...]
+    received: float | None
+    compile_s: float
+
+    @property
+    def total(self) -> int:
+        """Bytes of one device while a step runs."""
+        return self.params + self.optimizer + self.frozen + self.batch + self.working
+
+
+class Compiled(NamedTuple):
+    """A step's program beside the shapes it was compiled for: (state, fixed, ...)."""
+
+    forecast: Forecast
+    program: Any
+    args: tuple[Any, ...]
+
+
+def of_step(
+    stage: plan.Stage,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    mesh: Mesh,
+    ema_decay: float = 0.0,
+) -> Compiled:
+    """Compiles the step of a phase for a mesh, as the loop will, and reads it.
+
+    Args:
+      stage: the phase and its settings.
+      params, frozen, batch: arrays or shapes; of the batch all global rows.
+      mesh: its devices need not be attached.
+      ema_decay: see `plan.TrainConfig`.
+
+    Raises:
+      ValueError: a leaf or the batch does not split over the mesh.
+    """
+    tx = optimizer.make(stage.config, stage.phase.transport)
+    args = _arguments(stage, tx, params, frozen, batch, mesh, ema_decay > 0)
+    built = step.make_step(
+        stage.phase.loss_fn,
+        tx,
+        ema_decay=ema_decay,
+        accumulate=stage.config.accumulate,
+        state_shardings=state.shardings(args[0], mesh),
+    )
+    start = time.perf_counter()
+    traced = built.apply.trace(*args)
+    program = traced.lower().compile()
+    seconds = time.perf_counter() - start
+    count = flops.count_jaxpr(traced.jaxpr.jaxpr)
+    carried, fixed, _, _ = args
+    trained = bytes_held(carried.params)
+    return Compiled(
+        Forecast(
+            phase=stage.name,
+            params=trained + bytes_held(fixed),
+            optimizer=bytes_held(carried) - trained,
+            frozen=bytes_held(args[2]),
+            batch=bytes_held(args[3]),
+            working=_working(program),
+            flops=count.total,
+            uncounted=count.unknown,
+            received=_received(program, mesh.size),
+            compile_s=seconds,
+        ),
+        program,
+        args,
+    )
+
+
+def check_fits(found: Forecast, limit: int | None) -> None:
+    """Raises ValueError where a step needs more than a device has.
+
+    Args:
+      found: of one phase.
+      limit: bytes of a device; None if it is not known.
+    """
+    if limit is None or found.total <= limit:
+        return
+    remedies = {
+        "working": "config.phases.<name>.accumulate, a smaller config.data.batch_size "
+        "or config.model.remat",
+        "frozen": "config.mesh.fsdp, which splits frozen towers too",
+    }
+    largest = max(
+        ("params", "optimizer", "frozen", "batch", "working"),
+        key=lambda name: getattr(found, name),
+    )
+    gibi = 2**30
+    raise ValueError(
+        f"phase {found.phase!r} needs {found.total / gibi:.2f} GiB on each device of "
+        f"{limit / gibi:.2f} GiB, most of it {largest} "
+        f"({getattr(found, largest) / gibi:.2f} GiB); try "
+        + remedies.get(largest, "config.mesh.fsdp, which splits parameters and moments")
+    )
+
+
+def bytes_held(tree: Any) -> int:
+    """Returns the bytes of a tree on one device, by each leaf's own sharding."""
+    total = 0
+    for leaf in jax.tree.leaves(tree):
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        total += math.prod(shape) * leaf.dtype.itemsize
+    return total
+
+
+def _arguments(
+    stage: plan.Stage,
+    tx: Any,
+    params: Params,
+    frozen: Frozen,
+    batch: Batch,
+    mesh: Mesh,
+    averaged: bool,
+) -> tuple[Any, ...]:
+    """Returns (state, fixed, frozen, batch) as shapes that know where they live."""
+    trained, fixed = trees.split(params, stage.phase.trainable)
+
+    def init(trained):
+        return state.init(trained, tx, jax.random.key(0), averaged)
+
+    carried = jax.eval_shape(init, trained)
+    carried = checkpoint.abstract(carried, state.shardings(carried, mesh))
+    fixed, frozen = (
+        checkpoint.abstract(tree, rules.shardings(tree, mesh))
+        for tree in (fixed, frozen)
+    )
+    rows = rules.rows(mesh)
+    batch = checkpoint.abstract(batch, jax.tree.map(lambda leaf: rows, batch))
+    return carried, fixed, frozen, batch
+
+
+def _working(program: Any) -> int:
+    """Returns what is neither an argument nor a result that takes one's place."""
+    planned = program.memory_analysis()
+    fresh = planned.output_size_in_bytes - planned.alias_size_in_bytes
+    return planned.temp_size_in_bytes + max(fresh, 0)
+
+
+def _received(program: Any, num_devices: int) -> float | None:
+    try:
+        return collectives.received_bytes(program.as_text(), num_devices)
+    except ValueError:
+        return None
