@@ -147,6 +147,30 @@ def _tell(row: dict[str, Any]) -> None:
     print({key: row[key] for key in (*grid.AXES, "nll", "ksd", "seconds")}, flush=True)
 
 
+def paired(rows: Sequence[dict[str, Any]]) -> tables.Table:
+    """NLL less that of independent MAP runs with the same seed, mean and its error.
+
+    What a transport buys, without the differences between seeds; below zero is better.
+    """
+    nll = {(r["update"], r["num_particles"], r["seed"]): r["nll"] for r in rows}
+    numbers = sorted({row["num_particles"] for row in rows})
+    lines = []
+    for update in dict.fromkeys(row["update"] for row in rows):
+        line: list[tables.Cell] = [update]
+        for number in numbers:
+            gaps = [
+                value - nll["map", number, seed]
+                for (name, n, seed), value in nll.items()
+                if (name, n) == (update, number) and value is not None
+            ]
+            error = np.std(gaps, ddof=1) / np.sqrt(len(gaps)) if len(gaps) > 1 else 0
+            line.append(f"{np.mean(gaps):+.4f} ± {error:.4f}" if gaps else None)
+        if update != "map":
+            lines.append(tuple(line))
+    heads = ("Transport", *(f"N = {number}" for number in numbers))
+    return tables.Table(heads, tuple(lines), caption="NLL less that of MAP, paired.")
+
+
 def text(results: dict[str, Any]) -> str:
     """Returns the tables in Markdown."""
     parts = []
@@ -158,6 +182,8 @@ def text(results: dict[str, Any]) -> str:
         )
         if "rows" in found:
             parts.append(tables.to_markdown(sweeps.table(found["rows"])))
+            parts.append("NLL less that of MAP with the same seed, ± standard error:")
+            parts.append(tables.to_markdown(paired(found["rows"])))
         else:
             parts.append(f"Left out: {found['left_out']}.")
     return "\n\n".join(parts) + "\n"

@@ -105,7 +105,10 @@ def test_a_task_that_is_left_out_says_its_zero_shot_number():
     found = posterior_few_shot.text(
         {
             "caltech": {"zero_shot": plain, "left_out": "it knows no photographs"},
-            "state": {"zero_shot": plain, "rows": [row]},
+            "state": {
+                "zero_shot": plain,
+                "rows": [{**row, "update": "map", "rkhs": "-"}, row],
+            },
         }
     )
     assert "7.2 %" in found and "Left out" in found and "| svgd" in found
