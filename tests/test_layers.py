@@ -41,6 +41,7 @@ ROWS = {
 }
 BANNED_NAMES = ("utils", "util", "helpers", "helper", "misc", "core", "manager")
 CORE = {
+    "absl",
     "jax",
     "flax",
     "optax",
@@ -59,6 +60,8 @@ LAZY = {
     "tqdm": {"training/loop.py", "methods/defect_generation/drawing.py"},
     "matplotlib": {"report/figures.py"},
     "huggingface_hub": {"models/hub.py"},
+    "grain": {"data/workers.py"},
+    "tensorflow_datasets": {"data/builders.py"},
     "diffusers": {"models/hf_libraries.py"},
     "transformers": {"models/hf_libraries.py"},
 }

@@ -1,8 +1,8 @@
-"""`jaxanom data foundry|check|tokenizer`."""
+"""`jaxanom data foundry|check|tokenizer|tfds`."""
 
 import argparse
 
-PARTS = ("foundry", "check", "tokenizer")
+PARTS = ("foundry", "check", "tokenizer", "tfds")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,13 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tokenizer.add_argument("--out", required=True, help="directory to write")
     tokenizer.add_argument("--vocab-size", type=int, default=1024)
+    tfds = parts.add_parser(
+        "tfds", help="write a published dataset, or foundry, for tensorflow-datasets"
+    )
+    tfds.add_argument("name", help="such as visa; a wrong one lists all")
+    tfds.add_argument("--out", required=True, help="the data_dir to write to")
+    tfds.add_argument(
+        "--manual", default="", help="holds the unpacked dataset in a folder NAME"
+    )
+    tfds.add_argument("--categories", default="", help="names with commas between")
+    tfds.add_argument("--size", type=int, default=256, help="of foundry, in pixels")
+    tfds.add_argument("--seed", type=int, default=0, help="of foundry")
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Does the wanted part."""
-    {"foundry": _foundry, "check": _check, "tokenizer": _tokenizer}[arguments.part](
-        arguments
-    )
+    parts = {"foundry": _foundry, "check": _check}
+    parts |= {"tokenizer": _tokenizer, "tfds": _tfds}
+    parts[arguments.part](arguments)
 
 
 def _foundry(arguments: argparse.Namespace) -> None:
@@ -75,3 +86,20 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
     table = captions.table(names.CATEGORIES, ("good", *names.DEFECT_TYPES))
     trained = tokenizer.train(table.texts, arguments.vocab_size, arguments.out)
     print(f"written: {arguments.out} ({trained.vocab_size} ids)")
+
+
+def _tfds(arguments: argparse.Namespace) -> None:
+    from jaxanom.data import builders
+
+    chosen = tuple(name for name in arguments.categories.split(",") if name)
+    builder = builders.make(
+        arguments.name,
+        arguments.out,
+        arguments.manual,
+        chosen,
+        arguments.size,
+        arguments.seed,
+    )
+    builder.download_and_prepare()
+    print(f"written: {builder.data_path}; read it with --config.data.name=tfds and")
+    print(f"--config.data.directory={builder.data_path}")

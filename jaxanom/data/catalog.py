@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxanom.data import class_images, folders, images
+from jaxanom.data import class_images, folders, images, published
 from jaxanom.data.folders import GOOD, Record
 
 Example = dict[str, Any]
 Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
-DATASETS = ("folder", "foundry", "classes")
+DATASETS = ("folder", "foundry", "classes", "tfds", *published.READERS)
 CACHE_BYTES = 4 * 2**30
 
 
@@ -64,8 +64,11 @@ def open_dataset(
 
     Args:
       name: "folder" reads `directory` in the MVTec layout, "classes" a directory of
-        images sorted into classes (`class_images`), "foundry" renders.
-      directory: for "folder": one category, or a root of many.
+        images sorted into classes (`class_images`), "foundry" renders, "tfds" reads
+        what a builder of `builders` has prepared; the other names are those of
+        `published`, read in place.
+      directory: for "folder": one category, or a root of many; for published datasets
+        and "tfds": where they were unpacked or prepared.
       categories: which to open, in this order; empty opens all.
       image_size: side, or (height, width), that images are resized to.
       seed: of the rendered images; folders do not use it.
@@ -91,6 +94,14 @@ def open_dataset(
         title = Path(directory).expanduser().absolute().name
         whole = from_records(title, records, size, names)
         return chosen(whole, class_subset, categories)
+    if name == "tfds" or name in published.READERS:
+        if not directory:
+            raise ValueError(f"dataset {name!r} needs config.data.directory")
+        if name == "tfds":
+            return chosen(_prepared(directory, categories, size), class_subset)
+        records = published.read(name, directory, categories)
+        folders.check(records)
+        return chosen(from_records(name, records, size), class_subset)
     if name == "foundry":
         counts = (num_train, num_test_good, num_per_defect)
         return chosen(_foundry(categories, size, seed, counts), class_subset)
@@ -192,24 +203,33 @@ def cached(load: Load, limit_bytes: int = CACHE_BYTES) -> Load:
     finds no more than one that stays. Threads may load the same record twice; both
     get equal arrays.
     """
-    kept: dict[Record, tuple[np.ndarray, np.ndarray]] = {}
-    held_bytes = 0
-    lock = threading.Lock()
+    return _Cached(load, limit_bytes)
 
-    def load_cached(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        nonlocal held_bytes
-        if record in kept:
-            return kept[record]
-        image, mask = load(record)
+
+class _Cached:
+    """See `cached`. Sent to another process, it goes without what it holds."""
+
+    def __init__(self, load: Load, limit_bytes: int):
+        self._load = load
+        self._limit_bytes = limit_bytes
+        self._kept: dict[Record, tuple[np.ndarray, np.ndarray]] = {}
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return _Cached, (self._load, self._limit_bytes)
+
+    def __call__(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        if record in self._kept:
+            return self._kept[record]
+        image, mask = self._load(record)
         image.flags.writeable = mask.flags.writeable = False
-        with lock:
-            if held_bytes + image.nbytes + mask.nbytes <= limit_bytes:
-                if record not in kept:
-                    held_bytes += image.nbytes + mask.nbytes
-                kept[record] = (image, mask)
+        with self._lock:
+            if self._held_bytes + image.nbytes + mask.nbytes <= self._limit_bytes:
+                if record not in self._kept:
+                    self._held_bytes += image.nbytes + mask.nbytes
+                self._kept[record] = (image, mask)
         return image, mask
-
-    return load_cached
 
 
 class _RecordSource:
@@ -332,6 +352,19 @@ def _foundry(
         return images.resize_image(image, size), images.resize_mask(mask, size)
 
     return from_records("foundry", list(plan), size, load=cached(load))
+
+
+def _prepared(
+    directory: str | Path, categories: Sequence[str], size: tuple[int, int]
+) -> Dataset:
+    """Opens what a tensorflow-datasets builder has written."""
+    from jaxanom.data import builders
+
+    found = builders.Prepared(directory)
+    load = cached(functools.partial(found.load, size=size))
+    title = Path(directory).expanduser().absolute().parent.name
+    whole = from_records(title, found.records, size, load=load)
+    return chosen(whole, "all", categories)
 
 
 def _rendered(row: Any) -> Record:

@@ -72,6 +72,7 @@ def batches(
     shuffle: bool = True,
     transform: Transform | None = None,
     num_steps: int | None = None,
+    rows: Sequence[int] | None = None,
 ) -> Iterator[HostBatch]:
     """Yields training batches; every epoch is a new permutation of the source.
 
@@ -88,11 +89,29 @@ def batches(
         position in the epoch), so an example is augmented anew every epoch.
       num_steps: the last batch is that of step `num_steps - 1`, wherever the stream
         started; None is endless.
+      rows: which rows of every batch are made, where a process holds no others.
 
     Raises:
       ValueError: an empty source or a batch size below 1; at once, not when iterated.
     """
     _check(source, batch_size)
+    example_at = examples_by_place(source, seed, shuffle, transform)
+    wanted = range(batch_size) if rows is None else tuple(rows)
+
+    def stream() -> Iterator[HostBatch]:
+        step = start_step
+        while num_steps is None or step < num_steps:
+            examples = [example_at(step * batch_size + row) for row in wanted]
+            yield {**collate(examples), "valid": np.ones(len(wanted), bool)}
+            step += 1
+
+    return stream()
+
+
+def examples_by_place(
+    source: Source, seed: int, shuffle: bool = True, transform: Transform | None = None
+) -> Callable[[int], Example]:
+    """Returns place in the endless stream of `batches` -> example; a pure function."""
     length = len(source)
     order = _permutations(length, seed) if shuffle else lambda epoch: range(length)
 
@@ -103,31 +122,27 @@ def batches(
             return example
         return transform(example, generator(seed, _AUGMENT, epoch, position))
 
-    def stream() -> Iterator[HostBatch]:
-        step = start_step
-        while num_steps is None or step < num_steps:
-            start = step * batch_size
-            examples = [example_at(start + row) for row in range(batch_size)]
-            yield {**collate(examples), "valid": np.ones(batch_size, bool)}
-            step += 1
-
-    return stream()
+    return example_at
 
 
-def finite_batches(source: Source, batch_size: int) -> Iterator[HostBatch]:
+def finite_batches(
+    source: Source, batch_size: int, rows: Sequence[int] | None = None
+) -> Iterator[HostBatch]:
     """Yields every row once, in order; the last batch is padded to `batch_size`.
 
     Padding rows repeat the last example, so that they hold sane values, and have
     `valid` False. An empty source yields nothing.
+    With `rows`, these rows of every batch; the number of batches stays.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size={batch_size}; wanted at least 1")
+    wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
+    last = len(source) - 1
     for start in range(0, len(source), batch_size):
-        stop = min(start + batch_size, len(source))
-        examples = [source[row] for row in range(start, stop)]
-        padding = batch_size - len(examples)
-        valid = np.arange(batch_size) < len(examples)
-        yield {**collate(examples + examples[-1:] * padding), "valid": valid}
+        numbers = np.minimum(start + wanted, last).tolist()
+        read = {number: source[number] for number in sorted(set(numbers))}
+        examples = [read[number] for number in numbers]
+        yield {**collate(examples), "valid": start + wanted <= last}
 
 
 def _check(source: Source, batch_size: int) -> None:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxanom.data import catalog, fewshot, generated, pipeline
+from jaxanom.data import catalog, fewshot, generated, pipeline, workers
 from jaxanom.data.catalog import Dataset, Source
 
 POOLS = ("normal", "defect", "generated")
@@ -166,6 +166,8 @@ def batch_maker(
     batch_size: int,
     seed: int,
     transform: pipeline.Transform | None = None,
+    rows: Sequence[int] | None = None,
+    num_workers: int = 0,
 ) -> Callable[[str, int], Iterator[Mapping[str, Any]]]:
     """Returns (phase name, start step) -> endless host batches, made ahead in a thread.
 
@@ -175,11 +177,16 @@ def batch_maker(
       batch_size: rows of every batch.
       seed: of all draws.
       transform: changes every example anew; see `pipeline.batches`.
+      rows: of every batch, that this process holds; None: all.
+      num_workers: processes of Grain that decode and augment; 0: a thread of this
+        process. Batches do not depend on it.
 
     Raises:
-      ValueError: see `check_mixtures`.
+      ValueError: see `check_mixtures`; workers without Grain.
     """
     check_mixtures(pools, mixtures, ())
+    if num_workers:
+        workers.check()
     mixed = {}
     for number, (phase, weights) in enumerate(sorted(mixtures.items())):
         wanted = {name: weight for name, weight in weights.items() if weight}
@@ -193,6 +200,13 @@ def batch_maker(
 
     def make(phase: str, start_step: int) -> Iterator[Mapping[str, Any]]:
         source, phase_seed = mixed[phase]
+        if num_workers:
+            example_at = pipeline.examples_by_place(
+                source, phase_seed, False, transform
+            )
+            return workers.batches(
+                example_at, batch_size, start_step, num_workers, rows
+            )
         return pipeline.prefetch(
             pipeline.batches(
                 source,
@@ -201,6 +215,7 @@ def batch_maker(
                 start_step,
                 shuffle=False,
                 transform=transform,
+                rows=rows,
             )
         )
 
