@@ -17,8 +17,8 @@ from jaxanom.data import catalog, folders, generated, images, pipeline, pools
 from jaxanom.evaluation import calibration, protocols, runner, validation
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
+from jaxanom.parallel import distributed, placement, rules
 from jaxanom.parallel import mesh as meshes
-from jaxanom.parallel import placement, rules
 from jaxanom.report import detections, runs
 from jaxanom.training import loop, selection
 from jaxanom.types import Frozen, Params, Predictions
@@ -56,19 +56,20 @@ def train(
     sources, mixtures = prepared_config.pools_of(prepared)
     chosen, selecting = _selection(prepared, directory)
     # Only now: a config that was refused must not stand in the way of the next one.
-    record.claim(directory, config)
-    record.update_json(
-        directory / record.RECORD,
-        {
-            "method": config.method,
-            "versions": record.versions(),
-            "machine": record.machine(),
-            "split": pools.describe(prepared.dataset, prepared.division),
-            **selecting,
-        },
-    )
+    writes = distributed.is_writer()
+    record.claim(directory, config, writes)
+    begun = {
+        "method": config.method,
+        "versions": record.versions(),
+        "machine": record.machine(),
+        "split": pools.describe(prepared.dataset, prepared.division),
+        **selecting,
+    }
+    if writes:
+        record.update_json(directory / record.RECORD, begun)
     method, mesh = prepared.method, prepared.mesh
-    identity = {"method": config.method, "data": record.plain(config.data)}
+    data = {k: v for k, v in record.plain(config.data).items() if k != "num_workers"}
+    identity = {"method": config.method, "data": data}
     if chosen is not None:
         identity["selection"] = record.plain(config.selection)
     initial = method.init(jax.random.key(config.train.seed))
@@ -85,25 +86,25 @@ def train(
         initial=initial,
         selection=chosen,
         on_log=on_log,
+        notes={"config": record.plain(config), "record": begun},
     )
     params, facts = placement.to_host(info["ema_params"]), {}
     if method.complete is not None:
         key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
         params, facts = method.complete(params, info["frozen"], key)
         params = placement.to_host(params)
-    weights.write(directory / PARAMS, trees.flatten(params))
-    if method.export is not None:
-        batch = next(make_batches(method.phases[0].name, 0))
-        method.export(params, initial[1], directory / "model", batch)
-    record.update_json(
-        directory / record.RECORD,
-        facts
-        | {
-            "num_params": trees.num_params(params),
-            "skipped_steps": info["skipped"],
-            "train_seconds": round(time.perf_counter() - started, 1),
-        },
-    )
+    facts |= {
+        "num_params": trees.num_params(params),
+        "skipped_steps": info["skipped"],
+        "train_seconds": round(time.perf_counter() - started, 1),
+    }
+    if writes:
+        weights.write(directory / PARAMS, trees.flatten(params))
+        if method.export is not None:
+            batch = next(make_batches(method.phases[0].name, 0))
+            method.export(params, initial[1], directory / "model", batch)
+        record.update_json(directory / record.RECORD, facts)
+    distributed.wait_for_all(f"{directory} is written")
     return Run(directory, prepared, params, info["frozen"])
 
 
@@ -289,9 +290,11 @@ def evaluate(
         protocol = protocols.with_spread(protocol)
     protocol, pooled = protocols.with_classes(protocol, prepared.method.target)
     source = catalog.source(dataset, division.test)
+    size = prepared.config.data.batch_size
+    rows = placement.process_rows(size, prepared.mesh)
     batches = (
         placement.place_batch(batch, prepared.mesh)
-        for batch in pipeline.finite_batches(source, prepared.config.data.batch_size)
+        for batch in pipeline.finite_batches(source, size, rows)
     )
     chosen = pools.spread(dataset, division.test, num_examples)
     results = runner.evaluate(
@@ -301,6 +304,7 @@ def evaluate(
         categories=dataset.categories,
         curves=protocol.curves,
         keep_indices=chosen,
+        gather=placement.to_host if jax.process_count() > 1 else None,
         pooled=pooled,
     )
     examples = results.pop("examples")
@@ -309,7 +313,9 @@ def evaluate(
     asked = selection.read(prepared.config.get("selection"))
     if asked.rule != "last":  # parameters were chosen by labels of test images
         results["selected_on"] = list(asked.categories)
-    runs.write_evaluation(run.directory, results, examples)
+    if distributed.is_writer():
+        runs.write_evaluation(run.directory, results, examples)
+    distributed.wait_for_all(f"{run.directory} is evaluated")
     return results
 
 

@@ -263,7 +263,15 @@ def batch_maker(
             return resident.batch_maker(
                 rows, mixtures, data.batch_size, config.seed, prepared.mesh
             )
-    return pools.batch_maker(sources, mixtures, data.batch_size, config.seed, transform)
+    return pools.batch_maker(
+        sources,
+        mixtures,
+        data.batch_size,
+        config.seed,
+        transform,
+        placement.process_rows(data.batch_size, prepared.mesh),
+        data.get("num_workers", 0),
+    )
 
 
 def _transform(

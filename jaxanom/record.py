@@ -19,6 +19,10 @@ CONFIG, RECORD, METRICS = "config.json", "record.json", "metrics.jsonl"
 PACKAGES = ("jaxanom", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
+# Keys that say where and how fast a run computes, not what: it may go on with others.
+WHERE = ("config.mesh.", "config.data.num_workers")
+
+
 def versions() -> dict[str, str]:
     """Returns installed versions of the packages that decide a result."""
     found = {"python": platform.python_version()}
@@ -103,8 +107,15 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
             raise ValueError(f"{path}:{number} is not a JSON line: {error}") from error
 
 
-def claim(directory: Path, config: ml_collections.ConfigDict) -> None:
+def claim(
+    directory: Path, config: ml_collections.ConfigDict, write: bool = True
+) -> None:
     """Makes a run directory this config's.
+
+    Args:
+      directory: of the run.
+      config: as resolved.
+      write: False only compares, for processes that do not write.
 
     Raises:
       ValueError: another config's run is there; it is left alone.
@@ -112,9 +123,13 @@ def claim(directory: Path, config: ml_collections.ConfigDict) -> None:
     wanted = plain(config)
     path = Path(directory) / CONFIG
     if not path.is_file():
-        write_json(path, wanted)
+        if write:
+            write_json(path, wanted)
         return
-    changed = sorted(_differences(read_json(path), wanted))
+    found = sorted(_differences(read_json(path), wanted))
+    changed = [key for key in found if not key.startswith(WHERE)]
+    if found and write and not changed:
+        write_json(path, wanted)
     if changed:
         raise ValueError(
             f"{directory} holds a run with another config ({', '.join(changed[:5])} "

@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Scores the detector on its own test images, or on others; prints a table."""
     from jaxanom.evaluation import protocols
+    from jaxanom.parallel import distributed
     from jaxanom.report import tables
 
+    distributed.initialise()
     if arguments.base_to_new:
         print(tables.to_text(base_to_new(arguments.run, arguments.on)))
         return

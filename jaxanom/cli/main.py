@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       0 when done; 1 when what was examined does not fit; 2 after a wrong input or a
-      loss that is no number, told on stderr without a traceback; 130 on Ctrl-C.
+      loss that is no number, told on stderr without a traceback; 75 where training
+      was asked to stop and saved its state (see `launch/`); 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
@@ -62,6 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxanom {arguments.verb}: {error}", file=sys.stderr)
         return 2
+    except SystemExit as stop:
+        # Not by its class: training, and jax with it, is imported by its verbs only.
+        if not hasattr(stop, "message"):
+            raise
+        print(f"jaxanom {arguments.verb}: {stop.message}", file=sys.stderr)
+        return stop.code
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130

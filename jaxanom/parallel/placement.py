@@ -38,16 +38,34 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
         )
 
 
+def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
+    """Returns which rows of a global batch the devices of this process hold.
+
+    Args:
+      batch_size: rows of the global batch.
+      mesh: from `make_mesh`.
+
+    Returns:
+      Row numbers in order. Processes share rows where the mesh splits something else
+      than the batch between them.
+    """
+    places = rules.rows(mesh).addressable_devices_indices_map((batch_size,))
+    return tuple(
+        sorted({row for (rows,) in places.values() for row in range(batch_size)[rows]})
+    )
+
+
 def place_batch(batch: Mapping[str, Any], mesh: Mesh, accumulate: int = 1) -> Batch:
     """Spreads the rows of a host batch over the mesh.
 
     Args:
-      batch: numpy arrays [b, ...]; with several processes, this process's rows.
+      batch: numpy arrays [b, ...]; with several processes, this process's rows,
+        see `process_rows`.
       mesh: from `make_mesh`.
       accumulate: microbatches per optimiser step, for the check of the batch size.
 
     Returns:
-      Global arrays [b * num_processes, ...], rows split over `data` and `fsdp`.
+      Global arrays of the rows of all processes, split over `data` and `fsdp`.
 
     Raises:
       ValueError: rows differ between entries, an entry is not numeric, or the rows do
@@ -57,9 +75,12 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh, accumulate: int = 1) -> Ba
     if len(set(num_rows.values())) != 1 or () in num_rows.values():
         raise ValueError(f"entries of a batch need equally many rows, got {num_rows}")
     (local,) = next(iter(num_rows.values()))
-    check_batch_size(local * jax.process_count(), mesh, accumulate)
-    sharding = rules.rows(mesh)
-    return {key: _place_rows(key, value, sharding) for key, value in batch.items()}
+    sharding, shards = rules.rows(mesh), meshes.num_batch_shards(mesh)
+    total = local * shards // len(process_rows(shards, mesh))
+    check_batch_size(total, mesh, accumulate)
+    return {
+        key: _place_rows(key, value, sharding, total) for key, value in batch.items()
+    }
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -81,7 +102,9 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def _place_rows(key: str, value: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+def _place_rows(
+    key: str, value: Any, sharding: jax.sharding.Sharding, total: int
+) -> jax.Array:
     if isinstance(value, jax.Array):
         return jax.device_put(value, sharding)
     value = np.asarray(value)
@@ -90,4 +113,5 @@ def _place_rows(key: str, value: Any, sharding: jax.sharding.Sharding) -> jax.Ar
             f"batch[{key!r}] has dtype {value.dtype}; only numbers go to devices, "
             "leave it out of the batch"
         )
-    return jax.make_array_from_process_local_data(sharding, value)
+    shape = (total, *value.shape[1:])
+    return jax.make_array_from_process_local_data(sharding, value, shape)

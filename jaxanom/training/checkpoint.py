@@ -5,6 +5,8 @@ so that what is on disk depends on no container class; the note lists their shap
 that a checkpoint of another model is told apart before anything is read.
 """
 
+import contextlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from jaxanom.parallel import rules
 
-LEAVES = "leaves"
+LEAVES, VALUE = "leaves", "value"
+_PARTS = ("_CHECKPOINT_METADATA", "state", "meta")
 _SHOWN = 5
 
 
@@ -24,38 +29,48 @@ class Checkpoints:
 
     A save that was killed half-way leaves no checkpoint: orbax writes under another
     name and renames at the end. A numbered folder that lacks its parts (a broken copy)
-    is moved aside, so that it neither restores nor blocks a later save.
+    is moved aside, so that it neither restores nor blocks a later save. A save that
+    fails (a full disk, a deleted folder) is a warning: training goes on from memory,
+    and the next save starts anew.
     """
 
-    def __init__(self, directory: Path, keep: int = 2):
+    def __init__(self, directory: Path, keep: int = 2, keep_best: int = 0):
         """Opens (and creates) a folder.
 
         Args:
           directory: for checkpoints only.
           keep: newest checkpoints that are kept; 0 keeps all.
+          keep_best: checkpoints of highest `value` that are kept beside those.
         """
         self.directory = Path(directory).resolve()
-        self.directory.mkdir(parents=True, exist_ok=True)
+        self._keep, self._keep_best = keep, keep_best
+        self._pending: int | None = None
         if jax.process_index() == 0:
+            self.directory.mkdir(parents=True, exist_ok=True)
             _move_broken_aside(self.directory)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep or None, cleanup_tmp_directories=True
-        )
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_names=("state", "meta")
-        )
+        if jax.process_count() > 1:  # nobody lists the folder before it is in order
+            multihost_utils.sync_global_devices(f"checkpoints {self.directory}")
+        self._manager = self._open()
 
     def latest_step(self) -> int | None:
-        """Returns the newest complete checkpoint, or None."""
-        return self._manager.latest_step()
+        """Returns the newest checkpoint whose files are complete, or None."""
+        if self._pending is not None and not self._manager.is_saving_in_progress():
+            self.wait()
+        steps = [step for step in self._manager.all_steps() if step != self._pending]
+        return max(steps, default=None)
 
     def path(self, step: int) -> Path:
         """Returns the folder of a checkpoint."""
         return self.directory / str(step)
 
     def save(
-        self, step: int, tree: Any, meta: Mapping[str, Any], wait: bool = False
-    ) -> None:
+        self,
+        step: int,
+        tree: Any,
+        meta: Mapping[str, Any],
+        wait: bool = False,
+        value: float | None = None,
+    ) -> bool:
         """Copies the tree to the host and writes it in the background.
 
         Args:
@@ -63,10 +78,16 @@ class Checkpoints:
           tree: arrays; typed keys are allowed anywhere.
           meta: JSON values.
           wait: return only when the files are complete.
+          value: how good it is, for `keep_best`; higher is better.
+
+        Returns:
+          False if nothing was saved: a warning has said why. Without `wait`, True says
+          only that writing has begun.
 
         Raises:
           ValueError: `step` is not newer than the newest checkpoint.
         """
+        self.wait()  # one save at a time; the last one's failure is told here
         newest = self.latest_step()
         if newest is not None and step <= newest:
             raise ValueError(
@@ -79,10 +100,16 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(note)
         )
-        if not self._manager.save(step, args=args, force=True):
-            raise RuntimeError(f"checkpoint {step} in {self.directory} was not written")
-        if wait:
-            self.wait()
+        metrics = {} if value is None else {"metrics": {VALUE: float(value)}}
+        self._pending = step
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not self._manager.save(step, args=args, force=True, **metrics):
+                raise OSError("orbax skipped it")
+        except Exception as error:  # whatever the storage at hand raises
+            self._start_anew(error)
+            return False
+        return self.wait() if wait else True
 
     def read_meta(self, step: int) -> dict[str, Any]:
         """Returns the JSON note of a checkpoint."""
@@ -112,13 +139,63 @@ class Checkpoints:
         leaves = [_original(found.get(path), leaf) for path, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
-    def wait(self) -> None:
-        """Waits until background writes are complete."""
-        self._manager.wait_until_finished()
+    def wait(self) -> bool:
+        """Waits for a background save.
+
+        Returns:
+          Whether its files are complete; if not, a warning has said why.
+        """
+        if self._pending is None:
+            return True
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+            if not (self.path(self._pending) / _PARTS[0]).exists():
+                raise FileNotFoundError(f"{self.path(self._pending)} is not there")
+        except Exception as error:  # as in `save`
+            self._start_anew(error)
+            return False
+        self._pending = None
+        return True
 
     def close(self) -> None:
         """Waits for writes and lets go of the folder."""
+        self.wait()
         self._manager.close()
+
+    def _open(self) -> ocp.CheckpointManager:
+        options = {"max_to_keep": self._keep or None}
+        if self._keep and self._keep_best:
+            newest = policies.LatestN(self._keep)
+            best = policies.BestN(
+                get_metric_fn=lambda metrics: metrics[VALUE],
+                n=self._keep_best,
+                keep_checkpoints_without_metrics=False,
+            )
+            chosen = policies.AnyPreservationPolicy([newest, best])
+            # Without a `best_fn` orbax does not store the values to choose by.
+            options = {
+                "preservation_policy": chosen,
+                "best_fn": lambda metrics: metrics[VALUE],
+            }
+        options = ocp.CheckpointManagerOptions(**options, cleanup_tmp_directories=True)
+        return ocp.CheckpointManager(
+            self.directory, options=options, item_names=("state", "meta")
+        )
+
+    def _start_anew(self, error: Exception) -> None:
+        """Tells that the pending save failed; forgets it and what orbax knew of it."""
+        failed, self._pending = self._pending, None
+        with contextlib.suppress(Exception):  # the same error, told once is enough
+            self._manager.close()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._manager = self._open()
+        warnings.warn(
+            f"checkpoint {failed} was not written to {self.directory} ({error}); the "
+            f"newest complete one is {self.latest_step()}. Training goes on, the next "
+            "save is tried as usual: see to the room and the rights there",
+            stacklevel=3,
+        )
 
     def _check(self, step: int, wanted: dict[str, Any]) -> None:
         """Compares the stored paths and shapes with the wanted ones."""
@@ -201,9 +278,8 @@ def _original(stored: jax.Array | None, leaf: jax.ShapeDtypeStruct) -> jax.Array
 
 
 def _move_broken_aside(directory: Path) -> None:
-    parts = ("_CHECKPOINT_METADATA", "state", "meta")
     for folder in directory.iterdir():
-        complete = all((folder / part).exists() for part in parts)
+        complete = all((folder / part).exists() for part in _PARTS)
         if folder.name.isdigit() and folder.is_dir() and not complete:
             attempt = 0
             while (aside := directory / f"broken-{folder.name}-{attempt}").exists():

@@ -45,6 +45,7 @@ class Job(NamedTuple):
     selection: selecting.Selection | None
     on_log: OnLog | None
     asked_to_stop: Callable[[int], bool]
+    notes: Mapping[str, Any]
 
 
 class Progress(NamedTuple):
@@ -75,6 +76,7 @@ def run(
     evaluate: Evaluate | None = None,
     selection: selecting.Selection | None = None,
     on_log: OnLog | None = None,
+    notes: Mapping[str, Any] | None = None,
 ) -> tuple[Params, dict[str, Any]]:
     """Trains all phases of a method, from the newest checkpoint if there is one.
 
@@ -97,6 +99,7 @@ def run(
         average if there is one. Its arrays are valid during the call only.
       selection: ends phases and chooses what they end in; None: the last step.
       on_log: called with every row that is written.
+      notes: JSON values that ride along in every checkpoint, such as config and record.
 
     Returns:
       (params, info). info: "frozen"; "ema_params", the last phase's moving average
@@ -116,7 +119,9 @@ def run(
     params = placement.place(params, rules.shardings(params, mesh))
     frozen = jax.device_put(frozen, rules.shardings(frozen, mesh))
     directory = Path(directory)
-    checkpoints = checkpoint.Checkpoints(directory / "checkpoints", config.keep)
+    checkpoints = checkpoint.Checkpoints(
+        directory / "checkpoints", config.keep, config.keep_best
+    )
     with contextlib.closing(checkpoints), preemption.watch() as asked_to_stop:
         job = Job(
             config=config,
@@ -129,6 +134,7 @@ def run(
             selection=selection,
             on_log=on_log,
             asked_to_stop=asked_to_stop,
+            notes=dict(notes or {}),
         )
         return _run_stages(job, stages, params, frozen, key_train)
 
@@ -228,8 +234,10 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
             bar.update()
             if done % log_every == 0 or progress.ends:
                 row = rows.train_row(window, carried)
+                rate = optimizer.schedule(stage.config)(done - 1)
+                row["learning_rate"] = float(rate)
                 rates = watch.read(num_steps - done, compiled[shapes].flops)
-                _log(job, stage, done, row | _learning_rate(stage, done) | rates)
+                _log(job, stage, done, row | rates)
                 bar.set_postfix(loss=row["loss"])
                 window = []
                 _check_finite(job, progress)
@@ -293,15 +301,15 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter) -> bool:
     with watch.paused():
         if evaluates:
             _evaluate(job, progress)
-        if selects:
-            _select(job, progress)
+        value = _select(job, progress) if selects else None
         if stop or due(config.checkpoint_every):
-            _save(job, progress, wait=stop or progress.ends)
+            _save(job, progress, wait=stop or progress.ends, value=value)
     if stop:
+        newest = job.checkpoints.latest_step()
+        where = "nowhere" if newest is None else f"in {job.checkpoints.path(newest)}"
         raise preemption.Preempted(
             f"stopped by SIGTERM in phase {stage.name!r} after step {done}; the state "
-            f"is saved in {job.checkpoints.path(at)}: start the same command again to "
-            "go on"
+            f"is saved {where}: start the same command again to go on"
         )
     return selects
 
@@ -316,17 +324,13 @@ def _evaluate(job: Job, progress: Progress) -> None:
     _log(job, stage, done, {"kind": "eval"} | row)
 
 
-def _select(job: Job, progress: Progress) -> None:
+def _select(job: Job, progress: Progress) -> float:
     """Measures the current parameters for the selection, and logs the value."""
     carried, stage, done = progress.carried, progress.stage, progress.done
     params = trees.merge(carried.ema or carried.params, progress.fixed)
     value = job.selection.add(params, progress.frozen, stage.name, done)
     _log(job, stage, done, {"kind": "selection", "value": value})
-
-
-def _learning_rate(stage: plan.Stage, done: int) -> dict[str, float]:
-    """Returns the learning rate of a step, for the log."""
-    return {"learning_rate": float(optimizer.schedule(stage.config)(done - 1))}
+    return value
 
 
 def _log(job: Job, stage: plan.Stage, done: int, values: dict[str, Any]) -> None:
@@ -357,18 +361,19 @@ def _check_finite(job: Job, progress: Progress, saved: bool = False) -> None:
     )
 
 
-def _save(job: Job, progress: Progress, wait: bool) -> None:
+def _save(job: Job, progress: Progress, wait: bool, value: float | None = None) -> None:
     """Saves all that resuming needs; `fixed` too, as an earlier phase trained it."""
     stage, done = progress.stage, progress.done
     meta = {
         "phase": stage.name,
         "phase_index": stage.index,
         "step": done,
-        "data_position": done,
+        "data": {"next_index": done},
         "identity": job.identity,
+        "notes": job.notes,
     }
     tree = {"state": progress.carried, "fixed": progress.fixed}
-    job.checkpoints.save(stage.offset + done, tree, meta, wait=wait)
+    job.checkpoints.save(stage.offset + done, tree, meta, wait=wait, value=value)
 
 
 def _restore(

@@ -20,6 +20,7 @@ class TrainConfig:
       eval_every: steps between evaluations; 0 leaves the one at the end of a phase.
       checkpoint_every: steps between checkpoints; 0 leaves the one at a phase's end.
       keep: newest checkpoints that are kept; 0 keeps all.
+      keep_best: checkpoints kept beside those, the best by the selection's measure.
       ema_decay: of the moving average of parameters, in [0, 1); 0 keeps none.
       nan_patience: steps in a row without a finite gradient at which training stops,
         seen at the next row of metrics; skipped steps leave the parameters as they are.
@@ -31,6 +32,7 @@ class TrainConfig:
     eval_every: int = 0
     checkpoint_every: int = 1000
     keep: int = 2
+    keep_best: int = 0
     ema_decay: float = 0.0
     nan_patience: int = 10
     peak_flops: float = 0.0
@@ -44,7 +46,7 @@ class TrainConfig:
         """
         settings = optimizer.read_settings(cls, config, "config.train")
         lowest = {"log_every": 1, "nan_patience": 1, "eval_every": 0}
-        lowest |= {"checkpoint_every": 0, "keep": 0}
+        lowest |= {"checkpoint_every": 0, "keep": 0, "keep_best": 0}
         for name, low in lowest.items():
             if getattr(settings, name) < low:
                 raise ValueError(

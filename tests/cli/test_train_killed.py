@@ -8,9 +8,12 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import jaxanom
 from jaxanom import api, record
 from jaxanom.cli import main
+from jaxanom.training import preemption
 
 NUM_STEPS = 60
 PATIENCE_S = 600  # a machine shared with others may take long to import jax
@@ -40,8 +43,12 @@ def steps_of(run):
     return [row["step"] for row in rows if row["kind"] == "train"]
 
 
-def kill_after(words, run, num_rows):
-    """Starts the command in its own process; kills it once it logged some steps."""
+def signal_after(words, run, num_rows, number=signal.SIGKILL):
+    """Starts the command in its own process; signals once it logged some steps.
+
+    Returns:
+      (its exit status, seconds from the signal to the exit).
+    """
     root = Path(jaxanom.__file__).parents[1]
     path = os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
@@ -55,8 +62,9 @@ def kill_after(words, run, num_rows):
             assert process.poll() is None, "the run ended before it was killed"
             assert time.monotonic() < give_up, "the run did not start in time"
             time.sleep(random.SystemRandom().uniform(0, 0.02))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
+        process.send_signal(number)
+        sent = time.monotonic()
+        return process.wait(PATIENCE_S), time.monotonic() - sent
     finally:
         process.kill()
         process.wait()
@@ -67,10 +75,42 @@ def test_a_killed_training_started_again_ends_in_the_same_bits(tmp_path, tiny_fo
     assert main.main(command(unbroken, tiny_folder)) == 0
 
     num_rows = random.SystemRandom().randint(1, NUM_STEPS // 2)
-    kill_after(command(broken, tiny_folder), broken, num_rows)
+    status, _ = signal_after(command(broken, tiny_folder), broken, num_rows)
+    assert status == -signal.SIGKILL
     assert not (broken / api.PARAMS).exists(), f"nothing was left to do: {num_rows=}"
 
     assert main.main(command(broken, tiny_folder)) == 0
     wanted, found = ((run / api.PARAMS).read_bytes() for run in (unbroken, broken))
     assert wanted == found, f"killed after {num_rows} steps"
     assert steps_of(broken) == list(range(1, NUM_STEPS + 1))
+
+
+def stopped(run, folder):
+    """Stops a training by SIGTERM at a random step; returns the seconds it took."""
+    num_rows = random.SystemRandom().randint(1, NUM_STEPS // 2)
+    words = command(run, folder)
+    status, seconds = signal_after(words, run, num_rows, signal.SIGTERM)
+    assert status == preemption.EXIT_CODE
+    # The state of the last step is saved, all of it: no step is trained twice. An odd
+    # one shows that it was saved for the signal, not by `checkpoint_every`.
+    newest = max(int(p.name) for p in (run / "checkpoints").iterdir())
+    assert newest == steps_of(run)[-1] >= num_rows
+    assert not (run / api.PARAMS).exists()
+    return seconds
+
+
+def test_a_training_stopped_by_sigterm_saves_its_last_step_and_goes_on_from_there(
+    tmp_path, tiny_folder
+):
+    stopped(tmp_path, tiny_folder)
+    before = steps_of(tmp_path)
+    assert main.main(command(tmp_path, tiny_folder)) == 0
+    assert steps_of(tmp_path) == list(range(1, NUM_STEPS + 1))
+    assert before == steps_of(tmp_path)[: len(before)]
+
+
+@pytest.mark.slow
+def test_fifty_of_fifty_are_saved_within_five_seconds(tmp_path, tiny_folder):
+    times = [stopped(tmp_path / str(trial), tiny_folder) for trial in range(50)]
+    # What a scheduler grants at least is 30 s; a loaded machine must keep within it.
+    assert max(times) <= 5.0, sorted(times)

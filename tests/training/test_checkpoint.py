@@ -1,3 +1,8 @@
+import contextlib
+import resource
+import shutil
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,3 +127,70 @@ def test_empty_arrays_survive(opened):
     tree = {"w": jnp.ones(2), "none": jnp.zeros((0, 4))}
     opened.save(1, tree, {}, wait=True)
     assert opened.restore(1, target_of(tree))["none"].shape == (0, 4)
+
+
+@contextlib.contextmanager
+def full_disk():
+    """Refuses to let any file grow, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def big(value):
+    return {"w": jax.random.normal(jax.random.key(value), (64, 1024))}
+
+
+def test_latest_does_not_name_a_save_that_failed_and_the_next_one_works(opened):
+    opened.save(1, big(1), {}, wait=True)
+    with full_disk(), pytest.warns(UserWarning, match="checkpoint 2 was not written"):
+        opened.save(2, big(2), {})
+        assert not opened.wait() or opened.latest_step() == 1
+    assert opened.latest_step() == 1
+    assert opened.save(3, big(3), {}, wait=True)
+    assert opened.latest_step() == 3
+    assert_equal(opened.restore(3, target_of(big(3))), big(3))
+    # Negative control: with room, the same save is complete and named.
+    assert opened.save(4, big(2), {}, wait=True) and opened.latest_step() == 4
+
+
+def test_a_deleted_folder_costs_its_checkpoints_and_no_more(opened):
+    opened.save(1, big(1), {}, wait=True)
+    opened.save(2, big(2), {})
+    shutil.rmtree(opened.directory, ignore_errors=True)
+    with warnings.catch_warnings():
+        # The save may have been complete before the folder went: no warning then.
+        warnings.simplefilter("ignore")
+        opened.wait()
+        assert opened.save(3, big(3), {}, wait=True) or opened.save(
+            4, big(3), {}, wait=True
+        )
+    newest = opened.latest_step()
+    assert_equal(opened.restore(newest, target_of(big(3))), big(3))
+
+
+def test_a_save_in_the_background_is_not_yet_the_latest(opened, monkeypatch):
+    opened.save(1, big(1), {}, wait=True)
+    opened.save(2, big(2), {})
+    manager = opened._manager
+    monkeypatch.setattr(manager, "is_saving_in_progress", lambda: True)
+    assert manager.latest_step() == 2  # orbax counts it from its beginning
+    assert opened.latest_step() == 1
+    monkeypatch.undo()
+    opened.wait()
+    assert opened.latest_step() == 2
+
+
+def test_the_best_are_kept_beside_the_newest(tmp_path):
+    values = {1: 0.2, 2: 0.9, 3: 0.1, 4: 0.3, 5: 0.4}
+    for keep_best, wanted in ((1, ["2", "5"]), (0, ["5"])):
+        found = checkpoint.Checkpoints(tmp_path / str(keep_best), 1, keep_best)
+        for at, value in values.items():
+            found.save(at, {"w": jnp.ones(2)}, {}, value=value)
+        found.wait()
+        assert found.latest_step() == 5
+        found.close()
+        assert sorted(p.name for p in found.directory.iterdir()) == wanted

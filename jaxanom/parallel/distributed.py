@@ -1,0 +1,66 @@
+"""Joins the processes of a run; the scheduler that started them says how many."""
+
+import os
+
+import jax
+from jax.experimental import multihost_utils
+
+ADDRESS = "JAX_COORDINATOR_ADDRESS"
+COUNT, NUMBER = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
+_SCHEDULED = (ADDRESS, "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+_NO_CLUSTER = "coordinator_address should be defined"
+
+
+def initialise() -> None:
+    """Calls `jax.distributed.initialize()` where there is something to join.
+
+    On Cloud TPU, Slurm, Kubernetes and Open MPI jax finds out by itself. Elsewhere
+    three variables say it: JAX_COORDINATOR_ADDRESS (host:port of process 0),
+    JAX_NUM_PROCESSES and JAX_PROCESS_ID. Without any of them the process is alone. To
+    be called before any computation; a second call does nothing.
+
+    Raises:
+      ValueError: a part of the three variables is missing or is no number.
+    """
+    if jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(**_asked())
+    except ValueError as error:
+        if _NO_CLUSTER not in str(error):
+            raise
+    except RuntimeError:
+        # jax has started: a command called as a function, in a process of its own.
+        if any(name in os.environ for name in _SCHEDULED):
+            raise
+
+
+def is_writer() -> bool:
+    """Returns whether this process writes records and reports; one of them does."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process is here.
+
+    Args:
+      what: name of the place, equal on all.
+    """
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(what)
+
+
+def _asked() -> dict[str, int]:
+    """Reads the count and the number of this process, if an address is given."""
+    if ADDRESS not in os.environ or COUNT not in os.environ:
+        return {}
+    try:
+        return {
+            "num_processes": int(os.environ[COUNT]),
+            "process_id": int(os.environ[NUMBER]),
+        }
+    except (KeyError, ValueError) as error:
+        raise ValueError(
+            f"{ADDRESS} and {COUNT} are set, {NUMBER} is "
+            f"{os.environ.get(NUMBER)!r}: set each to a whole number"
+        ) from error
