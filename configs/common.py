@@ -22,6 +22,7 @@ def base(method: str) -> ml_collections.ConfigDict:
             "shots": 10,
             "split_seed": 0,
             "generated": "",  # a generated set to train on as well
+            "num_workers": 0,  # processes of Grain that read; 0: a thread
             "batch_size": 16,
             "num_views": 1,  # augmented views per image that are encoded once
             "flips": (),

@@ -19,6 +19,8 @@ def run(arguments: argparse.Namespace) -> None:
 
     config = config_file.load(arguments.config, arguments.overrides)
     from jaxanom import api
+    from jaxanom.parallel import distributed
 
+    distributed.initialise()
     trained = api.train(config, arguments.run)
     print(f"trained: {trained.directory}")
