@@ -141,7 +141,7 @@ def add_zero_shot(config):
             "shortcuts": True,
             "cache_features": True,
             "text_chunk": 64,
-            "remat": False,
+            "remat": "none",
         }
     )
 
@@ -208,7 +208,7 @@ def add_generation(config):
             "num_heads": 4,
             "fine_self_attention": False,
             "dtype": "float32",
-            "remat": False,
+            "remat": "none",
         }
     )
     config.defect_generation = ml_collections.ConfigDict(
@@ -268,7 +268,7 @@ def add_personalisation(config):
             "scheduler": "",
             "unet": "",
             "dtype": "float32",
-            "remat": False,
+            "remat": "none",
         }
     )
     config.adp = ml_collections.ConfigDict(

@@ -203,13 +203,13 @@ class TextTower(nn.Module):
       projection: whether there is a `text_projection`; text towers of latent
         diffusion models have none.
       dtype: of matrix products.
-      remat: recompute layers in the backward pass instead of storing them.
+      remat: what every layer keeps for the backward pass, see `recompute.POLICIES`.
     """
 
     config: TextConfig
     projection: bool = True
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
 
     def setup(self):
         """Names the submodules as the parameter tree does."""
@@ -263,7 +263,7 @@ class ImageTower(nn.Module):
       config: sizes, and the mean and std that pixels are normalised with inside.
       projection: whether there is a `visual_projection`.
       dtype: of matrix products.
-      remat: recompute layers in the backward pass instead of storing them.
+      remat: what every layer keeps for the backward pass, see `recompute.POLICIES`.
       antialias_positions: how positions are interpolated at a size other than
         `config.image_size`; see `positions.resize`.
     """
@@ -271,7 +271,7 @@ class ImageTower(nn.Module):
     config: VisionConfig
     projection: bool = True
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
     antialias_positions: bool = False
 
     def setup(self):
@@ -330,7 +330,7 @@ class CLIP(nn.Module):
 
     config: ClipConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
     antialias_positions: bool = False
 
     def setup(self):

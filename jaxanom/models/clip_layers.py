@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxanom.models import attention, positions
+from jaxanom.models import attention, positions, recompute
 from jaxanom.types import Array
 
 ACTIVATIONS = {
@@ -20,7 +20,7 @@ class TextModel(nn.Module):
 
     config: Any
     dtype: Any
-    remat: bool
+    remat: str | bool
 
     def setup(self):
         """Names the submodules as the parameter tree does."""
@@ -69,7 +69,7 @@ class VisionModel(nn.Module):
 
     config: Any
     dtype: Any
-    remat: bool
+    remat: str | bool
     antialias_positions: bool
 
     def setup(self):
@@ -148,7 +148,7 @@ class Encoder(nn.Module):
 
     config: Any
     dtype: Any
-    remat: bool
+    remat: str | bool
 
     @nn.compact
     def __call__(self, hidden: Array, bias: Array | None, return_layers):
@@ -162,7 +162,7 @@ class Layers(nn.Module):
 
     config: Any
     dtype: Any
-    remat: bool
+    remat: str | bool
 
     @nn.compact
     def __call__(self, hidden: Array, bias: Array | None, return_layers):
@@ -173,7 +173,7 @@ class Layers(nn.Module):
             raise ValueError(
                 f"return_layers has {wrong}; layers are 0 (embedding) to {num_layers}"
             )
-        layer = nn.remat(Layer) if self.remat else Layer
+        layer = recompute.block(Layer, self.remat)
         states = [hidden]
         for i in range(num_layers):
             hidden = layer(self.config, self.dtype, name=str(i))(hidden, bias)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from jaxanom.models import clip, hf_libraries, layers, unet, vae
+from jaxanom.models import clip, hf_libraries, layers, recompute, unet, vae
 from jaxanom.models.hf_libraries import KEY
 from jaxanom.types import Array
 
@@ -310,10 +310,10 @@ class CLIP(clip.CLIP):
 
 
 def _check(module: nn.Module, fixed: dict[str, Any] | None = None) -> None:
-    if module.remat:
+    if recompute.resolve(module.remat) != "none":
         raise ValueError(
             f"{KEY}='hf_flax' cannot recompute its blocks; set config.model.remat="
-            f"False or {KEY}='ours'"
+            f"'none' or {KEY}='ours'"
         )
     for name, value in (fixed or {}).items():
         if getattr(module.config, name) != value:

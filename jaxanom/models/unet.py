@@ -13,7 +13,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxanom.models import configs, layers
+from jaxanom.models import configs, layers, recompute
 from jaxanom.types import Array
 
 _FIXED = {
@@ -274,12 +274,12 @@ class UNet(nn.Module):
       config: see `UNetConfig`.
       dtype: of the computation; parameters, norms' statistics, softmax, the timestep
         embedding's angles and the result are float32 in any case.
-      remat: recompute every block in the backward pass instead of storing it.
+      remat: what every block keeps for the backward pass, see `recompute.POLICIES`.
     """
 
     config: UNetConfig
     dtype: Any = jnp.float32
-    remat: bool = False
+    remat: str | bool = "none"
 
     @nn.compact
     def __call__(
@@ -302,7 +302,7 @@ class UNet(nn.Module):
         config, dtype = self.config, self.dtype
         self._check(latents, timesteps, context)
         down, mid, up = (
-            nn.remat(block) if self.remat else block
+            recompute.block(block, self.remat)
             for block in (DownBlock, MidBlock, UpBlock)
         )
         time_embedding = layers.sinusoidal_embedding(

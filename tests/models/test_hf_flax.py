@@ -201,7 +201,7 @@ class TestUNet:
             hf_flax.adapt(unet.UNet(dataclasses.replace(UNET, **change)))
 
     def test_remat_is_refused_with_its_key(self):
-        with pytest.raises(ValueError, match=r"config\.model\.remat=False"):
+        with pytest.raises(ValueError, match=r"config\.model\.remat='none'"):
             hf_flax.adapt(unet.UNet(UNET, remat=True))
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import crops
-from jaxanom.models import backbones, clip, prompts, vae
+from jaxanom.models import backbones, clip, prompts, recompute, vae
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Params
 
@@ -115,7 +115,8 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
         text=text.module.clone(dtype=dtype),
         vae=autoencoder.module,
         unet=backbones.noise_apply(
-            network.module.clone(dtype=dtype, remat=settings.remat), scheduler
+            network.module.clone(dtype=dtype, remat=recompute.resolve(settings.remat)),
+            scheduler,
         ),
         unet_module=network.module.clone(dtype=dtype),
         tokenizer=text.tokenizer,

@@ -61,7 +61,7 @@ from jaxanom.methods.bayes_pfl import (
     sentences,
     settings,
 )
-from jaxanom.models import backbones, clip
+from jaxanom.models import backbones, clip, recompute
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Frozen, Params, PRNGKey
 
@@ -173,7 +173,9 @@ def build_towers(
     kind = np.dtype(dtype) if dtype != "bfloat16" else jax.numpy.bfloat16
     return objective.Towers(
         image=clip.ImageTower(parts[0], dtype=kind, antialias_positions=True),
-        text=clip.TextTower(parts[1], dtype=kind, remat=options.remat),
+        text=clip.TextTower(
+            parts[1], dtype=kind, remat=recompute.resolve(options.remat)
+        ),
     )
 
 

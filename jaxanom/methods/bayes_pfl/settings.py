@@ -72,7 +72,8 @@ class Options(NamedTuple):
       cache_features: run the image tower over the data once; False runs it in each
         step, as fresh augmentations need.
       text_chunk: prompts that the text tower takes at once when predicting.
-      remat: recompute the text tower in the backward pass instead of storing it.
+      remat: what the text tower keeps for the backward pass, a policy's name, see
+        `models.recompute`.
     """
 
     prompts: str = "drawn"
@@ -110,7 +111,7 @@ class Options(NamedTuple):
     shortcuts: bool = True
     cache_features: bool = True
     text_chunk: int = 64
-    remat: bool = False
+    remat: str | bool = "none"
 
 
 def read_options(section: Mapping[str, Any]) -> Options:

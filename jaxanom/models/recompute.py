@@ -1,0 +1,43 @@
+"""What a block keeps for its backward pass: policies by name."""
+
+import flax.linen as nn
+import jax
+
+POLICIES = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+    "weight_dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+"""Name of `config.*.remat` -> what a recomputed block may keep.
+
+"none" recomputes nothing; "full" keeps a block's inputs only: least memory, about a
+third more arithmetic; "dots" keeps every matrix product, "weight_dots" those with
+weights but not those of attention, and both recompute the cheap rest.
+"""
+
+
+def block(module: type[nn.Module], name: str | bool) -> type[nn.Module]:
+    """Returns the module class, recomputed in the backward pass as the policy says.
+
+    Args:
+      module: class of a block; its parameter paths stay as they are.
+      name: of `POLICIES`; True and False are "full" and "none".
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    name = resolve(name)
+    return module if name == "none" else nn.remat(module, policy=POLICIES[name])
+
+
+def resolve(name: str | bool) -> str:
+    """Returns the policy's name; ValueError where there is none of that name."""
+    if isinstance(name, bool):  # as in the records of older runs
+        return "full" if name else "none"
+    if name not in POLICIES:
+        raise ValueError(
+            f"remat={name!r} (config.model.remat, config.bayes_pfl.remat); choose one "
+            f"of {tuple(POLICIES)}"
+        )
+    return name
