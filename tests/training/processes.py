@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import signal
+import time
 from pathlib import Path
 
 import jax
@@ -82,6 +83,9 @@ def main():
             os.kill(os.getpid(), signal.SIGKILL)
         if row["kind"] == "train" and row["step"] == arguments.stop_after:
             os.kill(os.getpid(), signal.SIGTERM)
+        if row["kind"] == "train" and 0 < arguments.stop_after <= row["step"]:
+            # jax asks for signals once a second, and then agrees on a later step.
+            time.sleep(2.0)
 
     params, info = loop.run(
         linear.make(linear.noisy_loss_fn),
