@@ -219,6 +219,7 @@ def add_generation(config):
             "hide_background": False,
             "area_balanced": False,
             "draw_normal_masks": True,
+            "refusal_share": 0.0,
             "latent_pooling": "max",
             "attention_pooling": "max",
             "lora_rank": 0,
