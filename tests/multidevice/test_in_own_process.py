@@ -20,6 +20,15 @@ NUM_DEVICES = 8
     "name", sorted(path.name for path in FOLDER.glob("sharded_*.py"))
 )
 def test_on_eight_simulated_devices(name):
+    run_in_own_process(name, "not slow")
+
+
+@pytest.mark.slow
+def test_fifty_steps_of_every_method_on_eight_simulated_devices():
+    run_in_own_process("sharded_methods.py", "slow")
+
+
+def run_in_own_process(name, which):
     root = Path(jaxanom.__file__).parents[1]
     flags = f"--xla_force_host_platform_device_count={NUM_DEVICES}"
     env = os.environ | {
@@ -28,6 +37,7 @@ def test_on_eight_simulated_devices(name):
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
     }
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command += ["-m", which]
     found = subprocess.run(
         [*command, str(FOLDER / name)],
         env=env,
