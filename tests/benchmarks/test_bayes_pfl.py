@@ -5,6 +5,9 @@ import pytest
 
 from benchmarks import bayes_pfl, bayes_pfl_subject
 
+# Forty seconds of compiling; tests/parity/bayes_pfl compares with the released arrays.
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("torch")
 
 

@@ -16,9 +16,14 @@ FOLDER = Path(__file__).parent
 NUM_DEVICES = 8
 
 
-@pytest.mark.parametrize(
-    "name", sorted(path.name for path in FOLDER.glob("sharded_*.py"))
-)
+def programs():
+    """All of them; the four methods' takes minutes and is marked slow."""
+    names = sorted(path.name for path in FOLDER.glob("sharded_*.py"))
+    long = {"sharded_methods.py": pytest.mark.slow}
+    return [pytest.param(name, marks=long.get(name, ())) for name in names]
+
+
+@pytest.mark.parametrize("name", programs())
 def test_on_eight_simulated_devices(name):
     run_in_own_process(name, "not slow")
 
