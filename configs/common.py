@@ -40,6 +40,7 @@ def base(method: str) -> ml_collections.ConfigDict:
             "log_every": 50,
             "checkpoint_every": 500,
             "keep": 2,
+            "keep_best": 0,
             "ema_decay": 0.0,
             "nan_patience": 10,
         }

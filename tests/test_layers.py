@@ -37,6 +37,7 @@ ROWS = {
     "contracts": 0,
     "trees": 0,
     "record": 0,
+    "sections": 0,
     "flops": 0,
 }
 BANNED_NAMES = ("utils", "util", "helpers", "helper", "misc", "core", "manager")

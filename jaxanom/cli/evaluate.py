@@ -35,11 +35,12 @@ def run(arguments: argparse.Namespace) -> None:
 
     distributed.initialise()
     if arguments.base_to_new:
-        print(tables.to_text(base_to_new(arguments.run, arguments.on)))
-        return
-    results = evaluate_on(arguments.run, arguments.on)
-    columns = protocols.columns_of([results])
-    print(tables.to_text(tables.per_category(results, columns)))
+        table = base_to_new(arguments.run, arguments.on)
+    else:
+        results = evaluate_on(arguments.run, arguments.on)
+        table = tables.per_category(results, protocols.columns_of([results]))
+    if distributed.is_writer():
+        print(tables.to_text(table))
 
 
 def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str, Any]:

@@ -53,15 +53,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError("--topology goes with --compile_only: nothing can run there")
     config = config_file.load(arguments.config, arguments.overrides)
     _set_up_jax(arguments)
-    if not forecasts:
-        from jaxanom.parallel import distributed
-
-        distributed.initialise()
     if forecasts:
         _forecast(arguments, config)
         return
     from jaxanom import api
+    from jaxanom.parallel import distributed
 
+    distributed.initialise()
     trained = api.train(config, arguments.run)
     print(f"trained: {trained.directory}")
 

@@ -114,10 +114,8 @@ def load_autoencoder(
         tiny = source.read_config(tiny_autoencoder.TinyConfig.from_dict)
         module, kind = tiny_autoencoder.TinyAutoencoder(tiny), "tiny_autoencoder"
     else:
-        module, kind = (
-            vae.AutoencoderKL(source.read_config(vae.VaeConfig.from_dict)),
-            "vae",
-        )
+        config = source.read_config(vae.VaeConfig.from_dict)
+        module, kind = vae.AutoencoderKL(config), "vae"
     size = 8 * module.config.downsampling
     shapes = abstract(module, jnp.zeros((1, size, size, 3)))
     return Tower(module, sources.read(source, kind, shapes, loading))

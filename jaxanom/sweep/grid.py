@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxanom import sections
 from jaxanom.methods.app import coupling
 
 AXES = ("num_particles", "update", "rkhs", "step_size", "seed")
@@ -101,9 +102,7 @@ def groups(
 
 
 def _check(section: Mapping[str, Any]) -> None:
-    unknown = sorted(set(section) - set(KEYS))
-    if unknown:
-        raise ValueError(f"config.sweep has unknown keys {unknown}; known: {KEYS}")
+    sections.given(section, KEYS, "config.sweep")
     allowed: dict[str, tuple[str, Any]] = {
         "num_particles": ("positive integers", lambda v: v >= 1 and v == int(v)),
         "update": (f"of {coupling.UPDATES}", lambda v: v in coupling.UPDATES),

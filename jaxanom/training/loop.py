@@ -62,6 +62,11 @@ class Progress(NamedTuple):
         """Whether this was the phase's last step."""
         return self.done == self.stage.config.num_steps
 
+    @property
+    def measured(self) -> Params:
+        """What evaluation sees: the moving average if there is one."""
+        return trees.merge(self.carried.ema or self.carried.params, self.fixed)
+
 
 def run(
     method: Method,
@@ -164,18 +169,16 @@ def _run_stages(
         averaged = trees.merge(carried.ema, fixed) if carried.ema else params
         best = job.selection and job.selection.best(stage.name)
         if best is not None:
-            params = placement.place(best, rules.shardings(best, job.mesh))
-            averaged = params
+            params = averaged = placement.place(best, rules.shardings(best, job.mesh))
         skipped[stage.name] = int(carried.skipped)
         last = stage.offset + stage.config.num_steps
-    info = {
+    return params, {
         "frozen": frozen,
         "ema_params": averaged,
         "resumed_from": resumed,
         "global_step": last,
         "skipped": skipped,
     }
-    return params, info
 
 
 def _start(
@@ -210,15 +213,14 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
     watch = meter.Meter(job.mesh.size, job.config.peak_flops)
     batches = iter(job.make_batches(stage.name, start.done))
     window: list[dict[str, Any]] = []
-    bar = tqdm(
+    progress = start
+    with tqdm(
         total=num_steps,
         initial=start.done,
         desc=stage.name,
         unit="step",
         disable=None,  # quiet unless a terminal looks on
-    )
-    progress = start
-    with bar:
+    ) as bar:
         for done in range(start.done + 1, num_steps + 1):
             batch = _next_batch(job, stage, batches, done - 1)
             args = (carried, start.fixed, start.frozen, batch)
@@ -316,19 +318,16 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter) -> bool:
 
 def _evaluate(job: Job, progress: Progress) -> None:
     """Evaluates the current parameters and logs the numbers."""
-    carried = progress.carried
-    params = trees.merge(carried.ema or carried.params, progress.fixed)
     stage, done = progress.stage, progress.done
-    values = job.evaluate(params, progress.frozen, stage.name, done)
+    values = job.evaluate(progress.measured, progress.frozen, stage.name, done)
     row = {name: float(value) for name, value in values.items()}
     _log(job, stage, done, {"kind": "eval"} | row)
 
 
 def _select(job: Job, progress: Progress) -> float:
     """Measures the current parameters for the selection, and logs the value."""
-    carried, stage, done = progress.carried, progress.stage, progress.done
-    params = trees.merge(carried.ema or carried.params, progress.fixed)
-    value = job.selection.add(params, progress.frozen, stage.name, done)
+    stage, done = progress.stage, progress.done
+    value = job.selection.add(progress.measured, progress.frozen, stage.name, done)
     _log(job, stage, done, {"kind": "selection", "value": value})
     return value
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxanom import record, trees
+from jaxanom import record, sections, trees
 from jaxanom.models import weights
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
@@ -74,13 +74,7 @@ def read(section: Mapping[str, Any] | None) -> Settings:
     """
     if section is None:
         return Settings()
-    given = {name: section[name] for name in section}
-    unknown = sorted(given.keys() - set(Settings._fields))
-    if unknown:
-        raise ValueError(
-            f"config.selection has unknown keys {unknown}; it takes "
-            f"{list(Settings._fields)}"
-        )
+    given = sections.given(section, Settings._fields, "config.selection")
     given["metrics"] = {name: given["metrics"][name] for name in given["metrics"]}
     found = Settings(**given)._replace(categories=tuple(given["categories"]))
     if found.rule not in RULES:

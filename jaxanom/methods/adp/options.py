@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxanom import sections
 from jaxanom.methods.adp import objective, wording
 
 CHANNELS = ("language", "reference", "reconstruct", "noise_gap", "unet_features")
@@ -96,13 +97,7 @@ def read(section: Mapping[str, Any]) -> Options:
     Raises:
       ValueError: an unknown key or choice; names the key.
     """
-    given = {name: section[name] for name in section}
-    unknown = sorted(given.keys() - set(Options._fields))
-    if unknown:
-        raise ValueError(
-            f"config.adp has unknown keys {unknown}; it takes {list(Options._fields)}"
-        )
-    options = Options(**given)
+    options = Options(**sections.given(section, Options._fields, "config.adp"))
     _check_choice("baseline", options.baseline, tuple(BASELINES))
     options = options._replace(**BASELINES[options.baseline])
     for name, value in options._asdict().items():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom import sections
 from jaxanom.data import catalog, pipeline
 from jaxanom.methods.app import classes, coupling, model, objective, predict
 from jaxanom.models import clip_pair, shared_prefix
@@ -64,7 +65,11 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
             "config.app.prior.train='frozen_random' leaves the prior as drawn; set "
             "config.phases.prior.num_steps=0"
         )
-    answers = predict.Options(**_section(settings.predict, predict.Options))
+    answers = predict.Options(
+        **sections.given(
+            settings.predict, predict.Options._fields, "config.app.predict"
+        )
+    )
     predict.check(answers)
     dtype = jnp.dtype(config.model.dtype)
     pair = clip_pair.load(config.model.directory, dtype)
@@ -83,7 +88,9 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
 
 def options_of(section: Any) -> coupling.Options:
     """Reads `config.app.particles`; ValueError names an unknown key."""
-    return coupling.Options(**_section(section, coupling.Options))
+    return coupling.Options(
+        **sections.given(section, coupling.Options._fields, "config.app.particles")
+    )
 
 
 def params(parts: Parts, key: PRNGKey, num_particles: int) -> Params:
@@ -130,18 +137,6 @@ def encoder(parts: Parts) -> Callable[[Frozen, Batch], Batch]:
         return {"image_features": features, **{name: batch[name] for name in kept}}
 
     return encode
-
-
-def _section(section: Any, kind: type) -> dict[str, Any]:
-    """Returns the keys of a config section; ValueError names an unknown one."""
-    given = {name: section[name] for name in section}
-    unknown = sorted(given.keys() - set(kind._fields))
-    if unknown:
-        raise ValueError(
-            f"config.app has unknown keys {unknown}; known there are "
-            f"{list(kind._fields)}"
-        )
-    return given
 
 
 def _prior(

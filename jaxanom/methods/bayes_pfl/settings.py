@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom import sections
 from jaxanom.methods.bayes_pfl import distributions
 from jaxanom.posterior import flows
 
@@ -120,13 +121,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
     Raises:
       ValueError: a key that is not an option, or a value out of range.
     """
-    given = {name: section[name] for name in section}
-    unknown = sorted(given.keys() - set(Options._fields))
-    if unknown:
-        raise ValueError(
-            f"config.bayes_pfl has unknown keys {unknown}; it takes "
-            f"{list(Options._fields)}"
-        )
+    given = sections.given(section, Options._fields, "config.bayes_pfl")
     for name in ("layers", "small_categories"):
         if name in given:
             given[name] = tuple(given[name])

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from jaxanom import sections
 from jaxanom.models import initialise
 from jaxanom.models import segmenter as segmenters
 from jaxanom.types import Params, PRNGKey
@@ -44,14 +45,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
     Raises:
       ValueError: a key that is not an option, or a value out of range.
     """
-    given = {name: section[name] for name in section}
-    unknown = sorted(given.keys() - set(Options._fields))
-    if unknown:
-        raise ValueError(
-            f"config.downstream has unknown keys {unknown}; it takes "
-            f"{list(Options._fields)}"
-        )
-    options = Options(**given)
+    options = Options(**sections.given(section, Options._fields, "config.downstream"))
     options = options._replace(orientation_fixed=tuple(options.orientation_fixed))
     if options.gamma < 0 or options.dice_weight < 0:
         raise ValueError(
