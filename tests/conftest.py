@@ -1,7 +1,7 @@
 """A tiny backbone, a tiny folder of images, and the whole job run once on both."""
 
-import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,14 @@ from jaxanom.cli import config_file
 from jaxanom.data.foundry import names
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
+
+# The suite compiles thousands of programs and runs each once: half of the optimiser's
+# work is worth more than quick code. Processes that the tests start inherit it;
+# JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with what users compile.
+QUICK_COMPILES = "JAX_DISABLE_MOST_OPTIMIZATIONS"
+if QUICK_COMPILES not in os.environ:
+    os.environ[QUICK_COMPILES] = "1"
+    jax.config.update(QUICK_COMPILES.lower(), True)
 
 SIZE, TEXT_WIDTH, TEXT_LENGTH, LATENT_CHANNELS = 16, 16, 24, 4
 
@@ -177,24 +185,6 @@ def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]):
     return config
 
 
-@contextlib.contextmanager
-def quickly():
-    """Compiles without most optimisations: half the time, for programs run once."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.read(name)
-    jax.config.update(name, True)
-    try:
-        yield
-    finally:
-        jax.config.update(name, before)
-
-
-@pytest.fixture(scope="module")
-def quick_compiles():
-    with quickly():
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     return write_backbone(tmp_path_factory.mktemp("backbone"))
@@ -353,7 +343,7 @@ def whole_job(generation_config, tmp_path_factory) -> Job:
 
     config = generation_config()
     directory = tmp_path_factory.mktemp("job") / "run"
-    with quickly(), pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         keys = KeysRead(patch)
         prepare = prepared.prepare
 

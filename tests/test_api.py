@@ -14,8 +14,6 @@ from jaxanom.data import images as image_files
 from jaxanom.models import weights
 from jaxanom.report import runs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 pytest.importorskip("matplotlib")
 
 

@@ -10,8 +10,6 @@ from jaxanom import api, prepared
 from jaxanom.cli import config_file
 from jaxanom.data import pools
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROOT = config_file.configs_directory()
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py"))
 WHOLE_JOB = "defect_generation/folder.py"  # the fixture `whole_job` runs this one

@@ -7,8 +7,6 @@ from jaxanom import dry_run, prepared, trees
 from jaxanom.cli import config_file, main
 from jaxanom.parallel import memory
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def of_generation(generation_config):

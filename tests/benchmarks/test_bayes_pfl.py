@@ -17,7 +17,7 @@ def subject():
 
 
 @pytest.fixture(scope="module")
-def cases(subject, quick_compiles):
+def cases(subject):
     return bayes_pfl.cases_of(subject, bayes_pfl.make_torch(subject))
 
 

@@ -13,8 +13,6 @@ from benchmarks import (
 from jaxanom.report import sweeps
 from jaxanom.sweep import grid, runner
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.mark.parametrize("make", ["ours", "theirs", "torch_loop", "torch_batched"])
 def test_implementations_of_svgd_that_are_timed_agree_with_float64(make):

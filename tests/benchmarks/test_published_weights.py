@@ -8,8 +8,6 @@ import pytest
 from benchmarks import published_models, published_weights
 from jaxanom.models import weights
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 TEXT = published_models.SMALL["text tower sd-1"]
 
 

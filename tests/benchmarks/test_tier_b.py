@@ -57,9 +57,7 @@ def test_a_written_folder_opens_as_the_rendered_images(tmp_path):
 
 
 @pytest.mark.slow
-def test_every_experiment_runs_on_an_untrained_backbone(
-    tmp_path, backbone, quick_compiles
-):
+def test_every_experiment_runs_on_an_untrained_backbone(tmp_path, backbone):
     arguments = ["--out", str(tmp_path), "--model", str(backbone), "--scale", "0.01"]
     results = tier_b.main([*arguments, "--ablations"])
     assert set(results) == {*tier_b.EXPERIMENTS, tier_b.ABLATIONS}

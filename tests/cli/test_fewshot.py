@@ -19,7 +19,6 @@ DATA = os.environ.get(
     "JAXANOM_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"
 )
 WEIGHTS = Path(DATA) / "mobilenet_v2"
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 TINY = {
     "data.image_size": 16,

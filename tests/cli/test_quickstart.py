@@ -21,9 +21,7 @@ def small(monkeypatch, whole_job, detection_config):
     return whole_job.directory.parent
 
 
-def test_the_tour_prints_every_table_and_writes_one_report(
-    small, whole_job, capsys, quick_compiles
-):
+def test_the_tour_prints_every_table_and_writes_one_report(small, whole_job, capsys):
     trained = whole_job.directory / "real" / "params.safetensors"
     before = trained.read_bytes()
     assert main.main(["quickstart", f"--run={small}"]) == 0
@@ -36,7 +34,7 @@ def test_the_tour_prints_every_table_and_writes_one_report(
     assert trained.read_bytes() == before, "a part that is done is kept"
 
 
-def test_one_part_alone(small, capsys, quick_compiles):
+def test_one_part_alone(small, capsys):
     words = ["quickstart", f"--run={small}", "--parts", "zero_shot"]
     assert main.main(words) == 0
     said = capsys.readouterr().out
@@ -51,7 +49,7 @@ def test_the_tour_takes_no_overrides(capsys, tmp_path):
 
 
 def test_the_posterior_part_is_a_sweep_with_its_plots(
-    monkeypatch, sweep_config, tmp_path, capsys, quick_compiles
+    monkeypatch, sweep_config, tmp_path, capsys
 ):
     config = sweep_config(sweep__seed=(0,), sweep__num_particles=(2,))
     monkeypatch.setattr(config_file, "load", lambda name, _=(): config)

@@ -6,7 +6,7 @@ from jaxanom.cli import config_file, main
 
 
 def test_a_sweep_prints_its_table_and_goes_on(
-    monkeypatch, sweep_config, tmp_path, capsys, quick_compiles
+    monkeypatch, sweep_config, tmp_path, capsys
 ):
     tiny = sweep_config(sweep__num_particles=(2,), sweep__seed=(0,))
 

@@ -11,7 +11,6 @@ import pytest
 from jaxanom.methods.app import classes, coupling, model, objective, predict
 from jaxanom.models import clip, initialise, prompts, shared_prefix
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = clip.TextConfig(
     vocab_size=20,
     hidden_size=8,

@@ -12,7 +12,6 @@ from jaxanom.cli import config_file, evaluate, main
 from jaxanom.data import catalog, pipeline
 from jaxanom.methods import by_name
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CLASSES = ("ant", "bee", "cat")
 
 

@@ -10,8 +10,6 @@ from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import distributions
 from jaxanom.models import clip_pair
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ONE = {"num_prompts": 1, "draws_test": 1}
 
 

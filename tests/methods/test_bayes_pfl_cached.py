@@ -7,8 +7,6 @@ from bayes_pfl_made import SIZE, config
 
 from jaxanom import api, prepared
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def settings(backbone, directory):
     found = config(backbone)

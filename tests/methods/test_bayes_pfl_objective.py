@@ -10,8 +10,6 @@ from jaxanom import trees
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import distributions, objective
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def made(tiny_backbone):

@@ -23,8 +23,6 @@ from jaxanom.methods.bayes_pfl import (
 from jaxanom.models import backbones, clip
 from jaxanom.models.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def made(tiny_backbone):

@@ -9,8 +9,6 @@ from scipy import ndimage
 
 from jaxanom.methods.bayes_pfl import distributions, features, predict
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def made(tiny_backbone):

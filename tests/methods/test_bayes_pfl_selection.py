@@ -7,8 +7,6 @@ from bayes_pfl_made import SIZE, config
 from jaxanom import api, record
 from jaxanom.training import selection
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def settings(backbone, rule):
     found = config(backbone)

@@ -16,8 +16,6 @@ from jaxanom.data import pools
 from jaxanom.methods import by_name
 from jaxanom.models import backbones, initialise, pretrained, unet, vae
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 UNET = unet.UNetConfig(
     block_out_channels=(32,),
     down_block_types=("CrossAttnDownBlock2D",),

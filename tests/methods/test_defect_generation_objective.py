@@ -12,8 +12,6 @@ from jaxanom.losses import disentanglement
 from jaxanom.methods.defect_generation import model, objective
 from jaxanom.models import backbones, unet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 BATCH, SIDE, CHANNELS, TOKENS, WIDTH = 2, 4, 3, 2, 5
 GRIDS = ((SIDE, SIDE),)
 ALPHAS = schedules.alphas_cumprod()

@@ -14,8 +14,6 @@ from jaxanom.diffusion import inversion, schedules
 from jaxanom.methods.defect_generation import model, objective, predict
 from jaxanom.models import backbones, noise_schedule, unet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIZE, SIDE, STEPS = 16, 4, 3
 ALPHAS = schedules.alphas_cumprod()
 SCHEDULE = noise_schedule.read({"timestep_spacing": "linspace"}, "stand-in")

@@ -88,7 +88,7 @@ def test_a_missing_schedule_and_another_prediction_type_are_refused(copy):
         backbones.load_alphas(copy)
 
 
-def test_a_velocity_network_is_read_as_the_noise_it_implies(copy, quick_compiles):
+def test_a_velocity_network_is_read_as_the_noise_it_implies(copy):
     network = backbones.load_unet(copy)
     path = copy / "scheduler" / "scheduler_config.json"
     settings = record.read_json(path)

@@ -8,7 +8,6 @@ import pytest
 
 from jaxanom.models import clip, clip_pair, prompts, shared_prefix, tokenizer, weights
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 GOLDEN = Path(__file__).resolve().parents[1] / "parity/data/app/clip_tiny_weights.npz"
 WIDTH, LENGTH = 64, 12  # released text towers have heads of 64 channels
 

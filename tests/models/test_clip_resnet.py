@@ -8,7 +8,6 @@ import pytest
 from jaxanom import trees
 from jaxanom.models import clip_pair, clip_resnet
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = clip_resnet.ResNetConfig(
     layers=(2, 1, 1, 2), width=4, num_heads=4, projection_dim=6, image_size=64
 )

@@ -20,8 +20,6 @@ from jaxanom.models import (
     vae,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 UNET = unet.UNetConfig(
     block_out_channels=(32, 64),
     down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),

@@ -22,7 +22,6 @@ from jaxanom.models import (
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 SD2_UNET = {
     "sample_size": 8,

@@ -9,7 +9,6 @@ import pytest
 
 from jaxanom.models import clip, initialise, prompts, shared_prefix
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 CONFIG = clip.TextConfig(
     vocab_size=40,
     hidden_size=16,

@@ -70,7 +70,8 @@ def large_file(tmp_path_factory):
 
 
 def run(path, how):
-    flags = "--xla_force_host_platform_device_count=4"
+    flag = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     environment["PYTHONPATH"] = str(ROOT)
     done = subprocess.run(

@@ -17,8 +17,6 @@ from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement, rules
 from jaxanom.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SHORT, LONG = 5, 50
 # Every sum over rows or columns is taken in another order: 1e-7 a step, which 50 steps
 # and Adam's division by small gradients raise.

@@ -79,7 +79,6 @@ def largest_gap(found, wanted):
     return max(jax.tree.leaves(gaps))
 
 
-@pytest.mark.usefixtures("quick_compiles")
 @pytest.mark.parametrize("size", [1, 2, 4, 8])
 @pytest.mark.parametrize("backend", sharded.BACKENDS)
 def test_every_backend_walks_the_path_of_one_device(backend, size):

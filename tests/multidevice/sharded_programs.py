@@ -14,8 +14,6 @@ from jaxanom.parallel import collectives, mesh, placement, rules
 from jaxanom.posterior import fields, sharded, svgd, transport
 from jaxanom.training import forecast, optimizer, plan
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 WIDTH, NUM_LAYERS, NUM_ROWS = 128, 3, 512
 # Adam's two moments, the moving average and the parameters.
 NUM_COPIES = 4

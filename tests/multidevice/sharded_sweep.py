@@ -8,7 +8,6 @@ from jaxanom.sweep import runner
 MEASURED = ("accuracy", "nll", "ece", "spread", "ksd", "train_ce")
 
 
-@pytest.mark.usefixtures("quick_compiles")
 def test_runs_spread_over_devices_end_as_on_one(sweep_config, tmp_path):
     assert len(jax.devices()) == 8
     found = {}

@@ -8,8 +8,6 @@ from densities import starts
 
 from jaxanom.posterior import bandwidths, pairs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def walk(rule, x, steps):

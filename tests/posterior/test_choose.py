@@ -4,11 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pytest
 
 from jaxanom.posterior import fields, svgd, transport, wgf
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 START = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
 CHAINS = (
     lambda: optax.sgd(0.1),

@@ -10,8 +10,6 @@ from densities import starts
 
 from jaxanom.posterior import bandwidths, fields, kernels, svgd, wgf
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 FLOWS = {
     "svgd": svgd.flow(),
     "gfsd": wgf.gfsd(),

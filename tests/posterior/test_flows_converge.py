@@ -19,8 +19,6 @@ from jaxanom.posterior import (
     wgf,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def walk(field, grad_log_p, start, eps, num_steps):
     """[num_steps, P, D], every step."""

@@ -6,7 +6,6 @@ from densities import starts
 
 from jaxanom.posterior import integrators
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 SCALING = integrators.constant(0.05)
 ALL = {
     "plain": integrators.plain(SCALING),

@@ -7,8 +7,6 @@ from densities import starts
 from jaxanom.posterior import kernels
 from jaxanom.posterior import pairs as pairing
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 H = 0.7
 PLAIN = {
     "rbf": lambda x, y: jnp.exp(-jnp.sum((x - y) ** 2) / (2 * H)),

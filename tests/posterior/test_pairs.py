@@ -5,8 +5,6 @@ from densities import starts
 
 from jaxanom.posterior import pairs
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 def test_the_matrix_product_gives_the_direct_differences(float64):
     x = starts(7, 5)

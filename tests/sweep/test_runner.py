@@ -11,7 +11,6 @@ from jaxanom import api, prepared
 from jaxanom.report import sweeps
 from jaxanom.sweep import grid, inputs, measures, program, runner, seeds
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 MEASURED = ("accuracy", "nll", "ece", "spread", "ksd", "train_ce")
 
 

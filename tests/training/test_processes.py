@@ -35,7 +35,7 @@ def start(directory, count, *flags, only=None):
     for number in range(count):
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": device_flag,
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {device_flag}",
             "PYTHONPATH": os.pathsep.join(
                 [str(root), os.environ.get("PYTHONPATH", "")]
             ),

@@ -7,8 +7,6 @@ import pytest
 
 from jaxanom.methods.adp import bank, channels, generative, walks
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 
 @pytest.fixture(scope="module")
 def seen(parts):

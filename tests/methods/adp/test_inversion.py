@@ -8,8 +8,6 @@ import pytest
 from jaxanom.methods.adp import inversion, model, objective
 from jaxanom.models import prompts
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 NUM_STEPS = 12
 
 

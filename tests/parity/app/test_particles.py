@@ -34,7 +34,6 @@ CASES = [
     for precise in (True, False)
     if precise or "_he" not in run
 ]
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 def grad_log_p(arrays, target, dtype):

@@ -18,7 +18,6 @@ from jaxanom.training import optimizer
 
 PRECISIONS = pytest.mark.parametrize("precise", [True, False], ids=["f64", "f32"])
 LAYOUTS = {"reference": "reference_reshuffle", "intended": "per_image"}
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 class World:

@@ -11,7 +11,6 @@ from jaxanom.models import clip, prompts, shared_prefix
 
 PRECISIONS = pytest.mark.parametrize("precise", [True, False], ids=["f64", "f32"])
 FORMS = {"whole": shared_prefix.whole, "shared": shared_prefix.cut}
-pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 
 @PRECISIONS

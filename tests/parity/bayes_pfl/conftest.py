@@ -236,6 +236,6 @@ def golden():
 
 
 @pytest.fixture(autouse=True)
-def full_precision(quick_compiles):
+def full_precision():
     with jax.default_matmul_precision("highest"):
         yield
