@@ -17,7 +17,7 @@ RUNTIME := $(if $(EXTRAS),[$(EXTRAS)],)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow bench bench-gpu lint clean
 
 quickstart: $(STAMP)
 	$(BIN)/jaxanom quickstart --run runs/quickstart
@@ -27,6 +27,12 @@ test: $(STAMP)-test
 
 test-slow: $(STAMP)-test
 	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
+
+bench: $(STAMP)-bench
+	$(BIN)/python -m benchmarks.suite --device cpu
+
+bench-gpu: $(STAMP)-bench
+	$(BIN)/python -m benchmarks.suite --device gpu $(if $(ONLY),--only $(ONLY))
 
 lint: $(STAMP)-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -46,5 +52,9 @@ $(STAMP)-test: setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[$(if $(EXTRAS),$(EXTRAS)$(comma),)test,hf]' ruff accelerate
 	@touch $@ $(STAMP)
 
+$(STAMP)-bench: $(STAMP)-test
+	$(BIN)/python -m pip install --quiet --editable '.[$(if $(EXTRAS),$(EXTRAS)$(comma),)bench]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) .jax_cache runs build *.egg-info

@@ -84,33 +84,19 @@ def draw(found: dict[str, list[float]], widths: Sequence[int], path: Path) -> No
     Raises:
       ValueError: the file is larger than a repository should carry.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.2, 3.6), layout="constrained", dpi=110)
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.axhline(1.0, color="black", linewidth=1, label="target")
-    for number, (name, values) in enumerate(found.items()):
-        axes.plot(
-            widths,
-            values,
-            marker="o",
-            markersize=4,
-            label=name,
-            color=figures.LINE_COLORS[number],
-            linestyle=figures.LINE_STYLES[number % len(figures.LINE_STYLES)],
-        )
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(widths, [str(width) for width in widths])
-    axes.set_yscale("log")
-    axes.set_xlabel("dimensions D")
-    axes.set_ylabel("variance of 8 particles")
-    axes.grid(True, color="#d9dde3", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    panel = figures.Panel(
+        "Variance of eight particles",
+        "dimensions D",
+        "variance of 8 particles",
+        (
+            figures.Series("target", widths, np.ones(len(widths))),
+            *(figures.Series(name, widths, values) for name, values in found.items()),
+        ),
+        log_x=True,
+        log_y=True,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path)
+    figures.write_plot(panel, path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} has {path.stat().st_size} bytes, above {MAX_BYTES}")
 

@@ -93,9 +93,10 @@ def per_region_overlap(
         negatives, overlap = state.negatives.copy(), state.overlap.copy()
         num_regions = state.num_regions
         for mask, bins_of_image in zip(masks[valid], bins[valid], strict=True):
-            weights, found = region_weights(mask, diagonal)
-            num_regions += found
-            np.add.at(overlap, bins_of_image[mask], weights[mask])
+            if mask.any():
+                weights, found = region_weights(mask, diagonal)
+                num_regions += found
+                np.add.at(overlap, bins_of_image[mask], weights[mask])
             np.add.at(negatives, bins_of_image[~mask], 1)
         return Regions(negatives, overlap, num_regions)
 

@@ -8,6 +8,7 @@ ink follows the reader's light or dark setting.
 import base64
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -166,26 +167,9 @@ def grid(images: Sequence[np.ndarray], num_columns: int, gap: int = 4) -> np.nda
 
 
 def plot_uri(panel: Panel) -> str:
-    """Draws a panel as SVG; equal panels give equal bytes."""
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    settings = {
-        "svg.hashsalt": "jaxanom",
-        "font.size": 9,
-        "text.color": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-        "axes.edgecolor": _INK,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(3.9, 3.1), layout="constrained")
-        FigureCanvasAgg(figure)
-        _draw(figure.add_subplot(), panel)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    """Draws a panel as SVG in the page's own colours; equal panels give equal bytes."""
+    buffer = io.StringIO()
+    _save(panel, buffer, _INK, _FAINT, format="svg", metadata={"Date": None})
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     end = drawing.index(">") + 1
@@ -194,10 +178,36 @@ def plot_uri(panel: Panel) -> str:
     return _uri("image/svg+xml", drawing.encode())
 
 
-def _draw(axes: Any, panel: Panel) -> None:
+def write_plot(panel: Panel, path: Path) -> None:
+    """Draws a panel as PNG on white, for pages that show no SVG of their own."""
+    _save(panel, path, "#1c1f24", "#d9dde3", format="png", dpi=160, facecolor="white")
+
+
+def _save(panel: Panel, target: Any, ink: str, faint: str, **options: Any) -> None:
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    settings = {
+        "svg.hashsalt": "jaxanom",
+        "font.size": 9,
+        "text.color": ink,
+        "axes.labelcolor": ink,
+        "xtick.color": ink,
+        "ytick.color": ink,
+        "axes.edgecolor": ink,
+    }
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(3.9, 3.1), layout="constrained")
+        FigureCanvasAgg(figure)
+        _draw(figure.add_subplot(), panel, faint)
+        figure.savefig(target, **{"transparent": "facecolor" not in options, **options})
+
+
+def _draw(axes: Any, panel: Panel, faint: str) -> None:
     """Draws the lines of a panel."""
     if panel.limit is not None:
-        axes.axvspan(panel.limit, 1, color=_FAINT, alpha=0.6, linewidth=0)
+        axes.axvspan(panel.limit, 1, color=faint, alpha=0.6, linewidth=0)
     if panel.diagonal:
         axes.plot([0, 1], [0, 1], color=LINE_COLORS[-1], linewidth=0.8, zorder=1)
     for number, series in enumerate(panel.series):
@@ -229,7 +239,7 @@ def _draw(axes: Any, panel: Panel) -> None:
         axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.03))
     axes.set_xlabel(panel.x_label)
     axes.set_ylabel(panel.y_label)
-    axes.grid(True, color=_FAINT, linewidth=0.6)
+    axes.grid(True, color=faint, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     if any(series.name for series in panel.series):

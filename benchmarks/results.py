@@ -1,0 +1,216 @@
+"""Renders `benchmarks/RESULTS.md` and its plots from the records.
+
+    python -m benchmarks.results
+
+Of every case the newest row counts; the record keeps the older ones.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import harness
+from jaxanom.report import figures, tables
+
+PAGE = Path(__file__).parent / "RESULTS.md"
+Row = Mapping[str, Any]
+
+
+class Section(NamedTuple):
+    """One benchmark on the page.
+
+    Attributes:
+      name: of the benchmark and of its record.
+      title: heading.
+      about: what is compared; a sentence or two.
+      columns: keys of a row -> headings.
+      key: fields that make a case, besides its name.
+      plot: keys of (x, legend, y), for a plot with logarithmic axes; or None.
+    """
+
+    name: str
+    title: str
+    about: str
+    columns: Mapping[str, str]
+    key: tuple[str, ...] = ()
+    plot: tuple[str, str, str] | None = None
+
+
+_TIMES = {
+    "median_s": "median (s)",
+    "iqr_s": "IQR (s)",
+    "compile_s": "compile (s)",
+}
+SECTIONS = (
+    Section(
+        "unet",
+        "Denoising UNet",
+        "The same weights and inputs in diffusers' PyTorch class (eager, channels "
+        "last, `torch.compile`), in its Flax class and in ours. A train step is noise "
+        "prediction with AdamW; inversion and generation are moves of DDIM.",
+        {
+            "size": "size",
+            "batch": "B",
+            "case": "case",
+            **_TIMES,
+            "times_ours": "time / ours",
+            "error": "error to PyTorch",
+        },
+        ("size", "batch", "device"),
+    ),
+    Section(
+        "defect_generation",
+        "Defect generation",
+        "Embedded towers at 64 px. A train step runs 2 B rows through the UNet; a "
+        "generated image costs 3 S rows, 2 S replayed.",
+        {"case": "case", **_TIMES, "rate": "rate", "unit": ""},
+    ),
+    Section(
+        "bayes_pfl",
+        "Bayes-PFL",
+        "One training step and one evaluated image: the released loop in PyTorch, ours "
+        "as that computes, with the exact savings, and with cached image features.",
+        {
+            "size": "size",
+            "case": "case",
+            **_TIMES,
+            "flops_share": "FLOPs / plain",
+            "times_torch": "times as fast as PyTorch",
+        },
+        ("size", "batch", "device"),
+    ),
+    Section(
+        "posterior",
+        "Particle flows",
+        "One SVGD update of N particles in 8192 dimensions; and the four ways to shard "
+        "the particles.",
+        {"case": "case", **_TIMES, "relative": "difference"},
+        ("D", "device"),
+        ("N", "implementation", "median_s"),
+    ),
+    Section(
+        "posterior_step",
+        "APP training step",
+        "A step over N particles and C classes at RN50's text tower, beside a plain "
+        "PyTorch loop of the same mathematics.",
+        {"case": "case", **_TIMES, "share": "FLOPs / plain"},
+        ("device",),
+    ),
+    Section(
+        "metrics",
+        "Metrics",
+        "All image and pixel metrics on 200 maps of 518 x 518.",
+        {
+            "case": "case",
+            "num_images": "images",
+            "median_s": "median (s)",
+            "times_ours": "time / ours",
+            "error": "largest difference",
+        },
+        ("num_images", "image_size"),
+    ),
+    Section(
+        "cold_start",
+        "Start",
+        "From the command to the first training step; one start each.",
+        {"case": "case", "median_s": "seconds", "compile_s": "of them compiling (s)"},
+    ),
+)
+NOT_MEASURED = """## Not measured
+
+No GPU or TPU was at hand: `make bench-gpu` has their rows (Stable Diffusion 1.5's UNet
+at 512 px in bfloat16 beside `torch.compile`, 50-step walks, Bayes-PFL at the published
+size, SVGD with 4096 particles). Weak scaling on simulated devices says nothing about
+speed and is not shown.
+"""
+
+
+def newest(rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
+    """Keeps the last row of every case, in the order of the last run."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        device = row["machine"]["device_kind"]
+        values = {**row, "device": device}
+        name = (row["case"], *(str(values.get(field)) for field in key))
+        found.pop(name, None)
+        found[name] = row
+    return list(found.values())
+
+
+def circumstances(rows: Sequence[Row]) -> str:
+    """Says where, when and with what the rows were measured."""
+    row = rows[-1]
+    machine, versions = row["machine"], row["versions"]
+    loads = [line["load_average"][0] for line in rows]
+    return (
+        f"{row['time']}, {machine['processor']}, {machine['cores']} cores, device "
+        f"{machine['device_kind']}; "
+        f"jax {versions['jax']}, Python {versions['python']}; "
+        f"load average {min(loads):g} to {max(loads):g}; "
+        f"{row.get('warmup', 0)} warm-up, {row['repeats']} timed calls."
+    )
+
+
+def lines_of(rows: Sequence[Row], plot: tuple[str, str, str]) -> list[figures.Series]:
+    """Groups rows by the words after the comma of their case."""
+    x, _, y = plot
+    groups: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["case"].startswith("svgd"):
+            name = row["case"].split(", ", 1)[1]
+            groups.setdefault(name, []).append((row[x], row[y]))
+    return [
+        figures.Series(name, *zip(*sorted(points), strict=True))
+        for name, points in groups.items()
+    ]
+
+
+def render(section: Section, rows: Sequence[Row]) -> str:
+    """Returns the section as Markdown."""
+    found = newest(rows, section.key)
+    shown = [
+        {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}
+        for row in found
+    ]
+    kept = {
+        name: heading
+        for name, heading in section.columns.items()
+        if any(row.get(name) is not None for row in shown)
+    }
+    table = tables.to_markdown(tables.from_records(shown, kept))
+    parts = [f"## {section.title}", section.about, circumstances(found), table]
+    if section.plot:
+        panel = figures.Panel(
+            section.title,
+            "particles",
+            "seconds",
+            tuple(lines_of(found, section.plot)),
+            log_x=True,
+            log_y=True,
+        )
+        path = harness.RECORDS / f"{section.name}.png"
+        figures.write_plot(panel, path)
+        parts.append(f"![{section.title}](records/{path.name})")
+    return "\n\n".join(parts)
+
+
+def write() -> Path:
+    """Writes the page; returns its path."""
+    parts = [
+        "# Results",
+        "Written by `python -m benchmarks.results` from `benchmarks/records`; rows "
+        "come from `make bench`. All cases of a table were timed turn by turn in one "
+        "run; medians, with the distance of the quartiles.",
+    ]
+    for section in SECTIONS:
+        path = harness.RECORDS / f"{section.name}.jsonl"
+        if path.is_file():
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            parts.append(render(section, rows))
+    PAGE.write_text("\n\n".join([*parts, NOT_MEASURED]))
+    return PAGE
+
+
+if __name__ == "__main__":
+    print(write())

@@ -1,0 +1,97 @@
+"""Runs the benchmarks that fit a machine, one after the other, and renders the results.
+
+    make bench         rows for two CPU cores, 15 minutes
+    make bench-gpu     rows for one accelerator, each command below nine minutes
+    python -m benchmarks.suite --device cpu --only unet posterior
+
+Each benchmark is a process of its own, so that none inherits another's memory or
+threads. One that fails is named at the end, and the others still run.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from benchmarks import results
+
+
+class Entry(NamedTuple):
+    """One command.
+
+    Attributes:
+      module: below `benchmarks`.
+      words: its arguments besides `--record`.
+    """
+
+    module: str
+    words: tuple[str, ...] = ()
+
+
+def entry(line: str) -> Entry:
+    """Splits a command line."""
+    module, *words = line.split()
+    return Entry(module, tuple(words))
+
+
+SUITES = {
+    "cpu": (
+        "unet --size embedded --repeats 3",
+        "unet --size quarter --batch 1 --num-steps 5 --repeats 3 --peers eager",
+        "defect_generation --repeats 3",
+        "bayes_pfl --size half --repeats 3",
+        "posterior --part svgd --repeats 3",
+        "metrics --repeats 1 --warmup 0",
+        "cold_start",
+    ),
+    "gpu": (
+        "unet --size full --batch 32 --dtype bfloat16 --calls forward train_step",
+        "unet --size full --batch 16 --dtype bfloat16 --calls inversion --repeats 3",
+        "bayes_pfl --size published --batch 32",
+        "posterior --part svgd --counts 512 4096",
+    ),
+}
+
+
+def run(entry: Entry) -> int:
+    """Runs one command with this interpreter; returns its exit status."""
+    words = [sys.executable, "-m", f"benchmarks.{entry.module}", *entry.words]
+    return subprocess.run([*words, "--record"]).returncode
+
+
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.suite")
+    parser.add_argument("--device", choices=SUITES, default="cpu")
+    parser.add_argument("--only", nargs="+", help="names of benchmarks")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    settings = parse(arguments)
+    entries = [entry(line) for line in SUITES[settings.device]]
+    unknown = set(settings.only or ()) - {known.module for known in entries}
+    if unknown:
+        raise SystemExit(
+            f"--only: no {sorted(unknown)} on {settings.device}; choose among "
+            f"{sorted({known.module for known in entries})}"
+        )
+    failed = []
+    for chosen in entries:
+        if settings.only and chosen.module not in settings.only:
+            continue
+        name = " ".join((chosen.module, *chosen.words))
+        print(f"== {name}", flush=True)
+        start = time.perf_counter()
+        if run(chosen):
+            failed.append(name)
+        print(f"== {time.perf_counter() - start:.0f} s", flush=True)
+    print(results.write())
+    if failed:
+        print("failed:", *failed, sep="\n  ")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,28 @@
+"""The UNet's benchmark times what gives the same numbers, and sees what does not."""
+
+import jax
+import pytest
+
+from benchmarks import unet, unet_torch
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    pytest.importorskip("torch")
+    pytest.importorskip("diffusers")
+    return unet.prepare(unet.SIZES["small"], tmp_path_factory.mktemp("unet"), 2, 3)
+
+
+def test_results_agree_with_pytorch_and_a_changed_weight_shows(work):
+    peer = unet_torch.make(work.folder, "eager", work.batch)
+    module = unet._module(work, "ours")
+    found = unet.compare(work, "ours", unet.flax_cases(work, module, "ours"), peer)
+    assert set(found) == {"forward", "train_step", "loss", "inversion"}
+    assert max(found.values()) < 1e-4  # float32 through a dozen layers, measured 2e-6
+    tower = work.tower
+    changed = jax.tree.map(lambda leaf: leaf * 1.01, tower.params)
+    other = work._replace(tower=tower._replace(params=changed))
+    cases = unet.flax_cases(other, module, "ours")
+    assert unet.compare(other, "ours", cases, peer)["forward"] > 1e-3
