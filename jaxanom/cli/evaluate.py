@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxanom.cli import profiling
+
 ELSEWHERE = "on"
 """Folder of a run that holds its results on other images."""
 
@@ -25,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="test on the first half of the classes, on the second, and average",
     )
+    profiling.add_argument(parser, "the evaluation, compiling included")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,11 +37,12 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom.report import tables
 
     distributed.initialise()
-    if arguments.base_to_new:
-        table = base_to_new(arguments.run, arguments.on)
-    else:
-        results = evaluate_on(arguments.run, arguments.on)
-        table = tables.per_category(results, protocols.columns_of([results]))
+    with profiling.whole(arguments.profile):
+        if arguments.base_to_new:
+            table = base_to_new(arguments.run, arguments.on)
+        else:
+            results = evaluate_on(arguments.run, arguments.on)
+            table = tables.per_category(results, protocols.columns_of([results]))
     if distributed.is_writer():
         print(tables.to_text(table))
 

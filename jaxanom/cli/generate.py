@@ -2,6 +2,8 @@
 
 import argparse
 
+from jaxanom.cli import profiling
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
@@ -11,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace an earlier generated set"
     )
+    profiling.add_argument(parser, "the generation, compiling included")
     parser.set_defaults(config=None)
 
 
@@ -27,7 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
             config_file.apply_override(config, key, value)
 
     trained = api.load(arguments.run, override)
-    written = api.generate(trained, arguments.out, arguments.num, arguments.overwrite)
+    wanted = trained, arguments.out, arguments.num, arguments.overwrite
+    with profiling.whole(arguments.profile):
+        written = api.generate(*wanted)
     print(f"written: {written.directory} ({written.num_images} pairs)")
     if written.num_left_out:
         print(

@@ -1,7 +1,10 @@
 """`jaxanom train --config=FILE.py[:ARG] --run=DIR --config.key=value ...`."""
 
 import argparse
+import contextlib
 from typing import Any
+
+from jaxanom.cli import profiling
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="directory that keeps compiled programs (JAX_COMPILATION_CACHE_DIR)",
     )
+    profiling.add_argument(parser, "config.train.log_every steps of each phase")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -60,7 +64,13 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom.parallel import distributed
 
     distributed.initialise()
-    trained = api.train(config, arguments.run)
+    with contextlib.ExitStack() as stack:
+        on_log = None
+        if arguments.profile:
+            on_log = stack.enter_context(
+                contextlib.closing(profiling.Steps(arguments.profile))
+            )
+        trained = api.train(config, arguments.run, on_log)
     print(f"trained: {trained.directory}")
 
 

@@ -227,7 +227,8 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
             shapes = meter.shapes_of(batch)
             if shapes not in compiled:
                 compiled[shapes] = _compile(job, stage, done, watch, train_step, args)
-            carried, metrics = compiled[shapes].call(*args)
+            with jax.profiler.StepTraceAnnotation(stage.name, step_num=done):
+                carried, metrics = compiled[shapes].call(*args)
             progress = start._replace(done=done, carried=carried)
             window.append(metrics)
             if len(window) > RUN_AHEAD:
@@ -236,8 +237,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
             bar.update()
             if done % log_every == 0 or progress.ends:
                 row = rows.train_row(window, carried)
-                rate = optimizer.schedule(stage.config)(done - 1)
-                row["learning_rate"] = float(rate)
+                row["learning_rate"] = float(optimizer.schedule(stage.config)(done - 1))
                 rates = watch.read(num_steps - done, compiled[shapes].flops)
                 _log(job, stage, done, row | rates)
                 bar.set_postfix(loss=row["loss"])
