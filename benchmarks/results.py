@@ -60,6 +60,20 @@ SECTIONS = (
         ("size", "batch", "device"),
     ),
     Section(
+        "attention",
+        "Attention",
+        "Gradients of attention by query, key and value in each form of "
+        "`jaxanom.models.attention`; `choose` takes one by backend and shape.",
+        {
+            "case": "case",
+            **_TIMES,
+            "chosen": "chosen",
+            "times_ours": "time / chosen",
+            "error": "difference to matmul",
+        },
+        ("device",),
+    ),
+    Section(
         "defect_generation",
         "Defect generation",
         "Embedded towers at 64 px. A train step runs 2 B rows through the UNet; a "
