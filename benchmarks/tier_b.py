@@ -159,24 +159,27 @@ def _b4(found: Mapping[str, Any]) -> list[Line]:
 
 
 def _b5(found: Mapping[str, Any]) -> list[Line]:
-    real, asked, refined = (
-        found[name]["pixel_ap"] for name in ("real", "requested", "refined")
-    )
-    gain, stds = found["gain_refined"], found["gain_refined_in_stds"]
-    better = refined["mean"] - asked["mean"]
-    return [
-        *(
-            Line("B5", f"pixel AP, {name}", f"{row['mean']:.3f} ± {row['std']:.3f}")
-            for name, row in (
-                ("real", real),
-                ("real + generated, m", asked),
-                ("real + generated, m*", refined),
-            )
-        ),
-        Line("B5", "gain with m*", gain, ">= 0", gain >= 0),
-        Line("B5", "gain with m* in stds of real", stds, "> 2", stds > 2),
-        Line("B5", "m* - m", better, ">= 0", better >= 0),
+    names = {
+        "real": "real",
+        "requested": "real + generated, m",
+        "refined": "real + generated, m*",
+        "pasted": "real + generated, m*, pasted",
+    }
+    lines = [
+        Line("B5", f"pixel AP, {shown}", f"{row['mean']:.3f} ± {row['std']:.3f}")
+        for name, shown in names.items()
+        for row in [found[name]["pixel_ap"]]
     ]
+    for name in ("refined", "pasted"):
+        gain, stds = found[f"gain_{name}"], found[f"gain_{name}_in_stds"]
+        lines += [
+            Line("B5", f"gain, {name}", gain, ">= 0", gain >= 0),
+            Line("B5", f"gain in stds of real, {name}", stds, "> 2", stds > 2),
+        ]
+    better = (
+        found["refined"]["pixel_ap"]["mean"] - found["requested"]["pixel_ap"]["mean"]
+    )
+    return [*lines, Line("B5", "m* - m", better, ">= 0", better >= 0)]
 
 
 def ablation_table(found: Mapping[str, Mapping[str, Any]]) -> tables.Table:

@@ -5,6 +5,7 @@ there when it is called again. `targets` are what was asked for before any resul
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ REFUSAL_SHARES = {"panel": 0.0, "panel_refusing": 0.5}
 # Blobs and rust spots to train on: as many, so that both are one program.
 NUM_DEFECTS = 24
 NUM_DETECTOR_SEEDS = 5
+SETS = ("requested", "refined", "pasted")
 
 
 def pill_run(job: runs.Job) -> api.Run:
@@ -267,14 +269,16 @@ def _is(index: int, seed: int, kind: str) -> bool:
 def b5(job: runs.Job) -> dict[str, Any]:
     """What the generated pairs are worth to a segmenter of 10 real defects.
 
-    Three training sets (real; real and generated with the requested mask m; with the
-    refined mask m*), the same generated images, steps and test images for all.
+    Four training sets: real; real and generated with the requested mask m; with the
+    refined mask m*; with m* and the normal image's own pixels outside m ("pasted"). The
+    same generated defects, steps and test images for all.
     """
     run = pill_run(job)
     sets = job.out / "sets"
     _write_sets(run, job.images(60, 8), sets)
     found: dict[str, Any] = {}
-    for name, share in (("real", 0.0), ("requested", 0.5), ("refined", 0.5)):
+    for name in ("real", *SETS):
+        share = 0.5 if name in SETS else 0.0
         scores = []
         for number in range(NUM_DETECTOR_SEEDS):
             base = runs.config(job)
@@ -289,22 +293,27 @@ def b5(job: runs.Job) -> dict[str, Any]:
             for metric in ("pixel_ap", "pixel_auroc", "image_auroc")
         }
     real = found["real"]["pixel_ap"]
-    for name in ("requested", "refined"):
+    for name in SETS:
         gain = found[name]["pixel_ap"]["mean"] - real["mean"]
         found[f"gain_{name}"] = gain
         found[f"gain_{name}_in_stds"] = gain / max(real["std"], 1e-9)
     return {**found, "num_seeds": NUM_DETECTOR_SEEDS}
 
 
-def _write_sets(run: api.Run, count: int, directory: Any) -> None:
-    """Writes the same generated images twice: with m, and with m*."""
-    wanted = ("requested", "refined")
-    if all((directory / name / generated.MANIFEST).is_file() for name in wanted):
-        return
-    rows = [row for row, _ in api.generated_rows(run, count)]
-    as_asked = [row._replace(mask=row.requested_mask) for row in rows]
-    for name, chosen in zip(wanted, (as_asked, rows), strict=True):
-        generated.write(directory / name, chosen, overwrite=True)
+def _write_sets(run: api.Run, count: int, directory: Path) -> None:
+    """Writes the same generated defects with m, with m*, and pasted with m*."""
+    wanted = [
+        name for name in SETS if not (directory / name / generated.MANIFEST).is_file()
+    ]
+    if {"requested", "refined"} & set(wanted):
+        rows = [row for row, _ in api.generated_rows(run, count)]
+        as_asked = [row._replace(mask=row.requested_mask) for row in rows]
+        generated.write(directory / "requested", as_asked, overwrite=True)
+        generated.write(directory / "refined", rows, overwrite=True)
+    if "pasted" in wanted:
+        pasting = runs.reopened(run, {"generate.paste": True})
+        rows = [row for row, _ in api.generated_rows(pasting, count)]
+        generated.write(directory / "pasted", rows, overwrite=True)
 
 
 def ablations(job: runs.Job) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def config(
     found.data.split_seed = job.seed
     found.model.directory = job.model
     found.generate.num_steps, found.generate.background = 50, "recompute"
+    found.generate.paste = False  # what the latents alone do
     found.detector.batch_size = 16
     found.phases.finetune.num_steps = 300
     found.train.log_every = 25

@@ -26,6 +26,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.ema_decay = 0.995
     config.generate.num_images = 100
     config.generate.inversion_time = "target"
+    config.generate.paste = True  # see foundry.py
     common.add_phase(
         config,
         "adapt",

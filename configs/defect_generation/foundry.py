@@ -36,6 +36,9 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.generate.num_images = 48
     config.generate.num_steps = 25
     config.generate.background = "replay"
+    # The normal image's own pixels outside the mask: with the autoencoder's blur there,
+    # the detector learnt less (pixel AP 29 against 32 on a development seed).
+    config.generate.paste = True
     config.detector.batch_size = 8
     config.detector.phase.num_steps = 250
     return common.shrink(config, arg)
