@@ -41,6 +41,7 @@ _TIMES = {
     "median_s": "median (s)",
     "iqr_s": "IQR (s)",
     "compile_s": "compile (s)",
+    "load": "load",
 }
 SECTIONS = (
     Section(
@@ -119,6 +120,7 @@ SECTIONS = (
             "case": "case",
             "num_images": "images",
             "median_s": "median (s)",
+            "load": "load",
             "times_ours": "time / ours",
             "error": "largest difference",
         },
@@ -128,16 +130,19 @@ SECTIONS = (
         "cold_start",
         "Start",
         "From the command to the first training step; one start each.",
-        {"case": "case", "median_s": "seconds", "compile_s": "of them compiling (s)"},
+        {
+            "case": "case",
+            "median_s": "seconds",
+            "compile_s": "of them compiling (s)",
+            "load": "load",
+        },
     ),
 )
-NOT_MEASURED = """## Not measured
+NO_ACCELERATOR = """## Not measured
 
 No GPU or TPU was at hand: `make bench-gpu` has their rows (Stable Diffusion 1.5's UNet
 at 512 px in bfloat16 beside `torch.compile`, 50-step walks, Bayes-PFL at the published
-size, SVGD with 4096 particles). Weak scaling on simulated devices says nothing about
-speed and is not shown.
-"""
+size, SVGD with 4096 particles)."""
 
 
 def newest(rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
@@ -153,17 +158,16 @@ def newest(rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
 
 
 def circumstances(rows: Sequence[Row]) -> str:
-    """Says where, when and with what the rows were measured."""
-    row = rows[-1]
-    machine, versions = row["machine"], row["versions"]
-    loads = [line["load_average"][0] for line in rows]
-    return (
-        f"{row['time']}, {machine['processor']}, {machine['cores']} cores, device "
-        f"{machine['device_kind']}; "
-        f"jax {versions['jax']}, Python {versions['python']}; "
-        f"load average {min(loads):g} to {max(loads):g}; "
-        f"{row.get('warmup', 0)} warm-up, {row['repeats']} timed calls."
-    )
+    """Says where, when and with what the rows were measured: a line for each place."""
+    places: dict[str, None] = {}
+    for row in rows:
+        machine, versions = row["machine"], row["versions"]
+        places[
+            f"{row['time']}, {machine['processor']}, {machine['cores']} cores, device "
+            f"{machine['device_kind']}; jax {versions['jax']}, "
+            f"Python {versions['python']}."
+        ] = None
+    return "\n".join(places)
 
 
 def lines_of(rows: Sequence[Row], plot: tuple[str, str, str]) -> list[figures.Series]:
@@ -185,6 +189,7 @@ def render(section: Section, rows: Sequence[Row]) -> str:
     found = newest(rows, section.key)
     shown = [
         {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}
+        | {"load": f"{row['load_average'][0]:.2g}"}
         for row in found
     ]
     kept = {
@@ -214,15 +219,21 @@ def write() -> Path:
     parts = [
         "# Results",
         "Written by `python -m benchmarks.results` from `benchmarks/records`; rows "
-        "come from `make bench`. All cases of a table were timed turn by turn in one "
-        "run; medians, with the distance of the quartiles.",
+        "come from `make bench`. Medians, with the distance of the quartiles. Rows "
+        "that differ in the implementation alone were timed turn by turn in one run, "
+        "other rows may be of other runs; load is the machine's average over the "
+        "minute before a run ended.",
     ]
+    kinds = set()
     for section in SECTIONS:
         path = harness.RECORDS / f"{section.name}.jsonl"
         if path.is_file():
             rows = [json.loads(line) for line in path.read_text().splitlines()]
+            kinds |= {row["machine"]["device_kind"] for row in rows}
             parts.append(render(section, rows))
-    PAGE.write_text("\n\n".join([*parts, NOT_MEASURED]))
+    if kinds <= {"cpu"}:
+        parts.append(NO_ACCELERATOR)
+    PAGE.write_text("\n\n".join(parts) + "\n")
     return PAGE
 
 

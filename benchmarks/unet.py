@@ -211,7 +211,7 @@ def compare(
 ) -> dict[str, Any]:
     """Differences of every call's result to PyTorch's: {call: relative error}."""
     forward, walk = mine["forward"].call(), mine["inversion"].call()
-    calls = jitted(_module(work, name))
+    calls = jitted(module_of(work, name))
     batch = {key: jnp.asarray(value) for key, value in work.batch.items()}
     loss, grads = jax.jit(calls.loss_and_grads)(work.tower.params, batch)
     wanted_loss, wanted = theirs.loss_and_grads()
@@ -225,7 +225,8 @@ def compare(
     }
 
 
-def _module(work: Work, name: str) -> nn.Module:
+def module_of(work: Work, name: str) -> nn.Module:
+    """Returns our network, or the libraries' for `FLAX`, on the same weights."""
     implementation = "hf_flax" if name == FLAX else "ours"
     return backbones.implemented(work.tower, implementation).module
 
@@ -242,7 +243,7 @@ def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
             )
     errors = {}
     for name in ("ours", *(FLAX,) * (FLAX in settings.peers)):
-        by_name[name] = flax_cases(work, _module(work, name), name)
+        by_name[name] = flax_cases(work, module_of(work, name), name)
         if peers:
             errors[name] = compare(
                 work, name, by_name[name], next(iter(peers.values()))

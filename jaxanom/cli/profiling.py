@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +34,21 @@ def whole(directory: str) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def steps(directory: str) -> Iterator[Callable[[dict[str, Any]], None] | None]:
+    """Yields an `on_log` that traces some steps of every phase; None for no name."""
+    if not directory:
+        yield None
+        return
+    with contextlib.closing(Steps(directory)) as on_log:
+        yield on_log
+
+
 class Steps:
     """Traces a training between two rows of metrics, once in every phase.
 
     The first row of a phase starts its trace and the second ends it: by then the step
-    is compiled and has run, and the trace holds `config.train.log_every` steps. Pass it
-    as `on_log`, and close it.
+    is compiled and has run, and the trace holds `config.train.log_every` steps.
     """
 
     def __init__(self, directory: str):

@@ -1,7 +1,6 @@
 """`jaxanom train --config=FILE.py[:ARG] --run=DIR --config.key=value ...`."""
 
 import argparse
-import contextlib
 from typing import Any
 
 from jaxanom.cli import profiling
@@ -64,12 +63,7 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom.parallel import distributed
 
     distributed.initialise()
-    with contextlib.ExitStack() as stack:
-        on_log = None
-        if arguments.profile:
-            on_log = stack.enter_context(
-                contextlib.closing(profiling.Steps(arguments.profile))
-            )
+    with profiling.steps(arguments.profile) as on_log:
         trained = api.train(config, arguments.run, on_log)
     print(f"trained: {trained.directory}")
 

@@ -169,7 +169,8 @@ def grid(images: Sequence[np.ndarray], num_columns: int, gap: int = 4) -> np.nda
 def plot_uri(panel: Panel) -> str:
     """Draws a panel as SVG in the page's own colours; equal panels give equal bytes."""
     buffer = io.StringIO()
-    _save(panel, buffer, _INK, _FAINT, format="svg", metadata={"Date": None})
+    options = {"format": "svg", "transparent": True, "metadata": {"Date": None}}
+    _save(panel, buffer, _INK, _FAINT, **options)
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     end = drawing.index(">") + 1
@@ -201,7 +202,7 @@ def _save(panel: Panel, target: Any, ink: str, faint: str, **options: Any) -> No
         figure = Figure(figsize=(3.9, 3.1), layout="constrained")
         FigureCanvasAgg(figure)
         _draw(figure.add_subplot(), panel, faint)
-        figure.savefig(target, **{"transparent": "facecolor" not in options, **options})
+        figure.savefig(target, **options)
 
 
 def _draw(axes: Any, panel: Panel, faint: str) -> None:

@@ -44,10 +44,15 @@ def test_the_page_names_machine_load_and_numbers(tmp_path, monkeypatch):
     lines = "".join(json.dumps(line) + "\n" for line in rows)
     (tmp_path / "posterior.jsonl").write_text(lines)
     page = results.write().read_text()
-    assert "load average 0.5 to 0.5" in page and "2 cores" in page
+    assert page.count("2 cores") == 1 and "| load |" in page and " 0.5 |" in page
+    assert "## Not measured" in page
     assert "10.2" in page and "0.512" in page
     assert "## Metrics" not in page  # no record, no section
     assert (tmp_path / "posterior.png").stat().st_size > 1000
+    with (tmp_path / "posterior.jsonl").open("a") as file:
+        file.write(json.dumps(row("svgd N=32, ours", 1e-6, "H200", N=32)) + "\n")
+    page = results.write().read_text()
+    assert page.count("2 cores") == 2 and "## Not measured" not in page
 
 
 def test_a_failed_benchmark_is_named_and_the_others_still_run(monkeypatch, capsys):

@@ -17,7 +17,7 @@ def work(tmp_path_factory):
 
 def test_results_agree_with_pytorch_and_a_changed_weight_shows(work):
     peer = unet_torch.make(work.folder, "eager", work.batch)
-    module = unet._module(work, "ours")
+    module = unet.module_of(work, "ours")
     found = unet.compare(work, "ours", unet.flax_cases(work, module, "ours"), peer)
     assert set(found) == {"forward", "train_step", "loss", "inversion"}
     assert max(found.values()) < 1e-4  # float32 through a dozen layers, measured 2e-6
