@@ -30,7 +30,7 @@ PARTS = {
     "zero_shot": Part(
         "Bayes-PFL: categories that neither CLIP nor training has seen",
         "configs/bayes_pfl/foundry.py",
-        ("phases.stage1.num_steps=400", "phases.stage2.num_steps=150"),
+        ("phases.stage1.num_steps=400",),
     ),
     "few_shot": Part(
         "ADP: one normal image of a category never seen (reconstructed from the "
