@@ -5,6 +5,12 @@ one: the whole job of defect generation on it.
 """
 
 import argparse
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 GENERATION = "configs/defect_generation/foundry.py"
@@ -25,6 +31,7 @@ class Part(NamedTuple):
 
 
 DEFECTS, POSTERIOR = "defects", "posterior"
+DEFECTS_SUMMARY = "Defect generation: real defects against real and generated ones"
 DEFECTS_OVERRIDES = ("detector.phase.num_steps=150",)
 PARTS = {
     "zero_shot": Part(
@@ -78,12 +85,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=(DEFECTS, *PARTS),
         help="of the tour; default all",
     )
+    parser.add_argument(
+        "--processes",
+        type=int,
+        choices=(1, 2),
+        help="that share the parts; default 2 on CPU, 1 where an accelerator is held",
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, generates, evaluates, and reports."""
-    from pathlib import Path
-
     from jaxanom.cli import config_file
 
     if arguments.config is None:
@@ -92,7 +103,7 @@ def run(arguments: argparse.Namespace) -> None:
                 f"--config.{arguments.overrides[0]}: name the recipe it changes, such "
                 f"as --config={GENERATION}"
             )
-        tour(Path(arguments.run), arguments.parts)
+        tour(Path(arguments.run), arguments.parts, arguments.processes)
         return
     config = config_file.load(arguments.config, arguments.overrides)
     from jaxanom import workflow
@@ -103,30 +114,37 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"report: {page}")
 
 
-def tour(directory, parts) -> None:
-    """Runs the parts that are not done yet, prints their tables, writes one report."""
+def tour(directory: Path, parts: Sequence[str], processes: int | None = None) -> None:
+    """Runs the parts that are not done yet, prints their tables, writes one report.
+
+    Args:
+      directory: of everything this writes.
+      parts: their names.
+      processes: 2: all parts but the first are run by a second process meanwhile.
+    """
     from jaxanom import workflow
     from jaxanom.cli import config_file
     from jaxanom.report import page, runs, tables
 
     shown, lead, plots = [], [], []
-    for name in parts:
-        print(f"{name} ...", flush=True)
-        if name == DEFECTS:
-            config = config_file.load(GENERATION, DEFECTS_OVERRIDES)
-            _, table = workflow.generate_then_detect(config, directory / name)
-            title = "Defect generation: real defects against real and generated ones"
-            shown += [directory / name / run for run in workflow.JOB_RUNS]
-        elif name == POSTERIOR:
-            title = PARTS[name].summary
-            table, panels = _swept(PARTS[name], directory / name)
-            plots += panels
-        else:
-            title = PARTS[name].summary
-            table = _train_and_evaluate(PARTS[name], directory / name)
-            shown.append(directory / name)
-        lead.append(page.table(title, table))
-        print(f"{title}\n{tables.to_text(table)}", flush=True)
+    first, rest = parts[:1], parts[1:]
+    with _beside(directory, rest, processes or _default_processes()) as finished:
+        for name in parts:
+            done = name not in first and finished()
+            print(f"{name} ...", flush=True)
+            if name == DEFECTS:
+                config = config_file.load(GENERATION, DEFECTS_OVERRIDES)
+                _, table = workflow.generate_then_detect(config, directory / name)
+                shown += [directory / name / run for run in workflow.JOB_RUNS]
+            elif name == POSTERIOR:
+                table, panels = _swept(PARTS[name], directory / name)
+                plots += panels
+            else:
+                table = _train_and_evaluate(PARTS[name], directory / name, done)
+                shown.append(directory / name)
+            title = DEFECTS_SUMMARY if name == DEFECTS else PARTS[name].summary
+            lead.append(page.table(title, table))
+            print(f"{title}\n{tables.to_text(table)}", flush=True)
     written = runs.write(
         directory / "report.html",
         shown,
@@ -136,18 +154,69 @@ def tour(directory, parts) -> None:
     print(f"report: {written}")
 
 
-def _train_and_evaluate(part: Part, directory):
-    from jaxanom import api
+def _default_processes() -> int:
+    """Two on CPU, where one part keeps little more than one core busy."""
+    import jax
+
+    return 2 if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 else 1
+
+
+@contextlib.contextmanager
+def _beside(directory: Path, parts: Sequence[str], processes: int) -> Iterator:
+    """Runs parts in a second process, this same command with `--parts`.
+
+    Whatever that process leaves undone is done here: parts go on where they stopped.
+
+    Yields:
+      A function that waits for the process and tells whether it did all of its parts.
+    """
+    if processes == 1 or not parts:
+        yield lambda: False
+        return
+    log = directory / "beside.log"
+    directory.mkdir(parents=True, exist_ok=True)
+    print(f"{', '.join(parts)}: in a second process, see {log}", flush=True)
+    with log.open("w", encoding="utf-8") as output:
+        process = subprocess.Popen(
+            beside_command(directory, parts),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+    def finished() -> bool:
+        if process.poll() is None:
+            print("waiting for the second process ...", flush=True)
+        return process.wait() == 0
+
+    try:
+        yield finished
+    finally:
+        process.terminate()  # it saves its state; nothing happens where it has ended
+        process.wait()
+
+
+def beside_command(directory: Path, parts: Sequence[str]) -> list[str]:
+    """Returns the command of the second process."""
+    program = [sys.executable, "-m", "jaxanom", "quickstart", f"--run={directory}"]
+    return [*program, "--processes=1", "--parts", *parts]
+
+
+def _train_and_evaluate(part: Part, directory: Path, evaluated: bool):
+    from jaxanom import api, record
     from jaxanom.cli import config_file
     from jaxanom.evaluation import protocols
-    from jaxanom.report import tables
+    from jaxanom.report import runs, tables
 
-    config = config_file.load(part.recipe, part.overrides)
-    results = api.evaluate(api.train(config, directory))
+    if evaluated:
+        results = record.read_json(directory / runs.EVALUATION)
+    else:
+        config = config_file.load(part.recipe, part.overrides)
+        results = api.evaluate(api.train(config, directory))
     return tables.per_category(results, protocols.columns_of([results]))
 
 
-def _swept(part: Part, directory):
+def _swept(part: Part, directory: Path):
     """Runs a sweep; returns its table, and its plots as sections of the page."""
     from jaxanom.cli import config_file
     from jaxanom.report import sweeps

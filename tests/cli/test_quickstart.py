@@ -1,7 +1,11 @@
 """The tour: parts that are done are kept, and one report shows all of them."""
 
+import sys
+import time
+
 import pytest
 
+from jaxanom import record, workflow
 from jaxanom.cli import config_file, main, quickstart
 
 pytest.importorskip("matplotlib")
@@ -18,6 +22,7 @@ def small(monkeypatch, whole_job, detection_config):
     monkeypatch.setattr(config_file, "load", lambda name, _=(): recipes[name])
     part = quickstart.Part("A tiny detector", "tiny")
     monkeypatch.setattr(quickstart, "PARTS", {"zero_shot": part})
+    monkeypatch.setattr(quickstart, "_default_processes", lambda: 1)
     return whole_job.directory.parent
 
 
@@ -39,6 +44,69 @@ def test_one_part_alone(small, capsys):
     assert main.main(words) == 0
     said = capsys.readouterr().out
     assert "A tiny detector" in said and "Defect generation" not in said
+
+
+@pytest.fixture
+def second_process(monkeypatch):
+    """Makes a program of the test's own the second process."""
+
+    def replaced(program):
+        command = [sys.executable, "-c", program]
+        monkeypatch.setattr(quickstart, "beside_command", lambda *_: command)
+
+    return replaced
+
+
+def test_what_the_second_process_did_is_shown_and_not_done_again(
+    small, second_process, capsys
+):
+    assert main.main(["quickstart", f"--run={small}"]) == 0
+    evaluation = small / "zero_shot" / "evaluation.json"
+    results = record.read_json(evaluation)
+    results["mean"]["pixel_ap"] = 0.98765  # a number no evaluation here gives
+    record.write_json(evaluation, results)
+    second_process("pass")
+    capsys.readouterr()
+    assert main.main(["quickstart", f"--run={small}", "--processes=2"]) == 0
+    said = capsys.readouterr().out
+    assert "98.8" in said and str(small / "beside.log") in said
+
+
+def test_what_the_second_process_left_undone_is_done_here(
+    small, second_process, capsys
+):
+    second_process("import sys; sys.exit('no room')")
+    assert main.main(["quickstart", f"--run={small}", "--processes=2"]) == 0
+    assert "A tiny detector" in capsys.readouterr().out
+    assert "no room" in (small / "beside.log").read_text(encoding="utf-8")
+
+
+def test_a_tour_that_fails_ends_its_second_process(
+    small, second_process, monkeypatch, capsys
+):
+    started = small / "second_started"
+    second_process(
+        f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
+    )
+
+    def refuse(*_):
+        while not started.exists():
+            time.sleep(0.01)
+        raise ValueError("refused")
+
+    monkeypatch.setattr(workflow, "generate_then_detect", refuse)
+    begun = time.monotonic()
+    assert main.main(["quickstart", f"--run={small}", "--processes=2"]) == 2
+    assert "refused" in capsys.readouterr().err
+    assert time.monotonic() - begun < 60, "it was not waited for"
+
+
+def test_the_second_process_is_this_command_on_the_other_parts(tmp_path):
+    command = quickstart.beside_command(tmp_path, ["few_shot", "posterior"])
+    assert command[:3] == [sys.executable, "-m", "jaxanom"]
+    found = main.build_parser("quickstart").parse_args(command[3:])
+    assert found.parts == ["few_shot", "posterior"] and found.run == str(tmp_path)
+    assert found.processes == 1, "it starts no further one"
 
 
 def test_the_tour_takes_no_overrides(capsys, tmp_path):
