@@ -22,6 +22,9 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
 quickstart: $(STAMP)
 	$(BIN)/jaxanom quickstart --run runs/quickstart
 
+# Test processes give each other the small programs too.
+test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
+
 test: $(STAMP)-test
 	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --maxprocesses 8 --dist loadfile $(PYTEST_ARGS)
 

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from jaxanom import record, workflow
+from jaxanom import record
 from jaxanom.cli import config_file, main, quickstart
 
 pytest.importorskip("matplotlib")
@@ -47,6 +47,20 @@ def test_one_part_alone(small, capsys):
 
 
 @pytest.fixture
+def two_parts(monkeypatch, detection_config, tmp_path):
+    """A tour of two tiny detectors."""
+    config = detection_config()
+    monkeypatch.setattr(config_file, "load", lambda *_: config)
+    parts = {
+        "zero_shot": quickstart.Part("A tiny detector", "tiny"),
+        "few_shot": quickstart.Part("Another one", "tiny"),
+    }
+    monkeypatch.setattr(quickstart, "PARTS", parts)
+    words = ["quickstart", f"--run={tmp_path}", "--processes=2", "--parts", *parts]
+    return tmp_path, words
+
+
+@pytest.fixture
 def second_process(monkeypatch):
     """Makes a program of the test's own the second process."""
 
@@ -57,34 +71,29 @@ def second_process(monkeypatch):
     return replaced
 
 
-def test_what_the_second_process_did_is_shown_and_not_done_again(
-    small, second_process, capsys
+def test_what_the_second_process_left_undone_is_done_and_what_it_did_is_shown(
+    two_parts, second_process, capsys
 ):
-    assert main.main(["quickstart", f"--run={small}"]) == 0
-    evaluation = small / "zero_shot" / "evaluation.json"
+    directory, words = two_parts
+    second_process("import sys; sys.exit('no room')")
+    assert main.main(words) == 0
+    said = capsys.readouterr().out
+    assert "Another one" in said and str(directory / "beside.log") in said
+    assert "no room" in (directory / "beside.log").read_text(encoding="utf-8")
+    evaluation = directory / "few_shot" / "evaluation.json"
     results = record.read_json(evaluation)
-    results["mean"]["pixel_ap"] = 0.98765  # a number no evaluation here gives
+    results["mean"]["pixel_ap"] = 0.98765  # a number that no evaluation here gives
     record.write_json(evaluation, results)
     second_process("pass")
-    capsys.readouterr()
-    assert main.main(["quickstart", f"--run={small}", "--processes=2"]) == 0
-    said = capsys.readouterr().out
-    assert "98.8" in said and str(small / "beside.log") in said
-
-
-def test_what_the_second_process_left_undone_is_done_here(
-    small, second_process, capsys
-):
-    second_process("import sys; sys.exit('no room')")
-    assert main.main(["quickstart", f"--run={small}", "--processes=2"]) == 0
-    assert "A tiny detector" in capsys.readouterr().out
-    assert "no room" in (small / "beside.log").read_text(encoding="utf-8")
+    assert main.main(words) == 0
+    assert "98.8" in capsys.readouterr().out, "what it did is not done again"
 
 
 def test_a_tour_that_fails_ends_its_second_process(
-    small, second_process, monkeypatch, capsys
+    two_parts, second_process, monkeypatch, capsys
 ):
-    started = small / "second_started"
+    directory, words = two_parts
+    started = directory / "second_started"
     second_process(
         f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
     )
@@ -94,9 +103,9 @@ def test_a_tour_that_fails_ends_its_second_process(
             time.sleep(0.01)
         raise ValueError("refused")
 
-    monkeypatch.setattr(workflow, "generate_then_detect", refuse)
+    monkeypatch.setattr(config_file, "load", refuse)
     begun = time.monotonic()
-    assert main.main(["quickstart", f"--run={small}", "--processes=2"]) == 2
+    assert main.main(words) == 2
     assert "refused" in capsys.readouterr().err
     assert time.monotonic() - begun < 60, "it was not waited for"
 
