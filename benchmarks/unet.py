@@ -231,6 +231,17 @@ def module_of(work: Work, name: str) -> nn.Module:
     return backbones.implemented(work.tower, implementation).module
 
 
+def flax_modules(work: Work, peers: Sequence[str]) -> dict[str, nn.Module]:
+    """Ours, and the libraries' where it is asked for and knows such a network."""
+    found = {"ours": module_of(work, "ours")}
+    if FLAX in peers:
+        try:
+            found[FLAX] = module_of(work, FLAX)
+        except ValueError as error:
+            print(f"{FLAX} is left out: {error}")
+    return found
+
+
 def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """Compares, then times every call of everybody, turn by turn."""
     by_name: dict[str, dict[str, harness.Case]] = {}
@@ -242,8 +253,8 @@ def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
                 work, peers[name], f"PyTorch, {name}"
             )
     errors = {}
-    for name in ("ours", *(FLAX,) * (FLAX in settings.peers)):
-        by_name[name] = flax_cases(work, module_of(work, name), name)
+    for name, module in flax_modules(work, settings.peers).items():
+        by_name[name] = flax_cases(work, module, name)
         if peers:
             errors[name] = compare(
                 work, name, by_name[name], next(iter(peers.values()))

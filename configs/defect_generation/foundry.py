@@ -40,5 +40,8 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     # the detector learnt less (pixel AP 29 against 32 on a development seed).
     config.generate.paste = True
     config.detector.batch_size = 8
+    # On the same development seed, mean of two detectors: 33.4 with a quarter of the
+    # defective rows generated, 32.2 with half, 32.5 with none.
+    config.detector.share = 0.25
     config.detector.phase.num_steps = 250
     return common.shrink(config, arg)

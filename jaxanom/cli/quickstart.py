@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--processes",
         type=int,
         choices=(1, 2),
-        help="that share the parts; default 2 on CPU, 1 where an accelerator is held",
+        help="that share the parts and the cores; default 2 on a CPU host, else 1",
     )
 
 
@@ -155,17 +155,33 @@ def tour(directory: Path, parts: Sequence[str], processes: int | None = None) ->
 
 
 def _default_processes() -> int:
-    """Two on CPU, where one part keeps little more than one core busy."""
-    import jax
+    """Two on a CPU host with a core for each; an accelerator is held by one process.
 
-    return 2 if jax.default_backend() == "cpu" and (os.cpu_count() or 1) > 1 else 1
+    Asked in a process of its own: a backend that is up keeps its number of threads.
+    """
+    if len(_cores()) < 2:
+        return 1
+    program = "import jax; print(jax.default_backend())"
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    return 2 if found.stdout.strip() == "cpu" else 1
+
+
+def _cores() -> list[int]:
+    """The cores this process may use; none where that cannot be set."""
+    if not hasattr(os, "sched_setaffinity"):
+        return []
+    return sorted(os.sched_getaffinity(0))
 
 
 @contextlib.contextmanager
 def _beside(directory: Path, parts: Sequence[str], processes: int) -> Iterator:
     """Runs parts in a second process, this same command with `--parts`.
 
-    Whatever that process leaves undone is done here: parts go on where they stopped.
+    Each process has half of the cores: threads that wait for each other's cores spin,
+    and cost a third of the machine. Whatever the second one leaves undone is done here,
+    where parts go on from where they stopped.
 
     Yields:
       A function that waits for the process and tells whether it did all of its parts.
@@ -176,13 +192,16 @@ def _beside(directory: Path, parts: Sequence[str], processes: int) -> Iterator:
     log = directory / "beside.log"
     directory.mkdir(parents=True, exist_ok=True)
     print(f"{', '.join(parts)}: in a second process, see {log}", flush=True)
+    cores = _cores()
     with log.open("w", encoding="utf-8") as output:
+        _use(cores[len(cores) // 2 :])  # a process starts with its parent's cores
         process = subprocess.Popen(
             beside_command(directory, parts),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
+    _use(cores[: len(cores) // 2])
 
     def finished() -> bool:
         if process.poll() is None:
@@ -194,6 +213,13 @@ def _beside(directory: Path, parts: Sequence[str], processes: int) -> Iterator:
     finally:
         process.terminate()  # it saves its state; nothing happens where it has ended
         process.wait()
+        _use(cores)
+
+
+def _use(cores: Sequence[int]) -> None:
+    """Keeps this thread, and the threads and processes it starts, to these cores."""
+    if cores:
+        os.sched_setaffinity(0, cores)
 
 
 def beside_command(directory: Path, parts: Sequence[str]) -> list[str]:

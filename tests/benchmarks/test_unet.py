@@ -5,8 +5,6 @@ import pytest
 
 from benchmarks import unet, unet_torch
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
@@ -15,6 +13,7 @@ def work(tmp_path_factory):
     return unet.prepare(unet.SIZES["small"], tmp_path_factory.mktemp("unet"), 2, 3)
 
 
+@pytest.mark.slow
 def test_results_agree_with_pytorch_and_a_changed_weight_shows(work):
     peer = unet_torch.make(work.folder, "eager", work.batch)
     module = unet.module_of(work, "ours")
@@ -26,3 +25,11 @@ def test_results_agree_with_pytorch_and_a_changed_weight_shows(work):
     other = work._replace(tower=tower._replace(params=changed))
     cases = unet.flax_cases(other, module, "ours")
     assert unet.compare(other, "ours", cases, peer)["forward"] > 1e-3
+
+
+def test_a_network_the_libraries_class_does_not_know_is_left_out(capsys):
+    pytest.importorskip("diffusers")
+    shipped = unet.backbones.resolve("embedded") / "unet"
+    work = unet.Work(shipped, unet.backbones.load_unet(shipped), {}, {})
+    assert set(unet.flax_modules(work, unet.PEERS)) == {"ours"}
+    assert "norm_num_groups" in capsys.readouterr().out

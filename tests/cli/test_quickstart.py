@@ -1,5 +1,6 @@
 """The tour: parts that are done are kept, and one report shows all of them."""
 
+import subprocess
 import sys
 import time
 
@@ -104,10 +105,33 @@ def test_a_tour_that_fails_ends_its_second_process(
         raise ValueError("refused")
 
     monkeypatch.setattr(config_file, "load", refuse)
-    begun = time.monotonic()
+    begun, cores = time.monotonic(), quickstart._cores()
     assert main.main(words) == 2
     assert "refused" in capsys.readouterr().err
     assert time.monotonic() - begun < 60, "it was not waited for"
+    assert quickstart._cores() == cores, "they are given back"
+
+
+@pytest.mark.skipif(len(quickstart._cores()) < 2, reason="one core, or none to set")
+def test_the_two_processes_share_no_core(two_parts, second_process, monkeypatch):
+    directory, words = two_parts
+    second_process(
+        "import os, pathlib; "
+        f"pathlib.Path({str(directory / 'cores')!r}).write_text("
+        "' '.join(map(str, os.sched_getaffinity(0))))"
+    )
+    own = []
+
+    def refuse(*_):
+        own.extend(quickstart._cores())
+        raise ValueError("seen enough")
+
+    monkeypatch.setattr(config_file, "load", refuse)
+    everything = set(quickstart._cores())
+    monkeypatch.setattr(subprocess.Popen, "terminate", lambda self: self.wait())
+    assert main.main(words) == 2
+    other = set(map(int, (directory / "cores").read_text().split()))
+    assert own and other and not other & set(own) and other | set(own) == everything
 
 
 def test_the_second_process_is_this_command_on_the_other_parts(tmp_path):

@@ -72,6 +72,29 @@ def test_lean_equals_matmul_at_the_size_it_is_chosen_for():
     np.testing.assert_allclose(*forms, atol=2e-6)
 
 
+@pytest.mark.parametrize("num_query, num_key", [(24, 18), (24, 17), (25, 16)])
+def test_blocks_of_rows_change_neither_output_nor_gradients(
+    num_query, num_key, monkeypatch
+):
+    inputs = draw(11, num_query, num_key)
+    compiled = []
+
+    def both(size):
+        monkeypatch.setattr(attention, "BLOCK_SIZE", size)
+
+        def total(*args):
+            out = attention.dot_product(*args, implementation="lean")
+            return jnp.sum(jnp.sin(out)), out
+
+        gradient = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))
+        compiled.append(str(jax.make_jaxpr(gradient)(*inputs)).count("scan["))
+        return jax.tree.leaves(gradient(*inputs))
+
+    for found, wanted in zip(both(64), both(2**20), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=5e-6)  # of order one, float32
+    assert compiled[0] > compiled[1], "the small size did make blocks"
+
+
 def test_lean_vmaps_over_a_leading_axis():
     query, key, value = (jnp.stack([x, 2 * x]) for x in draw(6))
 
@@ -105,7 +128,8 @@ def test_bfloat16_in_bfloat16_out_within_its_resolution(form):
 
 
 def test_choice_follows_backend_and_size():
-    assert attention.choose("cpu", 197, 197, False) == "matmul"
+    assert attention.choose("cpu", 197, 197, False) == "lean"
+    assert attention.choose("cpu", 77, 77, False) == "matmul"
     assert attention.choose("cpu", 4096, 16, False) == "matmul"
     assert attention.choose("cpu", 1024, 1024, True) == "matmul"
     assert attention.choose("gpu", 1024, 1024, False) == "fused"
