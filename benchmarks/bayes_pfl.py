@@ -1,6 +1,6 @@
 """One training step and one evaluated image of Bayes-PFL, beside plain PyTorch.
 
-    python -m benchmarks.bayes_pfl [--size published|half|small] [--record]
+    python -m benchmarks.bayes_pfl [--size published|half|short|small] [--record]
 
 The same random weights, images and noise go into PyTorch's transcription of the
 released loop (`bayes_pfl_torch`) and into ours in three modes:

@@ -46,6 +46,7 @@ LAYERS = (6, 12, 18, 24)
 SIZES = {
     "published": Size(tower(1024, 24, 16), tower(768, 12, 12), 768, 518, LAYERS),
     "half": Size(tower(512, 24, 8), tower(384, 12, 6), 384, 518, LAYERS),
+    "short": Size(tower(512, 6, 8), tower(384, 4, 6), 384, 336, (2, 3, 5, 6)),
     "small": Size(tower(32, 4, 2), tower(16, 2, 2), 16, 56, (1, 2, 3, 4), 2),
 }
 

@@ -38,11 +38,12 @@ def entry(line: str) -> Entry:
 
 SUITES = {
     "cpu": (
-        "unet --size embedded --repeats 3",
-        "unet --size quarter --batch 1 --num-steps 5 --repeats 3 --peers eager",
+        "unet --size embedded --num-steps 20 --repeats 3 --peers eager compiled",
+        "unet --size quarter --batch 1 --num-steps 3 --repeats 3 --peers eager"
+        " --calls forward train_step inversion",
         "defect_generation --repeats 3",
-        "bayes_pfl --size half --repeats 3",
-        "posterior --part svgd --repeats 3",
+        "bayes_pfl --size short --repeats 3",
+        "posterior --part svgd --counts 32 128 --repeats 3",
         "attention --repeats 3",
         "metrics --repeats 1 --warmup 0",
         "cold_start",

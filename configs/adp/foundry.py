@@ -2,7 +2,7 @@
 
 Command: `jaxanom train --config=configs/adp/foundry.py --run=RUN`, then
 `jaxanom evaluate --run=RUN`. Reconstructed from an abstract. Expected, one
-seed, in percent: image AUROC 73, pixel AUROC 74; three minutes on two CPU cores.
+seed, in percent: image AUROC 73, pixel AUROC 74; some minutes on two CPU cores.
 """
 
 import ml_collections

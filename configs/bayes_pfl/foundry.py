@@ -2,7 +2,7 @@
 
 Command: `jaxanom train --config=configs/bayes_pfl/foundry.py --run=RUN`, then
 `jaxanom evaluate --run=RUN`. Expected, seed 1, in percent:
-image AUROC 82, pixel AUROC 90, AU-PRO 75; half a minute on two idle CPU cores.
+image AUROC 82, pixel AUROC 90, AU-PRO 75; a minute or two on two CPU cores.
 """
 
 import ml_collections
