@@ -9,7 +9,7 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -176,7 +176,9 @@ def _cores() -> list[int]:
 
 
 @contextlib.contextmanager
-def _beside(directory: Path, parts: Sequence[str], processes: int) -> Iterator:
+def _beside(
+    directory: Path, parts: Sequence[str], processes: int
+) -> Iterator[Callable[[], bool]]:
     """Runs parts in a second process, this same command with `--parts`.
 
     Each process has half of the cores: threads that wait for each other's cores spin,
