@@ -39,9 +39,9 @@ def entry(line: str) -> Entry:
 SUITES = {
     "cpu": (
         "unet --size embedded --num-steps 20 --repeats 3 --peers eager compiled",
-        "unet --size quarter --batch 1 --num-steps 3 --repeats 3 --peers eager"
+        "unet --size quarter --batch 1 --num-steps 2 --repeats 3 --peers eager"
         " --calls forward train_step inversion",
-        "defect_generation --repeats 3",
+        "defect_generation --repeats 2",
         "bayes_pfl --size short --repeats 3",
         "posterior --part svgd --counts 32 128 --repeats 3",
         "attention --repeats 3",
