@@ -120,7 +120,8 @@ def tour(directory: Path, parts: Sequence[str], processes: int | None = None) ->
     Args:
       directory: of everything this writes.
       parts: their names.
-      processes: 2: all parts but the first are run by a second process meanwhile.
+      processes: 2: all parts but the first are run by a second process meanwhile;
+        None: where that saves time.
     """
     from jaxanom import workflow
     from jaxanom.cli import config_file
@@ -128,7 +129,7 @@ def tour(directory: Path, parts: Sequence[str], processes: int | None = None) ->
 
     shown, lead, plots = [], [], []
     first, rest = parts[:1], parts[1:]
-    with _beside(directory, rest, processes or _default_processes()) as finished:
+    with _beside(directory, rest, processes) as finished:
         for name in parts:
             done = name not in first and finished()
             print(f"{name} ...", flush=True)
@@ -177,7 +178,7 @@ def _cores() -> list[int]:
 
 @contextlib.contextmanager
 def _beside(
-    directory: Path, parts: Sequence[str], processes: int
+    directory: Path, parts: Sequence[str], processes: int | None
 ) -> Iterator[Callable[[], bool]]:
     """Runs parts in a second process, this same command with `--parts`.
 
@@ -188,7 +189,7 @@ def _beside(
     Yields:
       A function that waits for the process and tells whether it did all of its parts.
     """
-    if processes == 1 or not parts:
+    if not parts or (processes or _default_processes()) == 1:
         yield lambda: False
         return
     log = directory / "beside.log"
