@@ -5,6 +5,8 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from jaxanom.training import preemption
+
 VERBS = {
     "quickstart": "the whole job on one config: train, generate, detect, report",
     "train": "train the method of a config; started again, it resumes",
@@ -41,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       0 when done; 1 when what was examined does not fit; 2 after a wrong input or a
-      loss that is no number, told on stderr without a traceback; 75 where training
-      was asked to stop and saved its state (see `launch/`); 130 on Ctrl-C.
+      loss that is no number, told on stderr without a traceback; 75 after SIGTERM: a
+      training has saved its state, and the same command goes on or starts again (see
+      `launch/`); 130 on Ctrl-C.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     verb = next((word for word in argv if not word.startswith("-")), None)
@@ -59,14 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"{arguments.verb} takes no --config.key=value")
     arguments.overrides = overrides
     try:
-        code = importlib.import_module(f"jaxanom.cli.{arguments.verb}").run(arguments)
+        with preemption.at_once():
+            verb = importlib.import_module(f"jaxanom.cli.{arguments.verb}")
+            code = verb.run(arguments)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"jaxanom {arguments.verb}: {error}", file=sys.stderr)
         return 2
-    except SystemExit as stop:
-        # Not by its class: training, and jax with it, is imported by its verbs only.
-        if not hasattr(stop, "message"):
-            raise
+    except preemption.Preempted as stop:
         print(f"jaxanom {arguments.verb}: {stop.message}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """Joins the processes of a run; the scheduler that started them says how many."""
 
 import os
+import signal
 
 import jax
 from jax.experimental import multihost_utils
@@ -24,6 +25,7 @@ def initialise() -> None:
     """
     if jax.distributed.is_initialized():
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         jax.distributed.initialize(**_asked())
     except ValueError as error:
@@ -33,6 +35,11 @@ def initialise() -> None:
         # jax has started: a command called as a function, in a process of its own.
         if any(name in os.environ for name in _SCHEDULED):
             raise
+    else:
+        # jax now listens for SIGTERM, so that processes can agree on when to stop. A
+        # process alone has nobody to agree with, and its own handler acts sooner.
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, handler)
 
 
 def is_writer() -> bool:

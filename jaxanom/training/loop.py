@@ -44,7 +44,6 @@ class Job(NamedTuple):
     evaluate: Evaluate | None
     selection: selecting.Selection | None
     on_log: OnLog | None
-    asked_to_stop: Callable[[int], bool]
     notes: Mapping[str, Any]
 
 
@@ -115,7 +114,7 @@ def run(
     Raises:
       ValueError: configs, batches or an existing checkpoint do not fit.
       FloatingPointError: `nan_patience` bad steps in a row.
-      preemption.Preempted: SIGTERM came; the state is saved.
+      preemption.Preempted: SIGTERM came; the state is saved, if a step was trained.
     """
     config = plan.TrainConfig.from_config(train_config)
     stages = plan.stages(method, phases_config)
@@ -127,7 +126,8 @@ def run(
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", config.keep, config.keep_best
     )
-    with contextlib.closing(checkpoints), preemption.watch() as asked_to_stop:
+    alone = jax.process_count() == 1
+    with contextlib.closing(checkpoints), preemption.at_once(alone):
         job = Job(
             config=config,
             make_batches=make_batches,
@@ -138,7 +138,6 @@ def run(
             evaluate=evaluate,
             selection=selection,
             on_log=on_log,
-            asked_to_stop=asked_to_stop,
             notes=dict(notes or {}),
         )
         return _run_stages(job, stages, params, frozen, key_train)
@@ -214,19 +213,18 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
     batches = iter(job.make_batches(stage.name, start.done))
     window: list[dict[str, Any]] = []
     progress = start
-    with tqdm(
-        total=num_steps,
-        initial=start.done,
-        desc=stage.name,
-        unit="step",
-        disable=None,  # quiet unless a terminal looks on
-    ) as bar:
+    asked_to_stop = None
+    with contextlib.ExitStack() as stack:
+        told = {"desc": stage.name, "unit": "step", "disable": None}  # quiet in a file
+        bar = stack.enter_context(tqdm(total=num_steps, initial=start.done, **told))
         for done in range(start.done + 1, num_steps + 1):
             batch = _next_batch(job, stage, batches, done - 1)
             args = (carried, start.fixed, start.frozen, batch)
             shapes = meter.shapes_of(batch)
             if shapes not in compiled:
                 compiled[shapes] = _compile(job, stage, done, watch, train_step, args)
+            # Until a step is taken there is nothing to save.
+            asked_to_stop = asked_to_stop or stack.enter_context(preemption.watch())
             with jax.profiler.StepTraceAnnotation(stage.name, step_num=done):
                 carried, metrics = compiled[shapes].call(*args)
             progress = start._replace(done=done, carried=carried)
@@ -243,7 +241,8 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
                 bar.set_postfix(loss=row["loss"])
                 window = []
                 _check_finite(job, progress)
-            if _pause(job, progress, watch) and _is_over(job, stage):
+            stop = asked_to_stop(stage.offset + done)
+            if _pause(job, progress, watch, stop) and _is_over(job, stage):
                 break
     return progress
 
@@ -282,19 +281,17 @@ def _compile(
     return found
 
 
-def _pause(job: Job, progress: Progress, watch: meter.Meter) -> bool:
+def _pause(job: Job, progress: Progress, watch: meter.Meter, stop: bool) -> bool:
     """Evaluates and saves when it is time, off the clock; stops if asked to.
 
     Returns:
       Whether the selection has measured this step.
     """
     stage, done, config = progress.stage, progress.done, job.config
-    at = stage.offset + done
 
     def due(every):
         return progress.ends or (every > 0 and done % every == 0)
 
-    stop = job.asked_to_stop(at)
     evaluates = job.evaluate is not None and due(config.eval_every)
     selects = job.selection is not None and due(job.selection.every)
     if not (stop or evaluates or selects or due(config.checkpoint_every)):

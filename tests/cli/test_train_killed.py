@@ -46,6 +46,8 @@ def steps_of(run):
 def signal_after(words, run, num_rows, number=signal.SIGKILL):
     """Starts the command in its own process; signals once it logged some steps.
 
+    With no steps to wait for, it signals while data, towers and the step are prepared.
+
     Returns:
       (its exit status, seconds from the signal to the exit).
     """
@@ -58,7 +60,7 @@ def signal_after(words, run, num_rows, number=signal.SIGKILL):
     )
     give_up = time.monotonic() + PATIENCE_S
     try:
-        while len(steps_of(run)) < num_rows:
+        while len(steps_of(run)) < num_rows or not (run / record.CONFIG).is_file():
             assert process.poll() is None, "the run ended before it was killed"
             assert time.monotonic() < give_up, "the run did not start in time"
             time.sleep(random.SystemRandom().uniform(0, 0.02))
@@ -107,6 +109,23 @@ def test_a_training_stopped_by_sigterm_saves_its_last_step_and_goes_on_from_ther
     assert main.main(command(tmp_path, tiny_folder)) == 0
     assert steps_of(tmp_path) == list(range(1, NUM_STEPS + 1))
     assert before == steps_of(tmp_path)[: len(before)]
+
+
+def test_a_training_stopped_before_its_first_step_leaves_no_halves_and_starts_again(
+    tmp_path, tiny_folder
+):
+    words = command(tmp_path / "run", tiny_folder)
+    status, seconds = signal_after(words, tmp_path / "run", 0, signal.SIGTERM)
+    assert status == preemption.EXIT_CODE
+    # Two seconds are granted to what cannot be interrupted, schedulers grant thirty;
+    # the rest is for a loaded machine.
+    assert seconds <= 15.0
+    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert {path.name for path in left} <= {record.CONFIG, record.RECORD}
+    for path in left:
+        record.read_json(path)
+    assert main.main(words) == 0
+    assert steps_of(tmp_path / "run") == list(range(1, NUM_STEPS + 1))
 
 
 @pytest.mark.slow

@@ -73,8 +73,12 @@ def main():
     parser.add_argument("directory", type=Path)
     parser.add_argument("--kill_after", type=int, default=0)
     parser.add_argument("--stop_after", type=int, default=0)
+    parser.add_argument("--stop_before", action="store_true")
     arguments = parser.parse_args()
     distributed.initialise()
+    if arguments.stop_before:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2.0)  # jax asks for signals once a second
     devices = mesh.make_mesh()
     rows = placement.process_rows(BATCH_SIZE, devices)
 

@@ -131,9 +131,14 @@ def test_after_a_kill_any_number_of_processes_goes_on(tmp_path, alone, before, a
 
 
 @pytest.mark.slow
-def test_a_signal_to_one_process_stops_all_at_the_same_step(tmp_path, alone):
-    statuses = finish(start(tmp_path, 2, "--stop_after=3", only=0))
+@pytest.mark.parametrize(
+    ("flag", "first"), [("--stop_after=3", 3), ("--stop_before", 1)]
+)
+def test_a_signal_to_one_process_stops_all_at_the_same_step(
+    tmp_path, alone, flag, first
+):
+    statuses = finish(start(tmp_path, 2, flag, only=0))
     assert statuses == [preemption.EXIT_CODE] * 2
     found = train(tmp_path, 2)
-    assert 3 <= found["resumed_from"] < processes.NUM_STEPS
+    assert first <= found["resumed_from"] < processes.NUM_STEPS
     assert_same(tmp_path, alone[0], found, alone[1])
