@@ -5,11 +5,17 @@
     btad         {01,02,03}/{train,test}/ok, test/ko, ground_truth/ko/<stem>.*
     visa         split_csv/1cls.csv: object,split,label,image,mask
     kolektor     KolektorSDD2: {train,test}/<number>.png with <number>_GT.png beside it
+    kolektor_sdd the older KolektorSDD: kos01/Part0.jpg with Part0_label.bmp beside it
+
+The owners of KolektorSDD hand out folds apart from the images, for training on defects
+too. Here it is split by item for training on normal images: those of kos01 to kos32
+train, the other items' and every defective image are tested.
 
 Each is downloaded by hand from its owners, under their terms; nothing is fetched here.
 """
 
 import csv
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,6 +26,8 @@ from jaxanom.data.folders import GOOD, Record
 
 VISA_TABLE = Path("split_csv", "1cls.csv")
 _ANOMALY = {"btad": "ko", "visa": "anomaly", "kolektor": "defect"}
+_ITEM = re.compile(r"kos(\d+)")
+_LAST_TRAINING_ITEM = 32  # of 50
 
 
 def read(
@@ -111,12 +119,35 @@ def _kolektor(root: Path) -> list[Record]:
     return _some(found, root, "train/*.png and test/*.png of KolektorSDD2")
 
 
+def _kolektor_sdd(root: Path) -> list[Record]:
+    found = []
+    for item in sorted(path for path in root.iterdir() if path.is_dir()):
+        numbered = _ITEM.fullmatch(item.name)
+        for path in _images(item) if numbered else ():
+            if path.stem.endswith("_label"):
+                continue
+            mask = path.with_name(f"{path.stem}_label.bmp")
+            if not mask.is_file():
+                raise ValueError(f"{path} has no {mask.name} beside it")
+            defective = np.any(images.load_mask([mask]))
+            kind = "crack" if defective else GOOD
+            trained = not defective and int(numbered[1]) <= _LAST_TRAINING_ITEM
+            split = "train" if trained else "test"
+            record = _record(
+                path, mask if defective else None, "commutator", kind, split
+            )
+            name = f"commutator/{split}/{kind}/{item.name}_{path.name}"
+            found.append(record._replace(name=name))  # every item has a Part0
+    return _some(found, root, "kos01/Part0.jpg and Part0_label.bmp of KolektorSDD")
+
+
 READERS: dict[str, Callable[[Path], list[Record]]] = {
     "mvtec_ad": _mvtec,
     "mvtec_loco": _mvtec,
     "btad": _btad,
     "visa": _visa,
     "kolektor": _kolektor,
+    "kolektor_sdd": _kolektor_sdd,
 }
 
 

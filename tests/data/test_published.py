@@ -63,6 +63,16 @@ def write_kolektor(root, rng):
                 empty.save(root / split / f"{number}_GT.png")
 
 
+def write_kolektor_sdd(root, rng):
+    for item in ("kos01", "kos02", "kos33"):
+        for number, marked in ((0, False), (1, True)):
+            save(root / item / f"Part{number}.jpg", rng)
+            save(root / item / f"Part{number}_label.bmp", rng, mask=True)
+            if not marked:
+                empty = Image.new("L", (SIZE + 2, SIZE))
+                empty.save(root / item / f"Part{number}_label.bmp")
+
+
 WRITERS = {
     "mvtec_ad": write_mvtec,
     "mvtec_loco": lambda root, rng: write_mvtec(
@@ -71,6 +81,7 @@ WRITERS = {
     "btad": write_btad,
     "visa": write_visa,
     "kolektor": write_kolektor,
+    "kolektor_sdd": write_kolektor_sdd,
 }
 
 
@@ -104,6 +115,22 @@ def test_categories_are_chosen_in_the_order_asked_for(tmp_path):
     assert list(dict.fromkeys(r.category for r in found)) == ["02", "01"]
     with pytest.raises(ValueError, match="unknown category '03'"):
         published.read("btad", tmp_path, ("03",))
+
+
+def test_kolektor_sdd_trains_on_normal_images_of_its_first_items_alone(tmp_path):
+    write_kolektor_sdd(tmp_path, np.random.default_rng(0))
+    (tmp_path / "notes").mkdir()
+    save(tmp_path / "notes" / "Part0.jpg", np.random.default_rng(0))
+    found = published.read("kolektor_sdd", tmp_path)
+    trained = [r.name for r in found if r.split == "train"]
+    names = ("kos01_Part0.jpg", "kos02_Part0.jpg")
+    assert trained == [f"commutator/train/good/{name}" for name in names]
+    tested = [r.name.removeprefix("commutator/test/") for r in found[2:]]
+    cracks = [f"crack/{item}_Part1.jpg" for item in ("kos01", "kos02", "kos33")]
+    assert tested == ["good/kos33_Part0.jpg", *cracks]
+    (tmp_path / "kos02" / "Part1_label.bmp").unlink()
+    with pytest.raises(ValueError, match=r"Part1\.jpg has no Part1_label\.bmp"):
+        published.read("kolektor_sdd", tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
