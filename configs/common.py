@@ -43,6 +43,7 @@ def base(method: str) -> ml_collections.ConfigDict:
             "keep_best": 0,
             "ema_decay": 0.0,
             "nan_patience": 10,
+            "offload_frozen": False,  # frozen towers wait in the host's memory
         }
     )
     return config

@@ -73,6 +73,8 @@ def train(
     if chosen is not None:
         identity["selection"] = record.plain(config.selection)
     initial = method.init(jax.random.key(config.train.seed))
+    if config.train.get("offload_frozen", False):  # what init computed is on a device
+        initial = initial[0], placement.to_host(initial[1])
     make_batches = prepared_config.batch_maker(prepared, initial[1], sources, mixtures)
     started = time.perf_counter()
     params, info = loop.run(

@@ -68,6 +68,7 @@ def of_config(
             batch_shapes(made, frozen, stage.name),
             made.mesh,
             settings.ema_decay,
+            settings.offload_frozen,
         ).forecast
         for stage in plan.stages(made.method, config.phases)
     )
@@ -151,6 +152,8 @@ def _block(one: forecast.Forecast, num_devices: int) -> list[str]:
         + ("  gradients, activations" if name == "working" else "")
         for name, size in held.items()
     ]
+    if one.host:
+        lines.append(f"  {'on the host':<12}{one.host / _GIBI:>10.4f} GiB  frozen")
     count, unit = one.flops / 1e9, "GFLOP"
     lines.append(
         f"  {'arithmetic':<12}{count / num_devices:>10.4g} {unit} a step, "

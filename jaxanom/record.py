@@ -20,7 +20,10 @@ PACKAGES = ("jaxanom", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "nu
 
 
 # Keys that say where and how fast a run computes, not what: it may go on with others.
-WHERE = ("config.mesh.", "config.data.num_workers")
+WHERE = (
+    *("config.mesh.", "config.data.num_workers"),
+    "config.train.offload_frozen",
+)
 
 
 def versions() -> dict[str, str]:

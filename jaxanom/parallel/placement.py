@@ -12,6 +12,9 @@ from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import rules
 from jaxanom.types import Batch
 
+HOST_MEMORY = "pinned_host"
+"""jax's name of the host's memory that a device copies from by itself."""
+
 
 def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
     """Checks that rows split evenly over devices (and over microbatches).
@@ -89,6 +92,52 @@ def place(tree: Any, shardings: Any) -> Any:
     The result never shares memory with `tree`, so that it may be donated.
     """
     return jax.device_put(tree, shardings, may_alias=False)
+
+
+def place_frozen(frozen: Any, mesh: Mesh, offload: bool = False) -> Any:
+    """Puts a frozen tree where it waits for the steps; what is there stays.
+
+    Args:
+      frozen: arrays.
+      mesh: from `make_mesh`.
+      offload: see `frozen_shardings`.
+    """
+    return jax.device_put(frozen, frozen_shardings(frozen, mesh, offload))
+
+
+def frozen_shardings(frozen: Any, mesh: Mesh, offload: bool = False) -> Any:
+    """Returns where the parts of a frozen tree wait for the steps.
+
+    Args:
+      frozen: arrays or shapes.
+      mesh: from `make_mesh`.
+      offload: in the memory of the host that each device belongs to, split there as on
+        the devices, so that a step brings no more than its part to a device.
+
+    Raises:
+      ValueError: `offload`, and the devices reach no such memory.
+    """
+    if not offload:
+        return rules.shardings(frozen, mesh)
+    device = mesh.devices.flat[0]
+    known = [memory.kind for memory in device.addressable_memories()]
+    if HOST_MEMORY not in known:
+        raise ValueError(
+            f"config.train.offload_frozen=True needs memory of kind {HOST_MEMORY!r}; "
+            f"{device.device_kind} devices have {known}: set it to False"
+        )
+    return rules.shardings(frozen, mesh, HOST_MEMORY)
+
+
+def fetched_shardings(frozen: Any, mesh: Mesh) -> Any:
+    """Returns where a step brings a frozen tree first; None: it is there.
+
+    Args:
+      frozen: placed arrays, or shapes with their shardings.
+      mesh: from `make_mesh`.
+    """
+    kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(frozen)}
+    return rules.shardings(frozen, mesh) if HOST_MEMORY in kinds else None
 
 
 def to_host(tree: Any) -> Any:

@@ -65,17 +65,19 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     return P(*_with_fsdp(axes[: len(shape)], shape, mesh.shape["fsdp"]))
 
 
-def shardings(tree: Any, mesh: Mesh) -> Any:
+def shardings(tree: Any, mesh: Mesh, memory_kind: str | None = None) -> Any:
     """Returns the tree with a NamedSharding in place of each leaf.
 
     Args:
       tree: arrays, ShapeDtypeStructs or numbers.
       mesh: from `make_mesh`.
+      memory_kind: which memory of its device holds a part; None: the device's own.
     """
 
     def choose(keys, leaf):
         shape = getattr(leaf, "shape", ())  # a Python number has none
-        return NamedSharding(mesh, spec(path_of(keys), shape, mesh))
+        axes = spec(path_of(keys), shape, mesh)
+        return NamedSharding(mesh, axes, memory_kind=memory_kind)
 
     return jax.tree_util.tree_map_with_path(choose, tree)
 

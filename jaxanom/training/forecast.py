@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxanom import flops, trees
-from jaxanom.parallel import collectives, rules
+from jaxanom.parallel import collectives, placement, rules
 from jaxanom.training import checkpoint, optimizer, plan, state, step
 from jaxanom.types import Batch, Frozen, Params
 
@@ -25,6 +25,8 @@ class Forecast(NamedTuple):
       params: what the phase trains, and parameters that it leaves as they are.
       optimizer: moments, counters, moving average, key.
       frozen: towers and tables.
+      host: those of them that are kept in the host's memory, not on the device; what a
+        step brings of them is part of `working`.
       batch: its share of the rows.
       working: gradients, activations and all else that lives during a step only, as
         the compiler has planned it.
@@ -39,6 +41,7 @@ class Forecast(NamedTuple):
     params: int
     optimizer: int
     frozen: int
+    host: int
     batch: int
     working: int
     flops: int
@@ -67,6 +70,7 @@ def of_step(
     batch: Batch,
     mesh: Mesh,
     ema_decay: float = 0.0,
+    offload_frozen: bool = False,
 ) -> Compiled:
     """Compiles the step of a phase for a mesh, as the loop will, and reads it.
 
@@ -74,12 +78,16 @@ def of_step(
       stage: the phase and its settings.
       params, frozen, batch: arrays or shapes; of the batch all global rows.
       mesh: its devices need not be attached.
-      ema_decay: see `plan.TrainConfig`.
+      ema_decay, offload_frozen: see `plan.TrainConfig`.
 
     Raises:
-      ValueError: a leaf or the batch does not split over the mesh.
+      ValueError: a leaf or the batch does not split over the mesh, or the host's memory
+        is asked for where there is none.
     """
     tx = optimizer.make(stage.config, stage.phase.transport)
+    frozen = checkpoint.abstract(
+        frozen, placement.frozen_shardings(frozen, mesh, offload_frozen)
+    )
     args = _arguments(stage, tx, params, frozen, batch, mesh, ema_decay > 0)
     built = step.make_step(
         stage.phase.loss_fn,
@@ -87,6 +95,7 @@ def of_step(
         ema_decay=ema_decay,
         accumulate=stage.config.accumulate,
         state_shardings=state.shardings(args[0], mesh),
+        frozen_shardings=placement.fetched_shardings(frozen, mesh),
     )
     start = time.perf_counter()
     traced = built.apply.trace(*args)
@@ -100,7 +109,8 @@ def of_step(
             phase=stage.name,
             params=trained + bytes_held(fixed),
             optimizer=bytes_held(carried) - trained,
-            frozen=bytes_held(args[2]),
+            frozen=0 if offload_frozen else bytes_held(frozen),
+            host=bytes_held(frozen) if offload_frozen else 0,
             batch=bytes_held(args[3]),
             working=_working(program),
             flops=count.total,
@@ -125,7 +135,8 @@ def check_fits(found: Forecast, limit: int | None) -> None:
     remedies = {
         "working": "config.phases.<name>.accumulate, a smaller config.data.batch_size "
         "or config.model.remat",
-        "frozen": "config.mesh.fsdp, which splits frozen towers too",
+        "frozen": "config.mesh.fsdp, which splits frozen towers too, or "
+        "config.train.offload_frozen",
     }
     largest = max(
         ("params", "optimizer", "frozen", "batch", "working"),
@@ -158,7 +169,10 @@ def _arguments(
     mesh: Mesh,
     averaged: bool,
 ) -> tuple[Any, ...]:
-    """Returns (state, fixed, frozen, batch) as shapes that know where they live."""
+    """Returns (state, fixed, frozen, batch) as shapes that know where they live.
+
+    `frozen` does so already.
+    """
     trained, fixed = trees.split(params, stage.phase.trainable)
 
     def init(trained):
@@ -166,10 +180,7 @@ def _arguments(
 
     carried = jax.eval_shape(init, trained)
     carried = checkpoint.abstract(carried, state.shardings(carried, mesh))
-    fixed, frozen = (
-        checkpoint.abstract(tree, rules.shardings(tree, mesh))
-        for tree in (fixed, frozen)
-    )
+    fixed = checkpoint.abstract(fixed, rules.shardings(fixed, mesh))
     rows = rules.rows(mesh)
     batch = checkpoint.abstract(batch, jax.tree.map(lambda leaf: rows, batch))
     return carried, fixed, frozen, batch

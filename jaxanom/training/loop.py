@@ -121,7 +121,7 @@ def run(
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     params, frozen = method.init(key_init) if initial is None else initial
     params = placement.place(params, rules.shardings(params, mesh))
-    frozen = jax.device_put(frozen, rules.shardings(frozen, mesh))
+    frozen = placement.place_frozen(frozen, mesh, config.offload_frozen)
     directory = Path(directory)
     checkpoints = checkpoint.Checkpoints(
         directory / "checkpoints", config.keep, config.keep_best
@@ -172,7 +172,7 @@ def _run_stages(
         skipped[stage.name] = int(carried.skipped)
         last = stage.offset + stage.config.num_steps
     return params, {
-        "frozen": frozen,
+        "frozen": placement.place_frozen(frozen, job.mesh),
         "ema_params": averaged,
         "resumed_from": resumed,
         "global_step": last,
@@ -207,6 +207,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
         ema_decay=job.config.ema_decay,
         accumulate=stage.config.accumulate,
         state_shardings=state.shardings(carried, job.mesh),
+        frozen_shardings=placement.fetched_shardings(start.frozen, job.mesh),
     )
     compiled: dict[Any, meter.Compiled] = {}
     watch = meter.Meter(job.mesh.size, job.config.peak_flops)
@@ -316,7 +317,8 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter, stop: bool) -> bool
 def _evaluate(job: Job, progress: Progress) -> None:
     """Evaluates the current parameters and logs the numbers."""
     stage, done = progress.stage, progress.done
-    values = job.evaluate(progress.measured, progress.frozen, stage.name, done)
+    frozen = placement.place_frozen(progress.frozen, job.mesh)
+    values = job.evaluate(progress.measured, frozen, stage.name, done)
     row = {name: float(value) for name, value in values.items()}
     _log(job, stage, done, {"kind": "eval"} | row)
 
@@ -324,7 +326,8 @@ def _evaluate(job: Job, progress: Progress) -> None:
 def _select(job: Job, progress: Progress) -> float:
     """Measures the current parameters for the selection, and logs the value."""
     stage, done = progress.stage, progress.done
-    value = job.selection.add(progress.measured, progress.frozen, stage.name, done)
+    frozen = placement.place_frozen(progress.frozen, job.mesh)
+    value = job.selection.add(progress.measured, frozen, stage.name, done)
     _log(job, stage, done, {"kind": "selection", "value": value})
     return value
 

@@ -24,6 +24,8 @@ class TrainConfig:
       ema_decay: of the moving average of parameters, in [0, 1); 0 keeps none.
       nan_patience: steps in a row without a finite gradient at which training stops,
         seen at the next row of metrics; skipped steps leave the parameters as they are.
+      offload_frozen: keep what no phase trains in the host's memory; a step brings to
+        the device what it uses, and what it does not use never takes room there.
       peak_flops: of one device, per second, for the utilisation; 0 leaves it out.
     """
 
@@ -35,6 +37,7 @@ class TrainConfig:
     keep_best: int = 0
     ema_decay: float = 0.0
     nan_patience: int = 10
+    offload_frozen: bool = False
     peak_flops: float = 0.0
 
     @classmethod

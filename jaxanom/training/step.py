@@ -35,6 +35,7 @@ def make_step(
     ema_decay: float = 0.0,
     accumulate: int = 1,
     state_shardings: Any = None,
+    frozen_shardings: Any = None,
 ) -> Step:
     """Builds the step of one phase.
 
@@ -51,12 +52,16 @@ def make_step(
       accumulate: microbatches per step. Gradients, loss and metrics are averaged, which
         equals one big batch for a loss that weighs all rows alike.
       state_shardings: where the new state lives; None leaves it to the compiler.
+      frozen_shardings: where `frozen` is brought first, from the host's memory; None:
+        it is there.
     """
     traces = []
     one = pure_step(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
 
     def step(state, fixed, frozen, batch):
         traces.append(1)  # runs while tracing only
+        if frozen_shardings is not None:  # the compiler drops the copies nobody reads
+            frozen = jax.device_put(frozen, frozen_shardings)
         return one(state, fixed, frozen, batch)
 
     # Metrics are read on every process, so every device holds them.

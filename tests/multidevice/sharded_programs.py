@@ -55,6 +55,22 @@ def tower_step(**sizes):
 
 
 @functools.cache
+def frozen_tower_step(offload):
+    """A head on a frozen tower, both split over eight devices."""
+
+    def loss(params, frozen, batch, key):
+        head = params["head"] * jnp.ones((WIDTH, 1))
+        return tower_loss(frozen, {}, batch, key)[0] + jnp.mean(head**2), {}
+
+    stage = plan.Stage(Phase("fit", loss), optimizer.OptimizerConfig(), 0, 0)
+    layout = mesh.make_mesh(data=1, fsdp=8)
+    params, batch = {"head": float32(WIDTH, 1)}, {"x": float32(NUM_ROWS, WIDTH)}
+    return forecast.of_step(
+        stage, params, tower(), batch, layout, offload_frozen=offload
+    ).forecast
+
+
+@functools.cache
 def particle_step(moves):
     layout = mesh.make_mesh(data=1, particle=8)
     tx = optax.identity()
@@ -195,3 +211,10 @@ def test_initial_weights_are_born_split():
     # Negative control: one that was made on a device is whole there.
     whole = jnp.zeros((WIDTH, 8 * WIDTH))
     assert largest_on_a_device() == whole.size
+
+
+def test_a_frozen_tower_on_the_host_is_split_there_and_sent_no_more_often():
+    plain, moved = frozen_tower_step(False), frozen_tower_step(True)
+    assert moved.host == plain.frozen == MATRICES / 8 + VECTORS
+    assert (moved.frozen, plain.host) == (0, 0)
+    assert moved.received == plain.received > 0
