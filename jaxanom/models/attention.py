@@ -9,6 +9,7 @@ All forms compute softmax(q k^T / sqrt(D) + bias) v with the softmax in float32:
 * "fused": `jax.nn.dot_product_attention`, which GPU and TPU compilers know.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -90,12 +91,49 @@ def choose(
     return "matmul" if has_bias or small else "lean"
 
 
+def products(equation: str, query: Array, key: Array) -> Array:
+    """An einsum of two arrays, summed in float32 at least: logits before their softmax.
+
+    Of bfloat16 inputs the gradients are bfloat16 products too. Left alone, the float32
+    gradient of the logits would meet bfloat16 keys, and both products of the backward
+    pass would run in float32.
+
+    Args:
+      equation: of `jnp.einsum`, with two inputs.
+      query, key: arrays of one dtype.
+
+    Returns:
+      Float32, or the dtype of the inputs if that is wider. Inputs narrower than float32
+      are differentiated in reverse mode only.
+    """
+    wide = jnp.promote_types(query.dtype, jnp.float32)
+    if query.dtype == wide:
+        return jnp.einsum(equation, query, key)
+    return _narrow_products(equation, query, key)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _narrow_products(equation: str, query: Array, key: Array) -> Array:
+    return jnp.einsum(equation, query, key, preferred_element_type=jnp.float32)
+
+
+def _narrow_forward(equation, query, key):
+    return _narrow_products(equation, query, key), (query, key)
+
+
+def _narrow_backward(equation, saved, logits_bar):
+    query, key = saved
+    logits_bar = logits_bar.astype(query.dtype)
+    by_query = jax.linear_transpose(lambda q: jnp.einsum(equation, q, key), query)
+    by_key = jax.linear_transpose(lambda k: jnp.einsum(equation, query, k), key)
+    return *by_query(logits_bar), *by_key(logits_bar)
+
+
+_narrow_products.defvjp(_narrow_forward, _narrow_backward)
+
+
 def _matmul(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-    scale = query.shape[-1] ** -0.5
-    logits = jnp.einsum(
-        "bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32
-    )
-    logits = logits * scale
+    logits = products("bqhd,bkhd->bhqk", query, key) * query.shape[-1] ** -0.5
     if bias is not None:
         logits = logits + bias.astype(jnp.float32)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)

@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
-from jaxanom.models import clip
+from jaxanom.models import attention, clip
 from jaxanom.types import Array, Params
 
 
@@ -218,8 +218,7 @@ class AttentionPool(nn.Module):
             nn.Dense(width, dtype=self.dtype, name=name)(tokens).reshape(heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        wide = jnp.promote_types(query.dtype, jnp.float32)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=wide)
+        logits = attention.products("bqhd,bkhd->bhqk", query, key)
         weights = nn.softmax(logits * heads[-1] ** -0.5).astype(value.dtype)
         mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(tokens.shape)
         out = nn.Dense(config.projection_dim, dtype=self.dtype, name="c_proj")(mixed)

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.models import clip, clip_layers, prompts
+from jaxanom.models import attention, clip, clip_layers, prompts
 from jaxanom.types import Array, Params
 
 
@@ -179,9 +179,7 @@ def _over_both(own: tuple[Array, Array, Array], key: Array, value: Array) -> Arr
 
 
 def _logits(equation: str, query: Array, key: Array) -> Array:
-    wide = jnp.promote_types(query.dtype, jnp.float32)
-    found = jnp.einsum(equation, query, key, preferred_element_type=wide)
-    return found * query.shape[-1] ** -0.5
+    return attention.products(equation, query, key) * query.shape[-1] ** -0.5
 
 
 def _causal(length: int, dtype: Any) -> Array:

@@ -146,3 +146,25 @@ def test_bad_arguments_say_what_to_change():
         )
     with pytest.raises(AssertionError):
         attention.dot_product(query, key, value[:, :-1])
+
+
+def test_gradients_of_narrow_products_are_those_of_wide_ones_rounded():
+    query, key, _ = (x.astype(jnp.bfloat16) for x in draw(12))
+    target = jnp.asarray(
+        np.random.default_rng(13).normal(size=(2, 3, 24, 17)), jnp.float32
+    )
+
+    def gradients(query, key):
+        def loss(query, key):
+            logits = attention.products("bqhd,bkhd->bhqk", query, key)
+            assert logits.dtype == jnp.float32
+            return jnp.sum(logits * target)
+
+        return jax.grad(loss, (0, 1))(query, key)
+
+    found = gradients(query, key)
+    wanted = gradients(query.astype(jnp.float32), key.astype(jnp.float32))
+    for one, other in zip(found, wanted, strict=True):
+        assert one.dtype == jnp.bfloat16 and float(jnp.abs(other).max()) > 5
+        # The gradient of the logits and each sum are rounded to 8 bits: 2^-8 of either.
+        np.testing.assert_allclose(one, other, atol=2**-8 * 2 * jnp.abs(other).max())
