@@ -62,7 +62,6 @@ def config(
     found.model.directory = job.model
     found.generate.num_steps, found.generate.background = 50, "recompute"
     found.generate.paste = False  # what the latents alone do
-    found.detector.batch_size = 16
     found.phases.finetune.num_steps = 300
     found.train.log_every = 25
     found.train.keep = 1
