@@ -235,14 +235,17 @@ def add_generation(config):
         {
             "num_images": 64,
             "batch_size": 8,
+            "per_image": 1,  # defects on one image and mask: they share its inversion
             "seed": 0,
             "num_steps": 50,
-            "spacing": "checkpoint",  # or linspace, leading, trailing
+            # or linspace, leading, trailing, log_snr (for few moves)
+            "spacing": "checkpoint",
             "inversion_time": "source",
             "fixed_point_iterations": 0,
             "background": "recompute",
             "start": "inversion",
             "guidance_scale": 1.0,
+            "solver": "ddim",  # or "dpmpp_2m", of second order
             "eta": 0.0,
             "refine": True,
             "change_floor": 0.08,

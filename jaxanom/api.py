@@ -382,6 +382,7 @@ def generated_rows(
         seed=settings.seed,
         batch_size=settings.batch_size,
         mesh=prepared.mesh,
+        per_image=settings.get("per_image", 1),
     )
 
 
@@ -390,8 +391,15 @@ def check_drawing(settings: Any, num_images: int, mesh: Mesh) -> None:
     if num_images < 1:
         raise ValueError(f"config.generate.num_images={num_images}; wanted at least 1")
     shards = meshes.num_batch_shards(mesh)
-    if settings.batch_size < 1 or settings.batch_size % shards:
+    # A run's stored config may be older than this option.
+    per_image = settings.get("per_image", 1)
+    if per_image < 1:
+        raise ValueError(f"config.generate.per_image={per_image}; wanted at least 1")
+    if settings.batch_size < 1 or settings.batch_size % (shards * per_image):
+        images = (
+            f" times config.generate.per_image={per_image}" if per_image > 1 else ""
+        )
         raise ValueError(
             f"config.generate.batch_size={settings.batch_size} is not a positive "
-            f"multiple of mesh axes data*fsdp={shards}"
+            f"multiple of mesh axes data*fsdp={shards}{images}"
         )

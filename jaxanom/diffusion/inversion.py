@@ -17,7 +17,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxanom.diffusion import ddim, schedules
+from jaxanom.diffusion import ddim, multistep, schedules
 from jaxanom.diffusion.schedules import Table
 from jaxanom.types import Array, NoiseFn, PRNGKey
 
@@ -30,6 +30,7 @@ rows are needed, and the second result is ignored.
 """
 
 BACKGROUNDS = ("recompute", "replay")
+SOLVERS = ("ddim", "dpmpp_2m")
 
 
 def hide_defect(latents: Array, mask: Array) -> Array:
@@ -119,6 +120,7 @@ def compose_sample(
     trajectory: Array | None = None,
     eta: float = 0.0,
     key: PRNGKey | None = None,
+    solver: str = "ddim",
 ) -> Array:
     """Samples a defect into an inverted background.
 
@@ -137,21 +139,26 @@ def compose_sample(
       trajectory: [S + 1, B, h, w, C], of `masked_invert`; for "replay" only.
       eta: a Python float; 0 is DDIM. Noise is added inside the mask only.
       key: of that noise; needed for eta > 0.
+      solver: of the defect's moves, "ddim" or "dpmpp_2m" (`multistep`; eta = 0 only).
+        The background's are DDIM's, which its inversion undoes, with either.
 
     Returns:
       [B, h, w, C] float32 at tau_0.
     """
     _check_shapes(start, mask)
     schedules.check_direction(table, "sampling", "compose_sample")
-    _check_options(table, background, trajectory, start, eta, key)
+    _check_options(table, background, trajectory, start, eta, key, solver)
     num_steps = table.timesteps.shape[0]
     replay = background == "replay"
     # Sampling move j leaves tau_{S-j}; row 0 of the trajectory is where it all ends.
     stored = trajectory[:0:-1].astype(jnp.float32) if replay else None
     keys = jax.random.split(key, num_steps) if eta else None
+    second_order = solver == "dpmpp_2m"
+    weights = multistep.change_weights(table) if second_order else None
 
-    def step(scaled: Array, inputs: tuple) -> tuple[Array, None]:
-        row, replayed, key_row = inputs
+    def step(carry: tuple, inputs: tuple) -> tuple[tuple, None]:
+        scaled, clean_before = carry
+        row, replayed, key_row, weight = inputs
         latents = ddim.unscale(scaled, row.alpha_from)
         if replay:
             latents = jnp.where(mask > 0.5, latents, replayed)
@@ -162,15 +169,20 @@ def compose_sample(
         inside = ddim.scaled_move(scaled, noise_defect, row.sigma_from, carried)
         if eta:
             inside += fresh * jax.random.normal(key_row, scaled.shape, jnp.float32)
+        clean = None
+        if second_order:
+            clean = multistep.clean(scaled, noise_defect, row.sigma_from)
+            inside += weight * (clean - clean_before)
         outside = scaled
         if not replay:
             outside = ddim.scaled_move(
                 scaled, noise_background, row.sigma_from, row.sigma_to
             )
-        return jnp.where(mask > 0.5, inside, outside), None
+        return (jnp.where(mask > 0.5, inside, outside), clean), None
 
     scaled = ddim.scale(start, table.alpha_from[0])
-    scaled, _ = jax.lax.scan(step, scaled, (table, stored, keys))
+    carry = scaled, jnp.zeros_like(scaled) if second_order else None
+    (scaled, _), _ = jax.lax.scan(step, carry, (table, stored, keys, weights))
     latents = ddim.unscale(scaled, table.alpha_to[-1])
     return jnp.where(mask > 0.5, latents, trajectory[0]) if replay else latents
 
@@ -191,10 +203,18 @@ def _check_options(
     start: Array,
     eta: float,
     key: PRNGKey | None,
+    solver: str,
 ) -> None:
-    if background not in BACKGROUNDS:
+    for name, value, known in (
+        ("background", background, BACKGROUNDS),
+        ("solver", solver, SOLVERS),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+    if eta and solver != "ddim":
         raise ValueError(
-            f"background={background!r} is not one of {', '.join(BACKGROUNDS)}"
+            f"solver={solver!r} with eta={eta}: it draws no noise; set eta=0, or "
+            "solver='ddim'"
         )
     if (trajectory is not None) != (background == "replay"):
         given = "none" if trajectory is None else "one"

@@ -127,6 +127,39 @@ def levels(
     return grid.astype(np.int32)
 
 
+def log_snr_levels(alphas_cumprod: np.ndarray, num_steps: int) -> np.ndarray:
+    """Returns noise levels that are even in log sigma, int32 [S + 1].
+
+    arXiv 2206.00927, Sec. 3.4: half the log of the signal-to-noise ratio, -log sigma,
+    is the time in which a solver's error is even; this is for walks of few moves. From
+    index 1 to T - 1, each level at the nearest index; where the training indices lie
+    wider apart than the levels, at the clean end, one after the other. tau_0 is index
+    0, as in `levels` with "linspace".
+
+    Args:
+      alphas_cumprod: float64 [T], decreasing.
+      num_steps: S, at most T - 1.
+
+    Raises:
+      ValueError: S does not fit.
+    """
+    last = len(alphas_cumprod) - 1
+    if not 1 <= num_steps <= last:
+        raise ValueError(
+            f"num_steps={num_steps} with spacing='log_snr' and num_train_timesteps="
+            f"{last + 1}: wanted 1 <= num_steps <= {last}"
+        )
+    alphas = np.asarray(alphas_cumprod, np.float64)[1:]
+    log_sigma = 0.5 * np.log(1 / alphas - 1)  # of indices 1 to T - 1
+    wanted = np.linspace(log_sigma[-1], log_sigma[0], num_steps)[::-1]
+    nearest = 1 + np.abs(log_sigma - wanted[:, None]).argmin(1)
+    number = np.arange(1, num_steps + 1)
+    # No level twice, and room for those that follow.
+    grid = np.maximum.accumulate(nearest - number) + number
+    grid = np.minimum(grid, last - num_steps + number)
+    return np.append(0, grid).astype(np.int32)
+
+
 def inversion_table(
     alphas_cumprod: np.ndarray,
     levels: np.ndarray,

@@ -166,3 +166,37 @@ def test_tables_match_the_diffusers_schedulers(alphas, spacing, offset, num_step
     for scheduler, table in pairs:
         scheduler.set_timesteps(num_steps)
         np.testing.assert_array_equal(scheduler.timesteps.numpy(), table.timesteps)
+
+
+def test_log_snr_levels_are_even_where_the_indices_allow_it(alphas):
+    grid = schedules.log_snr_levels(alphas, 10)
+    assert grid.dtype == np.int32 and grid.shape == (11,)
+    assert (grid[0], grid[1], grid[-1]) == (0, 1, 999) and (np.diff(grid) > 0).all()
+    gaps = np.diff(0.5 * np.log(1 / alphas[grid[1:]] - 1))
+    # Neighbouring indices near the clean end are 0.1 apart: half of that either way.
+    np.testing.assert_allclose(gaps, gaps.mean(), atol=0.1)
+    # Negative control: even indices keep the clean end for one long move.
+    even = np.append(1, schedules.levels(1000, 9)[1:])
+    assert np.ptp(np.diff(0.5 * np.log(1 / alphas[even] - 1))) > 1
+
+
+def test_log_snr_levels_of_an_even_schedule_are_even_indices():
+    even = 1 / (1 + np.geomspace(0.05, 5, 1000) ** 2)
+    grid = schedules.log_snr_levels(even, 999 // 2 + 1)
+    np.testing.assert_array_equal(grid[1:], np.arange(1, 1000, 2))
+
+
+@pytest.mark.parametrize("num_steps", [1, 2, 50, 600, 999])
+@pytest.mark.parametrize("beta_schedule", schedules.BETA_SCHEDULES)
+def test_log_snr_levels_never_repeat_and_make_tables(num_steps, beta_schedule):
+    alphas = schedules.alphas_cumprod(beta_schedule=beta_schedule)
+    grid = schedules.log_snr_levels(alphas, num_steps)
+    assert (np.diff(grid) > 0).all() and grid[0] == 0 and grid[-1] == 999
+    schedules.sampling_table(alphas, grid)
+    schedules.inversion_table(alphas, grid)
+
+
+@pytest.mark.parametrize("num_steps", [0, 1000])
+def test_log_snr_levels_that_do_not_fit_are_refused(alphas, num_steps):
+    with pytest.raises(ValueError, match=rf"num_steps={num_steps} .*log_snr"):
+        schedules.log_snr_levels(alphas, num_steps)

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom import prepared, record, trees
+from jaxanom import api, prepared, record, trees
 from jaxanom.data import pools
 from jaxanom.methods import by_name, defect_generation
 from jaxanom.models import backbones
+from jaxanom.parallel import mesh as meshes
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +147,7 @@ def test_a_dataset_whose_masks_all_vanish_is_refused(generation_config, dataset)
         ("generate.background", "paste"),
         ("generate.start", "zero"),
         ("generate.spacing", "log"),
+        ("generate.solver", "heun"),
         ("generate.inversion_time", "now"),
         ("generate.eta", -0.5),
     ],
@@ -153,6 +155,29 @@ def test_a_dataset_whose_masks_all_vanish_is_refused(generation_config, dataset)
 def test_a_wrong_option_names_its_key(make, key, value):
     with pytest.raises(ValueError, match=rf"config\.{key}"):
         make(**{key: value})
+
+
+def test_a_stored_config_older_than_an_option_means_its_default(
+    generation_config, dataset
+):
+    old = generation_config()
+    with old.unlocked():
+        for key in ("solver", "per_image"):
+            del old.generate[key]
+    by_name.make(old, dataset)
+    api.check_drawing(old.generate, 2, meshes.make_mesh())
+    # Negative control: one that was asked for is read.
+    with pytest.raises(ValueError, match=r"config\.generate\.solver"):
+        by_name.make(generation_config(generate__solver="none"), dataset)
+
+
+@pytest.mark.parametrize(
+    ("per_image", "said"), [(0, "per_image=0"), (3, "batch_size=2")]
+)
+def test_a_batch_holds_whole_images(generation_config, per_image, said):
+    config = generation_config(generate__per_image=per_image)
+    with pytest.raises(ValueError, match=rf"config\.generate\.{said}"):
+        api.check_drawing(config.generate, 2, meshes.make_mesh())
 
 
 def test_a_negative_rank_is_refused(make):

@@ -7,6 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from defect_generation_made import (
+    FROZEN,
+    PARAMS,
+    SIDE,
+    SIZE,
+    latent_mask,
+    stand_in,
+    stand_in_batch,
+    stand_in_generator,
+)
 
 from jaxanom import prepared
 from jaxanom.data import catalog, pools
@@ -14,9 +24,8 @@ from jaxanom.diffusion import inversion, schedules
 from jaxanom.methods.defect_generation import model, objective, predict
 from jaxanom.models import backbones, noise_schedule, unet
 
-SIZE, SIDE, STEPS = 16, 4, 3
+STEPS = 3
 ALPHAS = schedules.alphas_cumprod()
-SCHEDULE = noise_schedule.read({"timestep_spacing": "linspace"}, "stand-in")
 
 
 # A real, random UNet and autoencoder, through the method. --------------------------
@@ -63,10 +72,6 @@ def call(generator, **changes):
         generator.params, generator.frozen, batch, jax.random.key(7)
     )
     return {name: np.asarray(value) for name, value in found.items()}, batch
-
-
-def latent_mask(batch):
-    return np.asarray(model.pool_mask(batch["mask"], (SIDE, SIDE)))[..., None] > 0.5
 
 
 def test_the_background_is_the_same_bits_for_every_seed_and_every_defect(generator):
@@ -169,65 +174,10 @@ def test_a_composition_that_breaks_the_rule_changes_the_background(generator):
 # Options, on a stand-in autoencoder and network that compile at once. ---------------
 
 
-class Blocks:
-    """4x4 pixels -> one cell of their means, and back; exact on constant blocks."""
-
-    @staticmethod
-    def apply(variables, array, method):
-        if method == "encode":
-            cells = array.reshape(array.shape[0], SIDE, 4, SIDE, 4, 3).mean((2, 4))
-            return types.SimpleNamespace(mean=variables["params"]["gain"] * cells)
-        found = jnp.repeat(jnp.repeat(array, 4, 1), 4, 2)
-        return jnp.clip(found / variables["params"]["gain"], 0, 1)
-
-
-def stand_in(params, latents, timesteps, context, bias):
-    """Bounded, mixes all pixels, hears its context, knows its timestep."""
-    del bias
-    told = context.mean((1, 2))[:, None, None, None]
-    mixed = latents + latents.mean((1, 2), keepdims=True)
-    time = 1e-3 * timesteps[:, None, None, None]
-    return jnp.tanh(params["gain"] * mixed + told + time)
-
-
-CONTEXTS = model.Contexts(
-    jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 4)), jnp.float32),
-    jnp.asarray(np.random.default_rng(2).normal(size=(1, 2, 4)), jnp.float32),
-    jnp.asarray(np.random.default_rng(3).normal(size=(2, 4)), jnp.float32),
-)
-FROZEN = {"vae": {"gain": jnp.asarray(2.0)}, "contexts": CONTEXTS._asdict()}
-PARAMS = {"gain": jnp.asarray(0.3)}
-
-
-def stand_in_batch(seed=(3, 4)):
-    rng = np.random.default_rng(0)
-    image = np.repeat(np.repeat(rng.uniform(0.2, 0.8, (2, 4, 4, 3)), 4, 1), 4, 2)
-    mask = np.zeros((2, SIZE, SIZE), np.float32)
-    mask[0, 4:12, 0:8] = 1
-    mask[1, 13, 14] = 1
-    return {
-        "image": jnp.asarray(image, jnp.float32),
-        "mask": jnp.asarray(mask),
-        "defect_id": jnp.asarray([1, 2]),
-        "category_id": jnp.zeros(2, jnp.int32),
-        "seed": jnp.asarray(seed),
-    }
-
-
 @functools.cache
 def drawn(network=stand_in, trained_as=None, flipped=False, key=0, **options):
     """Runs the method on stand-ins; the same call is compiled and run once."""
-    settings = {"num_steps": 4, "refine": False} | options
-    generate = predict.generator(
-        Blocks,
-        network,
-        lambda params, frozen: params,
-        SCHEDULE,
-        predict.Options(**settings),
-        trained_as or objective.Options(),
-        ((SIDE, SIDE),),
-        "max",
-    )
+    generate = stand_in_generator(network, trained_as, **options)
     batch = stand_in_batch()
     if flipped:
         batch["image"] = batch["image"][:, ::-1] * 0.5
@@ -303,6 +253,23 @@ def test_guidance_and_fresh_noise_change_the_defect_and_not_the_background(optio
     assert np.abs(defect(base) - defect(found)).max() > 1e-2
 
 
+@pytest.mark.parametrize("background_mode", inversion.BACKGROUNDS)
+def test_the_second_order_solver_changes_the_defect_and_not_the_background(
+    background_mode,
+):
+    options = {"background": background_mode, "num_steps": 6, "spacing": "log_snr"}
+    base, found = drawn(**options), drawn(**options, solver="dpmpp_2m")
+    np.testing.assert_allclose(background(base), background(found), atol=1e-4)
+    if background_mode == "replay":
+        np.testing.assert_array_equal(background(found), background(found, "normal"))
+    assert np.abs(defect(base) - defect(found)).max() > 1e-3
+
+
+def test_the_second_order_solver_takes_no_fresh_noise():
+    with pytest.raises(ValueError, match=r"generate\.solver='dpmpp_2m'.*generate\.eta"):
+        predict.check(predict.Options(solver="dpmpp_2m", eta=0.3))
+
+
 def test_fresh_noise_never_reaches_the_background():
     first, second = drawn(eta=0.7, key=1), drawn(eta=0.7, key=2)
     assert np.abs(defect(first) - defect(second)).max() > 1e-2
@@ -356,6 +323,7 @@ def test_refinement_keeps_a_part_of_the_mask_and_nothing_where_nothing_changed()
         {"start": "zero"},
         {"inversion_time": "middle"},
         {"spacing": "log"},
+        {"solver": "heun"},
         {"num_steps": 0},
         {"fixed_point_iterations": -1},
         {"guidance_scale": -1.0},

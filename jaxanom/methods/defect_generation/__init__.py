@@ -7,6 +7,7 @@ Where the paper is silent or can be read in two ways, both are options:
 |------------------------------|------------------------------|-----------------------|
 | z_t^m while sampling (Eq. 9) | (1-m) z_t*, `recompute`      | `replay`              |
 | timestep of the inversion    | `source`, as Eq. 8 writes it | `target`, fixed point |
+| solver of the defect's moves | `ddim`, as Eq. 9 writes it   | `dpmpp_2m`            |
 | masked cross-attention       | on (Eqs. 10-11)              | plain single prompts  |
 | pooling of m                 | max                          | nearest, area         |
 | mask refinement (Eq. 13)     | Otsu on the pixel difference | off                   |
@@ -58,9 +59,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         draw_normal_masks=settings.draw_normal_masks,
         refusal_share=settings.refusal_share,
     )
-    drawing = predict.Options(
-        **{name: config.generate[name] for name in predict.Options._fields}
-    )
+    # A run's stored config may be older than an option; the default is what it did.
+    chosen = (name for name in predict.Options._fields if name in config.generate)
+    drawing = predict.Options(**{name: config.generate[name] for name in chosen})
     objective.check(options)
     predict.check(drawing)
     for key, value, known in (

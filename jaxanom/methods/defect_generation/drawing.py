@@ -26,6 +26,7 @@ def rows(
     seed: int,
     batch_size: int,
     mesh: Mesh,
+    per_image: int = 1,
 ) -> Iterator[tuple[generated.GeneratedRow, Pictures]]:
     """Yields generated pairs with what a report shows of how they came about.
 
@@ -38,6 +39,7 @@ def rows(
       seed: of the plan and of the noise.
       batch_size: rows of every call; the last batch is filled up.
       mesh: rows are spread over it.
+      per_image: see `predict.plan`; a batch holds `batch_size` / `per_image` images.
 
     Yields:
       (row, {"normal" and "reference" [H, W, 3] in [0, 1], "inverted" [h, w, C],
@@ -45,14 +47,14 @@ def rows(
     """
     from tqdm import tqdm
 
-    requests = predict.plan(dataset, num_images, seed)
+    requests = predict.plan(dataset, num_images, seed, per_image)
     source = catalog.source(dataset)
     key = jax.random.key(seed)
     with tqdm(total=num_images, desc="generate", unit="image", disable=None) as bar:
         for start in range(0, num_images, batch_size):
             chosen = requests[start : start + batch_size]
             padded = chosen + chosen[-1:] * (batch_size - len(chosen))
-            batch = _batch(dataset, source, padded)
+            batch = _batch(dataset, source, padded, per_image)
             placed = placement.place_batch(batch, mesh)
             found = placement.to_host(generate(params, frozen, placed, key))
             masks = predict.final_masks(found["mask"])
@@ -61,7 +63,7 @@ def rows(
                     name: found[name][number]
                     for name in ("reference", "inverted", "change")
                 }
-                pictures["normal"] = batch["image"][number]
+                pictures["normal"] = batch["image"][number // per_image]
                 image, mask = found["image"][number], masks[number]
                 yield _row(dataset, request, prompt, image, mask), pictures
             bar.update(len(chosen))
@@ -71,18 +73,20 @@ def _batch(
     dataset: catalog.Dataset,
     source: catalog.Source,
     requests: Sequence[predict.Request],
+    per_image: int,
 ) -> dict[str, np.ndarray]:
-    image = np.stack([source[request.normal]["image"] for request in requests])
+    once = requests[::per_image]
+    shape = (len(requests),) if per_image == 1 else (len(once), per_image)
+    image = np.stack([source[request.normal]["image"] for request in once])
+    kinds = [dataset.defect_types.index(r.defect_type) for r in requests]
+    places = [dataset.categories.index(r.category) for r in once]
+    numbers = [request.number for request in requests]
     return {
         "image": image.astype(np.float32) / np.float32(255),
-        "mask": np.stack([request.mask for request in requests]).astype(np.float32),
-        "defect_id": np.array(
-            [dataset.defect_types.index(r.defect_type) for r in requests], np.int32
-        ),
-        "category_id": np.array(
-            [dataset.categories.index(r.category) for r in requests], np.int32
-        ),
-        "seed": np.array([request.number for request in requests], np.int32),
+        "mask": np.stack([request.mask for request in once]).astype(np.float32),
+        "defect_id": np.array(kinds, np.int32).reshape(shape),
+        "category_id": np.array(places, np.int32),
+        "seed": np.array(numbers, np.int32).reshape(shape),
     }
 
 

@@ -1,5 +1,6 @@
 """New defects on given normal images, arXiv 2411.16767 Algorithm 1 lines 6-9."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ from jaxanom.models import noise_schedule
 from jaxanom.types import Array, Batch, Frozen, Params, PRNGKey
 
 STARTS = ("inversion", "noise")
-SPACINGS = ("checkpoint", *schedules.SPACINGS)
+SPACINGS = ("checkpoint", *schedules.SPACINGS, "log_snr")
 
 
 class Options(NamedTuple):
@@ -23,14 +24,16 @@ class Options(NamedTuple):
     Attributes:
       num_steps: S, moves of the inversion and of the sampling.
       spacing: how the S levels lie on the training grid: as the checkpoint's scheduler
-        lays them, or a name of `schedules.levels`.
+        lays them, a name of `schedules.levels`, or "log_snr" (for few moves).
       inversion_time: which timestep feeds the network while inverting.
       fixed_point_iterations: extra network calls per inversion move.
       background: "recompute" follows Eq. 9, "replay" writes the inverted latents back.
       start: "inversion", or "noise" (a randomly noised background, blended back at
         every level: the ablation without inversion).
       guidance_scale: on the defect term only; 1 = none, as in the paper.
-      eta: DDIM noise, inside the mask only.
+      solver: of the defect's moves: "ddim", or "dpmpp_2m" of second order, see
+        `diffusion.multistep`. The background's are the same with either.
+      eta: DDIM noise, inside the mask only; 0 with "dpmpp_2m".
       refine: return the part of the mask where something changed.
       change_floor: least change, of [0, 1], that counts as drawn.
       paste: put the normal image's pixels back outside the mask.
@@ -43,6 +46,7 @@ class Options(NamedTuple):
     background: str = "recompute"
     start: str = "inversion"
     guidance_scale: float = 1.0
+    solver: str = "ddim"
     eta: float = 0.0
     refine: bool = True
     change_floor: float = 0.08
@@ -54,6 +58,7 @@ def check(options: Options) -> None:
     for key, value, known in (
         ("background", options.background, inversion.BACKGROUNDS),
         ("start", options.start, STARTS),
+        ("solver", options.solver, inversion.SOLVERS),
         ("inversion_time", options.inversion_time, schedules.INVERSION_TIMES),
         ("spacing", options.spacing, SPACINGS),
     ):
@@ -68,6 +73,11 @@ def check(options: Options) -> None:
     ):
         if not low <= value <= high:
             raise ValueError(f"config.generate.{key}={value}; wanted {low} to {high}")
+    if options.eta and options.solver != "ddim":
+        raise ValueError(
+            f"config.generate.solver={options.solver!r} draws no noise; set "
+            f"config.generate.eta=0.0 (it is {options.eta}) or solver='ddim'"
+        )
 
 
 def generator(
@@ -82,6 +92,9 @@ def generator(
 ) -> Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Array]]:
     """Makes the jittable function from normal images and masks to defects.
 
+    An inversion depends on the image, its mask and its category, and on no seed or
+    defect: K defects on one image under one mask share it, and the decoded reference.
+
     Args:
       autoencoder: module with `encode` and `decode`; its weights are frozen["vae"].
       unet_apply, read_params, grids: see `objective.loss_fn`.
@@ -92,11 +105,12 @@ def generator(
 
     Returns:
       (params, frozen, batch, key) -> arrays. The batch holds `image` [B, H, W, 3], the
-      requested `mask` [B, H, W], `defect_id`, `category_id` and `seed` [B] int32. With
-      eta = 0 a row is a function of its own image, mask, prompt and seed alone. The
-      result holds `image` and `reference` (the same pipeline without a defect)
-      [B, H, W, 3] in [0, 1]; `normal`, `inverted` and `latents` [B, h, w, C];
-      `change` [B, H, W] in [0, 1]; and `mask` [B, H, W], not yet freed of specks.
+      requested `mask` [B, H, W] and `category_id` [B] int32, and `defect_id` and `seed`
+      [B] or [B, K] int32. With eta = 0 a row is a function of its own image, mask,
+      prompt and seed alone. The result has N = B K rows, those of an image together:
+      `image` and `reference` (the same pipeline without a defect) [N, H, W, 3] in
+      [0, 1]; `normal`, `inverted` and `latents` [N, h, w, C]; `change` [N, H, W] in
+      [0, 1]; and `mask` [N, H, W], not yet freed of specks.
     """
     check(options)
     upward, downward = _tables(schedule, options)
@@ -106,29 +120,37 @@ def generator(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKey
     ) -> dict[str, Array]:
         variables = {"params": frozen["vae"]}
-        normal = autoencoder.apply(variables, batch["image"], method="encode").mean
-        small = model.pool_mask(batch["mask"], normal.shape[1:3], latent_pooling)
+        count = _count_per_image(batch)
+        spread = _spreader(count)
+        encoded = autoencoder.apply(variables, batch["image"], method="encode").mean
+        small = model.pool_mask(batch["mask"], encoded.shape[1:3], latent_pooling)
         prompt = objective.prompted(
             model.Contexts(**frozen["contexts"]),
-            small,
-            batch["defect_id"],
-            batch["category_id"],
+            spread(small),
+            batch["defect_id"].reshape(-1),
+            spread(batch["category_id"]),
             trained_as,
             grids,
         )
-        network = unet_apply, read_params(params, frozen), prompt
+        weights = read_params(params, frozen)
+        network = unet_apply, weights, prompt
         hidden = trained_as.hide_background
+        normal = spread(encoded)
         key_start, key_eta = jax.random.split(key)
-        noise = _row_noise(key_start, batch["seed"], normal.shape[1:])
+        noise = _row_noise(key_start, batch["seed"].reshape(-1), normal.shape[1:])
         if options.start == "inversion":
+            # What the background's branch is told is the same for all of an image.
+            once = jax.tree.map(lambda rows: rows[::count], prompt)
             inverted, trajectory = inversion.masked_invert(
-                objective.background_noise(*network),
-                normal,
-                prompt.mask,
+                objective.background_noise(unet_apply, weights, once),
+                encoded,
+                once.mask,
                 upward,
                 options.fixed_point_iterations,
                 keep_trajectory=replay,
             )
+            inverted = spread(inverted)
+            trajectory = spread(trajectory, axis=1) if replay else None
         else:
             inverted, trajectory = _noised(normal, noise, prompt.mask, upward)
         defect_fn = objective.defect_noise(*network, hidden)
@@ -146,31 +168,67 @@ def generator(
             trajectory,
             options.eta,
             key_eta if options.eta else None,
+            options.solver,
         )
+        asked, image = spread(batch["mask"]), spread(batch["image"])
         # The same background with the normal content inside: what the autoencoder and
         # the inversion do to the image cancels in the difference.
-        unchanged = jnp.where(prompt.mask > 0.5, normal, latents)
-        decode = lambda z: autoencoder.apply(variables, z, method="decode")  # noqa: E731
-        drawn, reference = jnp.split(decode(jnp.concatenate([latents, unchanged])), 2)
-        mask = batch["mask"]
-        if options.refine:
-            dilation = batch["image"].shape[1] // normal.shape[1]
-            mask, _ = refinement.changed(
-                drawn, reference, mask, options.change_floor, dilation
-            )
-        if options.paste:
-            drawn = jnp.where(batch["mask"][..., None] > 0.5, drawn, batch["image"])
+        unchanged = jnp.where(prompt.mask > 0.5, normal, latents)[::count]
+        decoded = autoencoder.apply(
+            variables, jnp.concatenate([latents, unchanged]), method="decode"
+        )
+        drawn, reference = jnp.split(decoded, [len(latents)])
         return {
-            "image": drawn,
-            "reference": reference,
+            **_finished(drawn, spread(reference), image, asked, normal.shape, options),
             "normal": normal,
             "inverted": inverted,
             "latents": latents,
-            "change": refinement.difference(drawn, reference),
-            "mask": mask.astype(jnp.float32),
         }
 
     return generate
+
+
+def _finished(
+    drawn: Array,
+    reference: Array,
+    image: Array,
+    asked: Array,
+    latent_shape: tuple[int, ...],
+    options: Options,
+) -> dict[str, Array]:
+    """Refines the masks and pastes the normal pixels, as the options say."""
+    mask, pasted = asked, drawn
+    if options.refine:
+        dilation = image.shape[1] // latent_shape[1]
+        mask, _ = refinement.changed(
+            drawn, reference, asked, options.change_floor, dilation
+        )
+    if options.paste:
+        pasted = jnp.where(asked[..., None] > 0.5, drawn, image)
+    return {
+        "image": pasted,
+        "reference": reference,
+        "change": refinement.difference(pasted, reference),
+        "mask": mask.astype(jnp.float32),
+    }
+
+
+def _count_per_image(batch: Batch) -> int:
+    """Returns K of `seed` and `defect_id`, [B] for K = 1 or [B, K]."""
+    seeds, defects = batch["seed"].shape, batch["defect_id"].shape
+    if seeds != defects or seeds[:1] != batch["image"].shape[:1] or len(seeds) > 2:
+        raise ValueError(
+            f"{len(batch['image'])} images with seed of shape {seeds} and defect_id of "
+            f"shape {defects}; wanted one shape, a row for each image: [B] or [B, K]"
+        )
+    return math.prod(seeds[1:])
+
+
+def _spreader(count: int) -> Callable[..., Array]:
+    """Returns the function that gives every row to each of its `count` defects."""
+    if count == 1:
+        return lambda rows, axis=0: rows
+    return lambda rows, axis=0: jnp.repeat(rows, count, axis)
 
 
 def _tables(
@@ -180,6 +238,8 @@ def _tables(
     alphas = schedule.alphas_cumprod
     if options.spacing == "checkpoint":
         levels = schedule.levels(options.num_steps)
+    elif options.spacing == "log_snr":
+        levels = schedules.log_snr_levels(alphas, options.num_steps)
     else:
         levels = schedules.levels(len(alphas), options.num_steps, options.spacing)
     last = schedule.final_alpha
@@ -224,7 +284,9 @@ class Request(NamedTuple):
     mask: np.ndarray
 
 
-def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
+def plan(
+    dataset: catalog.Dataset, num_images: int, seed: int, per_image: int = 1
+) -> list[Request]:
     """Chooses images, defect types and masks; entry k depends on (seed, k) alone.
 
     Every (category, defect type) with a training mask takes its turn. Masks come from
@@ -235,6 +297,7 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
       dataset: the training part.
       num_images: length of the plan.
       seed: of all draws.
+      per_image: entries in a row that share all but their number, and so one inversion.
 
     Raises:
       ValueError: no training defect has a mask.
@@ -246,7 +309,7 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
     for number, (category, defect_type) in enumerate(pairs):
         normals[category] = catalog.select(dataset, None, category, anomalous=False)
         bank = banks[category, defect_type]
-        count = -(-num_images // len(pairs))
+        count = -(-num_images // (per_image * len(pairs)))
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.fold_in(key, number), jnp.arange(count)
         )
@@ -254,10 +317,11 @@ def plan(dataset: catalog.Dataset, num_images: int, seed: int) -> list[Request]:
         masks[category, defect_type] = np.asarray(drawn, np.uint8)
     requests = []
     for number in range(num_images):
-        turn, which = divmod(number, len(pairs))
+        place = number // per_image
+        turn, which = divmod(place, len(pairs))
         category, defect_type = pairs[which]
         pool = normals[category]
-        chosen = np.random.default_rng([seed, number]).integers(len(pool))
+        chosen = np.random.default_rng([seed, place]).integers(len(pool))
         mask = masks[category, defect_type][turn]
         requests.append(Request(number, category, defect_type, pool[chosen], mask))
     return requests
