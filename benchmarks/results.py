@@ -107,10 +107,49 @@ SECTIONS = (
     Section(
         "posterior_step",
         "APP training step",
-        "A step over N particles and C classes at RN50's text tower, beside a plain "
-        "PyTorch loop of the same mathematics.",
-        {"case": "case", **_TIMES, "share": "FLOPs / plain"},
-        ("device",),
+        'A step over N particles and C classes at RN50\'s text tower ("short": 3 of '
+        "its 12 layers), beside a plain PyTorch loop of the same mathematics.",
+        {
+            "size": "size",
+            "case": "case",
+            **_TIMES,
+            "share": "FLOPs / plain",
+            "times_torch": "times as fast as PyTorch",
+            "difference": "difference of gradients",
+        },
+        ("size", "device"),
+    ),
+    Section(
+        "personal_tokens",
+        "ADP personal tokens",
+        "Inversion of tokens on the embedded towers, side by side in one program, "
+        "beside a plain PyTorch loop of the same mathematics on one token; rates are "
+        "steps times tokens.",
+        {
+            "case": "case",
+            **_TIMES,
+            "rate": "token steps / s",
+            "times_torch": "times as fast as PyTorch",
+            "difference": "difference of vectors",
+        },
+        ("steps", "batch", "device"),
+    ),
+    Section(
+        "tuning_grid",
+        "ADP self-tuning",
+        "J of thousands of settings on 256 synthetic images, beside a loop that calls "
+        "scikit-learn; the loop is timed on as many settings as its row says.",
+        {
+            "case": "case",
+            "settings": "settings",
+            "median_s": "median (s)",
+            "iqr_s": "IQR (s)",
+            "load": "load",
+            "rate": "settings / s",
+            "times_loop": "times as fast as the loop",
+            "difference": "difference of J",
+        },
+        ("settings", "device"),
     ),
     Section(
         "metrics",
