@@ -359,7 +359,12 @@ def generate(
     check_drawing(settings, count, run.prepared.mesh)
     normals = pools.normal_images(run.prepared.dataset, run.prepared.division)
     rows = (row for row, _ in generated_rows(run, count))
-    return generated.write(directory, rows, normals, overwrite)
+    if distributed.is_writer():
+        written = generated.write(directory, rows, normals, overwrite)
+    else:
+        written = generated.leave_to_another(directory, rows, overwrite)
+    distributed.wait_for_all(f"{directory} is written")
+    return written
 
 
 def generated_rows(

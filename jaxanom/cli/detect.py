@@ -28,7 +28,9 @@ def run(arguments: argparse.Namespace) -> None:
     import json
 
     from jaxanom import api
+    from jaxanom.parallel import distributed
 
+    distributed.check_alone("detect")
     trained = api.load(arguments.weights, category=arguments.category)
     method = trained.prepared.config.method
     if arguments.method not in (None, method):

@@ -30,7 +30,9 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom import api, prepared, record
     from jaxanom.cli import config_file
     from jaxanom.data import folders
+    from jaxanom.parallel import distributed
 
+    distributed.check_alone("fewshot")
     files = folders.image_files(arguments.normal)
     config = config_file.load(arguments.config, arguments.overrides)
     if config.method != "adp":

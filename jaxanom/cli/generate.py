@@ -21,6 +21,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Draws and writes."""
     from jaxanom import api
     from jaxanom.cli import config_file
+    from jaxanom.parallel import distributed
+
+    distributed.initialise()
 
     def override(config):
         for text in arguments.overrides:
@@ -33,6 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     wanted = trained, arguments.out, arguments.num, arguments.overwrite
     with profiling.whole(arguments.profile):
         written = api.generate(*wanted)
+    if not distributed.is_writer():
+        return
     print(f"written: {written.directory} ({written.num_images} pairs)")
     if written.num_left_out:
         print(

@@ -96,7 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Trains, generates, evaluates, and reports."""
     from jaxanom.cli import config_file
+    from jaxanom.parallel import distributed
 
+    distributed.check_alone("quickstart")
     if arguments.config is None:
         if arguments.overrides:
             raise ValueError(

@@ -18,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Runs the points that the table does not hold yet, prints it, writes the page."""
     from jaxanom.cli import config_file
+    from jaxanom.parallel import distributed
     from jaxanom.report import sweeps, tables
 
+    distributed.check_alone("sweep")
     config = config_file.load(arguments.config, arguments.overrides)
     rows, page = swept(config, arguments.out)
     reported = sweeps.chosen(rows, config.sweep.development_seed)

@@ -25,6 +25,7 @@ from jaxanom.data import folders
 from jaxanom.data.folders import GOOD, Record
 
 MANIFEST = "manifest.jsonl"
+_NOTHING = "none of {} rows has a non-empty mask; nothing to write"
 
 
 class GeneratedRow(NamedTuple):
@@ -104,6 +105,24 @@ def write(
     return Written(target, num_images, len(entries) - num_images)
 
 
+def leave_to_another(
+    directory: str | Path, rows: Iterable[GeneratedRow], overwrite: bool = False
+) -> Written:
+    """Does all of `write` but the writing, for processes beside the one that writes.
+
+    Rows are drawn by all processes together, so each of them has to ask for every row.
+
+    Raises:
+      ValueError: see `write`.
+    """
+    target = Path(directory).expanduser().absolute()
+    _check_target(target, overwrite)
+    kept = [bool(row.mask.any()) for row in rows]
+    if not any(kept):
+        raise ValueError(_NOTHING.format(len(kept)))
+    return Written(target, sum(kept), len(kept) - sum(kept))
+
+
 def read(directory: str | Path) -> list[Record]:
     """Reads a generated set as records, split "test" for the generated images.
 
@@ -175,9 +194,7 @@ def _write_rows(root: Path, rows: Iterable[GeneratedRow]) -> list[dict[str, Any]
             entries.append(_entry(row, files))
             manifest.write(json.dumps(entries[-1]) + "\n")
     if not any(entry["image"] for entry in entries):
-        raise ValueError(
-            f"none of {len(entries)} rows has a non-empty mask; nothing to write"
-        )
+        raise ValueError(_NOTHING.format(len(entries)))
     return entries
 
 

@@ -9,6 +9,7 @@ from jax.experimental import multihost_utils
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, NUMBER = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _SCHEDULED = (ADDRESS, "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
+_COUNTED = (COUNT, "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _NO_CLUSTER = "coordinator_address should be defined"
 
 
@@ -40,6 +41,23 @@ def initialise() -> None:
         # process alone has nobody to agree with, and its own handler acts sooner.
         if jax.process_count() == 1:
             signal.signal(signal.SIGTERM, handler)
+
+
+def check_alone(what: str) -> None:
+    """Raises ValueError where a scheduler has started several processes of a command.
+
+    For commands whose every process would write the same files.
+
+    Args:
+      what: the command.
+    """
+    for name in _COUNTED:
+        count = os.environ.get(name, "")
+        if count.isdigit() and int(count) > 1:
+            raise ValueError(
+                f"{what} runs in one process, and {name}={count}: start it once. Of "
+                "the others train, generate and evaluate share their work"
+            )
 
 
 def is_writer() -> bool:

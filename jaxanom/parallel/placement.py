@@ -58,6 +58,20 @@ def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
     )
 
 
+def own_rows(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
+    """Returns what `place_batch` wants of a batch that every process has made whole.
+
+    Args:
+      batch: numpy arrays [B, ...], equal on every process.
+      mesh: from `make_mesh`.
+    """
+    if jax.process_count() == 1:
+        return dict(batch)
+    (count,) = {len(value) for value in batch.values()}
+    rows = list(process_rows(count, mesh))
+    return {key: value[rows] for key, value in batch.items()}
+
+
 def place_batch(batch: Mapping[str, Any], mesh: Mesh, accumulate: int = 1) -> Batch:
     """Spreads the rows of a host batch over the mesh.
 

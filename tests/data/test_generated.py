@@ -63,6 +63,23 @@ def test_a_set_has_both_layouts_and_a_manifest(tmp_path):
         assert entry["source_name"] == row.source_name
 
 
+def test_a_process_beside_the_writer_draws_every_row_and_writes_nothing(tmp_path):
+    drawn = []
+
+    def rows():
+        for number in range(3):
+            drawn.append(number)
+            yield make_row(number, empty=number == 1)
+
+    found = generated.leave_to_another(tmp_path / "set", rows())
+    assert drawn == [0, 1, 2] and not list(tmp_path.iterdir())
+    assert found == generated.write(tmp_path / "set", rows())
+    with pytest.raises(ValueError, match="not empty"):
+        generated.leave_to_another(tmp_path / "set", rows())
+    with pytest.raises(ValueError, match="none of 1 rows"):
+        generated.leave_to_another(tmp_path / "other", [make_row(empty=True)])
+
+
 def test_a_set_opens_as_a_dataset_and_examples_come_back(tmp_path):
     rows = [make_row(number) for number in range(12)]
     generated.write(tmp_path / "set", rows, {"nut": [NORMAL, NORMAL]})

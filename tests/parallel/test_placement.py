@@ -49,6 +49,16 @@ def test_entries_with_other_row_counts_or_without_numbers_are_refused():
         placement.place_batch({"caption": np.array(["a", "b"])}, ONE)
 
 
+def test_of_a_whole_batch_a_process_takes_the_rows_of_its_devices(monkeypatch):
+    batch = {"x": np.arange(8.0).reshape(4, 2), "n": np.arange(4)}
+    assert placement.own_rows(batch, ONE)["x"] is batch["x"]
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(placement, "process_rows", lambda count, mesh: (2, 3))
+    found = placement.own_rows(batch, ONE)
+    np.testing.assert_array_equal(found["x"], batch["x"][2:])
+    np.testing.assert_array_equal(found["n"], [2, 3])
+
+
 def test_a_placed_tree_may_be_donated_without_touching_the_original():
     tree = {"w": jnp.arange(4.0)}
     placed = placement.place(tree, rules.shardings(tree, ONE))

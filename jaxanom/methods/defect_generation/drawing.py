@@ -55,7 +55,7 @@ def rows(
             chosen = requests[start : start + batch_size]
             padded = chosen + chosen[-1:] * (batch_size - len(chosen))
             batch = _batch(dataset, source, padded, per_image)
-            placed = placement.place_batch(batch, mesh)
+            placed = placement.place_batch(placement.own_rows(batch, mesh), mesh)
             found = placement.to_host(generate(params, frozen, placed, key))
             masks = predict.final_masks(found["mask"])
             for number, request in enumerate(chosen):
