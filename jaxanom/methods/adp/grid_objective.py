@@ -100,9 +100,11 @@ def _objectives(smoothed, whole, masks, group, positive, negative, starts, setti
 
     def one(row):
         width = jnp.argmin(jnp.abs(sigmas - row.sigma))
-        # One gather of C maps, not of all cells of a width.
-        maps = flat[width * smoothed.shape[1] + starts + row.cells]
-        values = jnp.einsum("c,cmij->mij", row.weights, maps)
+        # Zeros for the cells left out: a product with all of them, as a few settings
+        # share it, takes half the time of gathering C maps for each.
+        chosen = width * smoothed.shape[1] + starts + row.cells
+        weights = jnp.zeros(len(flat)).at[chosen].add(row.weights)
+        values = jnp.einsum("n,nmij->mij", weights, flat)
         per_image = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_images, *leaf.shape)), row
         )
