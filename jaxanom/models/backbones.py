@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import record
@@ -91,9 +90,15 @@ def resolve(name: str) -> Path:
 
 
 def abstract(module: nn.Module, *example: Any) -> Params:
-    """Returns the module's parameter tree as shapes, without making any value."""
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda: module.init(key, *example))["params"]
+    """Returns the module's parameter tree as shapes, without making any value.
+
+    Args:
+      module: a network.
+      *example: what it is called with. Arrays of numpy, or `jax.ShapeDtypeStruct`: to
+        fill one of jax compiles a program.
+    """
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return jax.eval_shape(module.init, key, *example)["params"]
 
 
 def load_autoencoder(
@@ -117,7 +122,7 @@ def load_autoencoder(
         config = source.read_config(vae.VaeConfig.from_dict)
         module, kind = vae.AutoencoderKL(config), "vae"
     size = 8 * module.config.downsampling
-    shapes = abstract(module, jnp.zeros((1, size, size, 3)))
+    shapes = abstract(module, np.zeros((1, size, size, 3), np.float32))
     return Tower(module, sources.read(source, kind, shapes, loading))
 
 
@@ -133,7 +138,7 @@ def load_text_encoder(
         config = source.read_config(clip.TextConfig.from_dict)
     module = clip.TextTower(config, projection=False)
     length = config.max_position_embeddings
-    shapes = abstract(module, jnp.zeros((1, length), jnp.int32))
+    shapes = abstract(module, np.zeros((1, length), np.int32))
     others = (r"(vision_model|visual_projection|text_projection)[./].*", "logit_scale")
     params = sources.read(source, "text_encoder", shapes, loading, others)
     tokenizer = load_tokenizer(directory)
@@ -170,7 +175,9 @@ def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -
         config.text_config.max_position_embeddings,
     )
     shapes = abstract(
-        module, jnp.zeros((1, length), jnp.int32), jnp.zeros((1, size, size, 3))
+        module,
+        np.zeros((1, length), np.int32),
+        np.zeros((1, size, size, 3), np.float32),
     )
     return Tower(module, sources.read(source, "clip", shapes, loading))
 
@@ -189,7 +196,9 @@ def load_image_encoder(
         config = source.read_config(clip.VisionConfig.from_dict, preprocessor)
     projection = source.config.get("architectures") != ["CLIPVisionModel"]
     module = clip.ImageTower(config, projection)
-    shapes = abstract(module, jnp.zeros((1, config.image_size, config.image_size, 3)))
+    shapes = abstract(
+        module, np.zeros((1, config.image_size, config.image_size, 3), np.float32)
+    )
     others = (r"(text_model|text_projection)[./].*", "logit_scale")
     params = sources.read(source, "image_encoder", shapes, loading, others)
     return Tower(module, params)
@@ -273,13 +282,15 @@ def new_unet(config: unet.UNetConfig, key: Array) -> Tower:
     return Tower(module, params)
 
 
-def unet_example(config: unet.UNetConfig) -> tuple[Array, Array, Array]:
+def unet_example(
+    config: unet.UNetConfig,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns (latents, timesteps, context) of the smallest legal call."""
     size = 2 ** (len(config.block_out_channels) - 1)
     return (
-        jnp.zeros((1, size, size, config.in_channels)),
-        jnp.zeros((1,), jnp.int32),
-        jnp.zeros((1, 2, config.cross_attention_dim)),
+        np.zeros((1, size, size, config.in_channels), np.float32),
+        np.zeros((1,), np.int32),
+        np.zeros((1, 2, config.cross_attention_dim), np.float32),
     )
 
 

@@ -122,9 +122,7 @@ def _open_residual(path: Path):
     image_config = clip_resnet.config_from_published(state)
     image_params = clip_resnet.params_from_published(state)
     text_config = clip_resnet.text_config_from_published(state)
-    shapes = backbones.abstract(
-        clip.TextTower(text_config), jnp.zeros((1, 2), jnp.int32)
-    )
+    shapes = backbones.abstract(clip.TextTower(text_config), np.zeros((1, 2), np.int32))
     others = (r"visual\..*", "logit_scale")
     text_params = pretrained.from_published(state, shapes, "clip", ignore=others)
     image = clip_resnet.ResNetTower(image_config)

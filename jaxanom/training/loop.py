@@ -199,7 +199,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
     """Trains one phase to its end."""
     from tqdm import tqdm
 
-    stage, carried = start.stage, start.carried
+    stage, carried, progress = start.stage, start.carried, start
     num_steps, log_every = stage.config.num_steps, job.config.log_every
     train_step = step.make_step(
         stage.phase.loss_fn,
@@ -213,7 +213,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
     watch = meter.Meter(job.mesh.size, job.config.peak_flops)
     batches = iter(job.make_batches(stage.name, start.done))
     window: list[dict[str, Any]] = []
-    progress = start
+    learning_rate = jax.jit(optimizer.schedule(stage.config))  # one program, not ten
     asked_to_stop = None
     with contextlib.ExitStack() as stack:
         told = {"desc": stage.name, "unit": "step", "disable": None}  # quiet in a file
@@ -236,7 +236,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
             bar.update()
             if done % log_every == 0 or progress.ends:
                 row = rows.train_row(window, carried)
-                row["learning_rate"] = float(optimizer.schedule(stage.config)(done - 1))
+                row["learning_rate"] = float(learning_rate(done - 1))
                 rates = watch.read(num_steps - done, compiled[shapes].flops)
                 _log(job, stage, done, row | rates)
                 bar.set_postfix(loss=row["loss"])
