@@ -38,8 +38,8 @@ def entry(line: str) -> Entry:
 
 SUITES = {
     "cpu": (
-        "unet --size embedded --num-steps 20 --repeats 3 --peers eager compiled",
-        "unet --size quarter --batch 1 --num-steps 2 --repeats 3 --peers eager"
+        "unet --size embedded --num-steps 10 --repeats 3 --peers eager compiled",
+        "unet --size quarter --batch 1 --num-steps 2 --repeats 2 --peers eager"
         " --calls forward train_step inversion",
         "defect_generation --repeats 2",
         "bayes_pfl --size short --repeats 3",
@@ -47,7 +47,7 @@ SUITES = {
         "personal_tokens --steps 2 --repeats 2",
         "tuning_grid --repeats 1 --warmup 0",
         "posterior --part svgd --counts 32 128 --repeats 3",
-        "attention --repeats 3",
+        "attention --repeats 2",
         "metrics --repeats 1 --warmup 0",
         "cold_start",
     ),
