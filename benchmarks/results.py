@@ -17,6 +17,23 @@ PAGE = Path(__file__).parent / "RESULTS.md"
 Row = Mapping[str, Any]
 
 
+class Plot(NamedTuple):
+    """Rows of a section as lines, on logarithmic axes.
+
+    Attributes:
+      prefix: of the cases that are drawn; the words after their first comma are the
+        legend.
+      x, y: keys of a row.
+      x_label, y_label: what they measure.
+    """
+
+    prefix: str
+    x: str
+    y: str
+    x_label: str
+    y_label: str
+
+
 class Section(NamedTuple):
     """One benchmark on the page.
 
@@ -26,7 +43,7 @@ class Section(NamedTuple):
       about: what is compared; a sentence or two.
       columns: keys of a row -> headings.
       key: fields that make a case, besides its name.
-      plot: keys of (x, legend, y), for a plot with logarithmic axes; or None.
+      plots: drawn side by side.
     """
 
     name: str
@@ -34,7 +51,7 @@ class Section(NamedTuple):
     about: str
     columns: Mapping[str, str]
     key: tuple[str, ...] = ()
-    plot: tuple[str, str, str] | None = None
+    plots: tuple[Plot, ...] = ()
 
 
 _TIMES = {
@@ -82,6 +99,36 @@ SECTIONS = (
         {"case": "case", **_TIMES, "rate": "rate", "unit": ""},
     ),
     Section(
+        "trade_off",
+        "Network calls against quality",
+        "A fine-tuned generator on the embedded towers. Defect: distance of the "
+        "latents inside the mask from a walk of 200 DDIM moves from the same noise, "
+        "background replayed. Round trip: background error after inversion with k "
+        "fixed-point iterations a move and recomputed sampling. linspace: even "
+        "indices; log_snr: even in log SNR. Calls are those of inversion and sampling together.",
+        {
+            "case": "case",
+            "calls": "network calls",
+            "error": "relative error",
+            "worst": "worst image",
+            "background": "background, largest change",
+            "num_images": "images",
+            "seed": "seed",
+        },
+        plots=(
+            Plot(
+                "defect", "calls", "error", "network calls an image", "defect: distance"
+            ),
+            Plot(
+                "round trip",
+                "per_move",
+                "error",
+                "network calls a move of the inversion",
+                "background: round-trip error",
+            ),
+        ),
+    ),
+    Section(
         "bayes_pfl",
         "Bayes-PFL",
         "One training step and one evaluated image: the released loop in PyTorch, ours "
@@ -102,7 +149,7 @@ SECTIONS = (
         "the particles.",
         {"case": "case", **_TIMES, "relative": "difference"},
         ("D", "device"),
-        ("N", "implementation", "median_s"),
+        (Plot("svgd", "N", "median_s", "particles", "seconds"),),
     ),
     Section(
         "posterior_step",
@@ -209,18 +256,19 @@ def circumstances(rows: Sequence[Row]) -> str:
     return "\n".join(places)
 
 
-def lines_of(rows: Sequence[Row], plot: tuple[str, str, str]) -> list[figures.Series]:
+def panel_of(title: str, rows: Sequence[Row], plot: Plot) -> figures.Panel:
     """Groups rows by the words after the comma of their case."""
-    x, _, y = plot
     groups: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
-        if row["case"].startswith("svgd"):
+        if row["case"].startswith(plot.prefix):
             name = row["case"].split(", ", 1)[1]
-            groups.setdefault(name, []).append((row[x], row[y]))
-    return [
+            groups.setdefault(name, []).append((row[plot.x], row[plot.y]))
+    series = tuple(
         figures.Series(name, *zip(*sorted(points), strict=True))
         for name, points in groups.items()
-    ]
+    )
+    axes = plot.x_label, plot.y_label
+    return figures.Panel(title, *axes, series, log_x=True, log_y=True)
 
 
 def render(section: Section, rows: Sequence[Row]) -> str:
@@ -238,17 +286,10 @@ def render(section: Section, rows: Sequence[Row]) -> str:
     }
     table = tables.to_markdown(tables.from_records(shown, kept))
     parts = [f"## {section.title}", section.about, circumstances(found), table]
-    if section.plot:
-        panel = figures.Panel(
-            section.title,
-            "particles",
-            "seconds",
-            tuple(lines_of(found, section.plot)),
-            log_x=True,
-            log_y=True,
-        )
+    if section.plots:
+        panels = [panel_of(section.title, found, plot) for plot in section.plots]
         path = harness.RECORDS / f"{section.name}.png"
-        figures.write_plot(panel, path)
+        figures.write_plots(panels, path)
         parts.append(f"![{section.title}](records/{path.name})")
     return "\n\n".join(parts)
 

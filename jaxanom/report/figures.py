@@ -170,7 +170,7 @@ def plot_uri(panel: Panel) -> str:
     """Draws a panel as SVG in the page's own colours; equal panels give equal bytes."""
     buffer = io.StringIO()
     options = {"format": "svg", "transparent": True, "metadata": {"Date": None}}
-    _save(panel, buffer, _INK, _FAINT, **options)
+    _save([panel], buffer, _INK, _FAINT, **options)
     drawing = buffer.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     end = drawing.index(">") + 1
@@ -181,10 +181,17 @@ def plot_uri(panel: Panel) -> str:
 
 def write_plot(panel: Panel, path: Path) -> None:
     """Draws a panel as PNG on white, for pages that show no SVG of their own."""
-    _save(panel, path, "#1c1f24", "#d9dde3", format="png", dpi=160, facecolor="white")
+    write_plots([panel], path)
 
 
-def _save(panel: Panel, target: Any, ink: str, faint: str, **options: Any) -> None:
+def write_plots(panels: Sequence[Panel], path: Path) -> None:
+    """Draws panels side by side, as `write_plot` draws one."""
+    _save(panels, path, "#1c1f24", "#d9dde3", format="png", dpi=160, facecolor="white")
+
+
+def _save(
+    panels: Sequence[Panel], target: Any, ink: str, faint: str, **options: Any
+) -> None:
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -199,9 +206,10 @@ def _save(panel: Panel, target: Any, ink: str, faint: str, **options: Any) -> No
         "axes.edgecolor": ink,
     }
     with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(3.9, 3.1), layout="constrained")
+        figure = Figure(figsize=(3.9 * len(panels), 3.1), layout="constrained")
         FigureCanvasAgg(figure)
-        _draw(figure.add_subplot(), panel, faint)
+        for number, panel in enumerate(panels):
+            _draw(figure.add_subplot(1, len(panels), number + 1), panel, faint)
         figure.savefig(target, **options)
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks import harness, results, suite
 
@@ -53,6 +54,32 @@ def test_the_page_names_machine_load_and_numbers(tmp_path, monkeypatch):
         file.write(json.dumps(row("svgd N=32, ours", 1e-6, "H200", N=32)) + "\n")
     page = results.write().read_text()
     assert page.count("2 cores") == 2 and "## Not measured" not in page
+
+
+def test_plots_of_a_section_stand_side_by_side(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(harness, "RECORDS", tmp_path)
+    (section,) = (s for s in results.SECTIONS if s.name == "trade_off")
+    facts = {"calls": 10, "num_images": 4, "seed": 1}
+    rows = [
+        row(f"defect S={calls // 2}, {solver}, linspace", 0, **facts)
+        | {"calls": calls, "error": 1 / calls, "background": 0.0}
+        for calls in (10, 20)
+        for solver in ("ddim", "dpmpp_2m")
+    ] + [
+        row(f"round trip k={k}, S = 10", 0, **facts) | {"per_move": k + 1, "error": 0.1}
+        for k in range(2)
+    ]
+    page = results.render(section, rows)
+    assert "| defect S=5, ddim, linspace " in page and "trade_off.png" in page
+    width, height = Image.open(tmp_path / "trade_off.png").size
+    assert width > 2 * height
+    panel = results.panel_of("t", rows, section.plots[0])
+    assert [line.name for line in panel.series] == [
+        "ddim, linspace",
+        "dpmpp_2m, linspace",
+    ]
+    assert panel.series[0].x == (10, 20) and panel.log_y
 
 
 def test_a_failed_benchmark_is_named_and_the_others_still_run(monkeypatch, capsys):
