@@ -24,9 +24,6 @@ from jaxanom.training import (
 from jaxanom.training import selection as selecting
 from jaxanom.types import Frozen, Params
 
-# Steps handed to the device before the host waits for the oldest: enough to keep it
-# busy, few enough that a request to stop is obeyed in the time of a few steps.
-RUN_AHEAD = 4
 MakeBatches = Callable[[str, int], Iterator[Mapping[str, Any]]]
 Evaluate = Callable[[Params, Frozen, str, int], Mapping[str, float]]
 OnLog = Callable[[dict[str, Any]], None]
@@ -230,9 +227,9 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
                 carried, metrics = compiled[shapes].call(*args)
             progress = start._replace(done=done, carried=carried)
             window.append(metrics)
-            if len(window) > RUN_AHEAD:
-                jax.block_until_ready(window[-RUN_AHEAD])
             watch.tick(jax.tree.leaves(batch)[0].shape[0])
+            if len(window) > (ahead := watch.ahead()):
+                jax.block_until_ready(window[-ahead])
             bar.update()
             if done % log_every == 0 or progress.ends:
                 row = rows.train_row(window, carried)

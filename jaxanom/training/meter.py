@@ -7,6 +7,9 @@ from typing import Any, NamedTuple
 
 import jax
 
+AHEAD_S, MOST_AHEAD = 1.0, 4
+"""Seconds, and steps, that a device is kept supplied with, see `Meter.ahead`."""
+
 
 class Compiled(NamedTuple):
     """A compiled function with what compiling it took.
@@ -56,10 +59,15 @@ class Meter:
         self._num_devices = num_devices
         self._peak_flops = peak_flops
         self._clock = clock
+        self._ticked, self._pace = clock(), 0.0
         self._restart()
 
     def tick(self, num_images: int) -> None:
         """Counts one step on a global batch of `num_images` rows."""
+        now = self._clock()
+        # Steps that are only handed over take no time; a wait for one tells its own.
+        self._pace = max(now - self._ticked, 0.9 * self._pace)
+        self._ticked = now
         self._steps += 1
         self._images += num_images
 
@@ -68,7 +76,17 @@ class Meter:
         """Leaves out what happens inside: compiling, evaluating, saving."""
         paused_at = self._clock()
         yield
-        self._start += self._clock() - paused_at
+        paused = self._clock() - paused_at
+        self._start += paused
+        self._ticked += paused
+
+    def ahead(self) -> int:
+        """Returns how many steps to hand to the device before waiting for the oldest.
+
+        Two keep it busy; more hide a late batch. What is on its way has to be waited
+        for before a run that is asked to stop can save: of long steps there are two.
+        """
+        return 2 if self._pace * MOST_AHEAD > AHEAD_S else MOST_AHEAD
 
     def read(self, steps_left: int, flops: float | None = None) -> dict[str, float]:
         """Returns the rates since the last reading and starts anew.

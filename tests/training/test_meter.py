@@ -40,6 +40,21 @@ def test_paused_time_is_left_out():
     assert watch.read(0)["steps_per_s"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("seconds", "ahead"), [(0.01, 4), (0.8, 2)])
+def test_fewer_long_steps_than_short_ones_are_on_their_way(seconds, ahead):
+    clock = Clock()
+    watch = meter.Meter(num_devices=1, clock=clock)
+    with watch.paused():
+        clock.now += 60.0  # compiling is no step
+    watch.tick(1)
+    assert watch.ahead() == meter.MOST_AHEAD
+    # Handed over at once, waited for, and handed over again.
+    for step in (0.0, seconds, 0.0, seconds, 0.0, 0.0):
+        clock.now += step
+        watch.tick(1)
+    assert watch.ahead() == ahead
+
+
 def test_utilisation_is_left_out_unless_both_numbers_are_known():
     known = meter.Meter(1, peak_flops=1e9)
     known.tick(1)
