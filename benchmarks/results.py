@@ -105,7 +105,8 @@ SECTIONS = (
         "latents inside the mask from a walk of 200 DDIM moves from the same noise, "
         "background replayed. Round trip: background error after inversion with k "
         "fixed-point iterations a move and recomputed sampling. linspace: even "
-        "indices; log_snr: even in log SNR. Calls are those of inversion and sampling together.",
+        "indices; log_snr: even in log SNR. Calls are those of inversion and sampling "
+        "together.",
         {
             "case": "case",
             "calls": "network calls",
