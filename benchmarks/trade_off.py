@@ -17,7 +17,8 @@ DDIM's on the same levels.
 
 Every walk is the library's own, taken move by move, so that one compiled network serves
 them all. What is done is kept in --out: an interrupted call goes on where it stopped.
-Without --run a generator is trained there first. Seed 0 is for development.
+Without --run the generator of B1 and B2 is trained there first. Seed 0 is for
+development.
 """
 
 import argparse
