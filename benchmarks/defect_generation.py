@@ -121,20 +121,28 @@ def inversion_cases(directory: str, size: int, num_steps: int) -> list[harness.C
 
 
 def generation_cases(
-    directory: str, size: int, num_steps: int, modes: tuple[str, ...]
+    directory: str,
+    size: int,
+    num_steps: int,
+    modes: tuple[str, ...],
+    solver: str = "ddim",
 ) -> list[harness.Case]:
     """Encode, invert, sample, decode, refine: 3S network rows an image, 2S replayed."""
     make = method_maker(directory)
+    spacing = {"ddim": "checkpoint", "dpmpp_2m": "log_snr"}[solver]
+    told = "" if solver == "ddim" else f", {solver}"
     image_size = 64
     batch = _image_batch(size, image_size)
     cases = []
     for mode in modes:
-        method = make(num_steps=num_steps, background=mode)
+        method = make(
+            num_steps=num_steps, background=mode, spacing=spacing, solver=solver
+        )
         params, frozen = method.init(jax.random.key(0))
         rows = num_steps * (2 if mode == "replay" else 3)
         cases.append(
             harness.compiled(
-                f"generation, S={num_steps}, {mode}",
+                f"generation, S={num_steps}, {mode}{told}",
                 method.generate,
                 params,
                 frozen,
@@ -211,6 +219,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     cases = train_cases(source, settings.batch_sizes)
     cases += inversion_cases(source, size, many)
     cases += generation_cases(source, size, many, ("recompute", "replay"))
+    # The recipe's: where DDIM ends with fifty moves, see `benchmarks.trade_off`.
+    cases += generation_cases(source, size, 10, ("replay",), "dpmpp_2m")
     # One scanned body whatever S is: these differ in their run time alone.
     for few in (1, 2):
         cases += generation_cases(source, size, few, ("recompute",))

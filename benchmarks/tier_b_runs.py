@@ -61,6 +61,7 @@ def config(
     found.data.split_seed = job.seed
     found.model.directory = job.model
     found.generate.num_steps, found.generate.background = 50, "recompute"
+    found.generate.spacing, found.generate.solver = "checkpoint", "ddim"
     found.generate.paste = False  # what the latents alone do
     found.phases.finetune.num_steps = 300
     found.train.log_every = 25
