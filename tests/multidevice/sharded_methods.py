@@ -21,6 +21,9 @@ SHORT, LONG = 5, 50
 # Every sum over rows or columns is taken in another order: 1e-7 a step, which 50 steps
 # and Adam's division by small gradients raise.
 TOLERANCE = 1e-5
+# Adam's, above the rounding of gradients. A saturated layer of a planar flow has one of
+# 1e-9, all of it rounding, which the usual 1e-8 lets through as a step of its own.
+EPS = 1e-6
 EIGHT_NAMES = ("pill", "nut", "button", "cap", "chip", "cable", "gear", "tray")
 CHANGES = {
     "defect_generation/foundry.py": {
@@ -117,7 +120,7 @@ def train(name, backbone, num_steps, sizes, directory, first_batch=None):
         return iter(chosen[step:])
 
     phases = {key: dict(value) for key, value in config.phases.to_dict().items()}
-    phases[PHASE[name]]["num_steps"] = num_steps
+    phases[PHASE[name]] |= {"num_steps": num_steps, "eps": EPS}
     devices = jax.devices() if sizes else jax.devices()[:1]
     params, _ = loop.run(
         method,
