@@ -41,10 +41,10 @@ SUITES = {
         "unet --size embedded --num-steps 10 --repeats 3 --peers eager compiled",
         "unet --size quarter --batch 1 --num-steps 2 --repeats 2 --peers eager"
         " --calls forward train_step inversion",
-        "defect_generation --repeats 2",
+        "defect_generation --repeats 2 --batch-sizes 8",
         "bayes_pfl --size short --repeats 3",
         "posterior_step --size short --cases 4x30 --repeats 2",
-        "personal_tokens --steps 2 --repeats 2",
+        "personal_tokens --steps 2 --repeats 2 --widths 1 8",
         "tuning_grid --repeats 1 --warmup 0",
         "posterior --part svgd --counts 32 128 --repeats 3",
         "attention --repeats 2",
