@@ -111,21 +111,37 @@ def test_a_training_stopped_by_sigterm_saves_its_last_step_and_goes_on_from_ther
     assert before == steps_of(tmp_path)[: len(before)]
 
 
+def stopped_early(root, folder):
+    """Stops a training before its first step; returns its directory and the seconds.
+
+    On a loaded machine the signal may come after that step; then another one is tried.
+    """
+    for attempt in range(5):
+        run = root / str(attempt)
+        words = command(run, folder)
+        status, seconds = signal_after(words, run, 0, signal.SIGTERM)
+        assert status == preemption.EXIT_CODE
+        if not steps_of(run):
+            return run, seconds
+    pytest.fail("five signals all came after the first step")
+
+
 def test_a_training_stopped_before_its_first_step_leaves_no_halves_and_starts_again(
     tmp_path, tiny_folder
 ):
-    words = command(tmp_path / "run", tiny_folder)
-    status, seconds = signal_after(words, tmp_path / "run", 0, signal.SIGTERM)
-    assert status == preemption.EXIT_CODE
+    run, seconds = stopped_early(tmp_path, tiny_folder)
     # Two seconds are granted to what cannot be interrupted, schedulers grant thirty;
     # the rest is for a loaded machine.
     assert seconds <= 15.0
-    left = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
-    assert {path.name for path in left} <= {record.CONFIG, record.RECORD}
+    left = [path for path in run.rglob("*") if path.is_file()]
+    names = {path.name for path in left}
+    # Of the rows, a last one that was cut is dropped by whoever reads them.
+    assert names <= {record.CONFIG, record.RECORD, record.METRICS}
     for path in left:
-        record.read_json(path)
-    assert main.main(words) == 0
-    assert steps_of(tmp_path / "run") == list(range(1, NUM_STEPS + 1))
+        if path.name != record.METRICS:
+            record.read_json(path)
+    assert main.main(command(run, tiny_folder)) == 0
+    assert steps_of(run) == list(range(1, NUM_STEPS + 1))
 
 
 @pytest.mark.slow
