@@ -31,6 +31,7 @@ class Case(NamedTuple):
       mesh: sizes of the axes.
       batch_size: global rows.
       remat: a name of `models.recompute.POLICIES`.
+      accumulate: microbatches of a step.
       tiny: small networks, to try the script.
     """
 
@@ -38,16 +39,20 @@ class Case(NamedTuple):
     mesh: dict[str, int]
     batch_size: int
     remat: str = "none"
+    accumulate: int = 1
     tiny: bool = False
 
 
 CASES = {
     "sd15-fsdp": Case("sd15", {"data": 2, "fsdp": 8}, 64, "full"),
+    "sd15-accumulate": Case("sd15", {"data": 2, "fsdp": 8}, 64, "full", 4),
     "sd15-data": Case("sd15", {"data": 16}, 64, "full"),
     "pfl-fsdp": Case("bayes_pfl", {"data": 2, "fsdp": 8}, 32, "full"),
     "pfl-model": Case("bayes_pfl", {"data": 4, "fsdp": 2, "model": 2}, 32, "full"),
-    "sd15-tiny": Case("sd15", {"data": 2, "fsdp": 8}, 32, "full", True),
-    "pfl-tiny": Case("bayes_pfl", {"data": 4, "fsdp": 2, "model": 2}, 16, "full", True),
+    "sd15-tiny": Case("sd15", {"data": 2, "fsdp": 8}, 32, "full", tiny=True),
+    "pfl-tiny": Case(
+        "bayes_pfl", {"data": 4, "fsdp": 2, "model": 2}, 16, "full", tiny=True
+    ),
 }
 
 
@@ -169,7 +174,8 @@ def measure(name: str, topology: str) -> dict[str, Any]:
     mesh = meshes.make_mesh(**{"data": 1, **case.mesh}, devices=devices)
     subject = {"sd15": sd15, "bayes_pfl": bayes_pfl}[case.subject]
     phase, params, frozen, batch = subject(case)
-    stage = plan.Stage(phase, optimizer.OptimizerConfig(), 0, 0)
+    config = optimizer.OptimizerConfig(accumulate=case.accumulate)
+    stage = plan.Stage(phase, config, 0, 0)
     found = forecast.of_step(stage, params, frozen, batch, mesh, 0.999).forecast
     held = {
         part: round(getattr(found, part) / GIBI, 4)
@@ -181,6 +187,7 @@ def measure(name: str, topology: str) -> dict[str, Any]:
         "devices": topology or "simulated CPU",
         "global_batch": case.batch_size,
         "remat": case.remat,
+        "accumulate": case.accumulate,
         "gib_per_device": held,
         "fits": {chip: found.total <= room for chip, room in CHIPS.items()},
         "tflop_per_step": round(found.flops / 1e12, 4),
