@@ -20,9 +20,10 @@ UNWINDS = """
     finally:
         print("tidied", flush=True)
 """
-# Compiled code that neither holds Python's lock nor looks for signals, as XLA's.
+# Compiled code that neither holds Python's lock nor looks for signals, as XLA's. The
+# word comes a second later from another thread: when the main one is in the middle.
 DEAF = """
-    print("here", flush=True)
+    threading.Timer(1.0, print, ["here"], {"flush": True}).start()
     hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)
 """
 
@@ -39,7 +40,7 @@ def test_the_flag_rises_with_the_signal_and_the_old_handler_returns():
 def stopped(body, patience_s=2.0):
     """Sends SIGTERM to a program inside `at_once`; returns (status, said, errors)."""
     program = (
-        "import hashlib, time\nfrom jaxanom.training import preemption\n"
+        "import hashlib, threading, time\nfrom jaxanom.training import preemption\n"
         f"preemption._PATIENCE_S = {patience_s}\n"
         f"with preemption.at_once():{body}"
     )
