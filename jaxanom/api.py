@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import jax
 import ml_collections
 import numpy as np
-from jax.sharding import Mesh
 
 from jaxanom import prepared as prepared_config
 from jaxanom import record, trees
@@ -18,7 +17,6 @@ from jaxanom.evaluation import calibration, protocols, runner, validation
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import distributed, placement, rules
-from jaxanom.parallel import mesh as meshes
 from jaxanom.report import detections, runs
 from jaxanom.training import loop, selection
 from jaxanom.types import Frozen, Params, Predictions
@@ -356,7 +354,7 @@ def generate(
         )
     settings = run.prepared.config.generate
     count = settings.num_images if num_images is None else num_images
-    check_drawing(settings, count, run.prepared.mesh)
+    drawing.check(settings, count, run.prepared.mesh)
     normals = pools.normal_images(run.prepared.dataset, run.prepared.division)
     rows = (row for row, _ in generated_rows(run, count))
     if distributed.is_writer():
@@ -389,22 +387,3 @@ def generated_rows(
         mesh=prepared.mesh,
         per_image=settings.get("per_image", 1),
     )
-
-
-def check_drawing(settings: Any, num_images: int, mesh: Mesh) -> None:
-    """Raises ValueError where a set cannot be drawn in equal batches."""
-    if num_images < 1:
-        raise ValueError(f"config.generate.num_images={num_images}; wanted at least 1")
-    shards = meshes.num_batch_shards(mesh)
-    # A run's stored config may be older than this option.
-    per_image = settings.get("per_image", 1)
-    if per_image < 1:
-        raise ValueError(f"config.generate.per_image={per_image}; wanted at least 1")
-    if settings.batch_size < 1 or settings.batch_size % (shards * per_image):
-        images = (
-            f" times config.generate.per_image={per_image}" if per_image > 1 else ""
-        )
-        raise ValueError(
-            f"config.generate.batch_size={settings.batch_size} is not a positive "
-            f"multiple of mesh axes data*fsdp={shards}{images}"
-        )

@@ -46,7 +46,7 @@ def generate_then_detect(
         )
     checked = prepared_config.prepare(prepared_config.without(config, "detector"))
     prepared_config.prepare(prepared_config.detector_config(config, "", 0.0))
-    api.check_drawing(config.generate, config.generate.num_images, checked.mesh)
+    drawing.check(config.generate, config.generate.num_images, checked.mesh)
     generator = api.train(checked.config, directory / JOB_RUNS[0])
     shown_in = generator.directory / runs.GENERATION
     if not ((made / generated.MANIFEST).is_file() and shown_in.is_file()):

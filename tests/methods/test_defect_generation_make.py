@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom import api, prepared, record, trees
+from jaxanom import prepared, record, trees
 from jaxanom.data import pools
 from jaxanom.methods import by_name, defect_generation
+from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import backbones
 from jaxanom.parallel import mesh as meshes
 
@@ -165,7 +166,7 @@ def test_a_stored_config_older_than_an_option_means_its_default(
         for key in ("solver", "per_image"):
             del old.generate[key]
     by_name.make(old, dataset)
-    api.check_drawing(old.generate, 2, meshes.make_mesh())
+    drawing.check(old.generate, 2, meshes.make_mesh())
     # Negative control: one that was asked for is read.
     with pytest.raises(ValueError, match=r"config\.generate\.solver"):
         by_name.make(generation_config(generate__solver="none"), dataset)
@@ -177,7 +178,7 @@ def test_a_stored_config_older_than_an_option_means_its_default(
 def test_a_batch_holds_whole_images(generation_config, per_image, said):
     config = generation_config(generate__per_image=per_image)
     with pytest.raises(ValueError, match=rf"config\.generate\.{said}"):
-        api.check_drawing(config.generate, 2, meshes.make_mesh())
+        drawing.check(config.generate, 2, meshes.make_mesh())
 
 
 def test_a_negative_rank_is_refused(make):

@@ -4,8 +4,9 @@ import jax
 import ml_collections
 import pytest
 
-from jaxanom import api, prepared
+from jaxanom import prepared
 from jaxanom.cli import config_file
+from jaxanom.methods.defect_generation import drawing
 from jaxanom.parallel import mesh as meshes
 
 
@@ -33,9 +34,9 @@ def test_microbatches_must_divide_as_well():
 def test_drawing_names_the_batch_size_of_its_own_section():
     settings = ml_collections.ConfigDict({"batch_size": 6, "num_images": 3})
     with pytest.raises(ValueError, match=r"config\.generate\.batch_size=6.*=8"):
-        api.check_drawing(settings, 3, meshes.make_mesh())
+        drawing.check(settings, 3, meshes.make_mesh())
     settings.batch_size = 8
-    api.check_drawing(settings, 3, meshes.make_mesh())
+    drawing.check(settings, 3, meshes.make_mesh())
 
 
 def test_a_mesh_of_another_size_is_refused():
