@@ -36,7 +36,7 @@ def error_curves(
       defect_id: [N].
       num_levels: values of S.
     """
-    latents, small = _encode(run, image, mask, defect_id)
+    latents, small = latents_of(run, image, mask, defect_id)
     upward, downward = _moves(run, small, defect_id)
     alphas = backbones.load_alphas(run.prepared.config.model.directory)
 
@@ -58,7 +58,8 @@ def error_curves(
     }
 
 
-def _encode(run, image, mask, defect_id) -> tuple[Array, Array]:
+def latents_of(run, image, mask, defect_id) -> tuple[Array, Array]:
+    """Returns the clean latents [N, h, w, C] and the masks [N, h, w] on their grid."""
     count = len(image)
     batch = {
         "image": jnp.asarray(image, jnp.float32),

@@ -93,7 +93,7 @@ def b1(job: runs.Job) -> dict[str, Any]:
 def b2(job: runs.Job) -> dict[str, Any]:
     """Background error against S, and that nothing inside the mask reaches outside."""
     run = pill_run(job)
-    image, mask, defect_id = _held_out_pairs(run, runs.BATCH_SIZE)
+    image, mask, defect_id = held_out_pairs(run, runs.BATCH_SIZE)
     curves = tier_b_background.error_curves(run, image, mask, defect_id, NUM_LEVELS)
     replaying = runs.reopened(run, {"generate.background": "replay"})
     draw = runs.drawer(replaying)
@@ -109,7 +109,7 @@ def b2(job: runs.Job) -> dict[str, Any]:
     }
 
 
-def _held_out_pairs(run: api.Run, count: int):
+def held_out_pairs(run: api.Run, count: int):
     """Normal test images, each with the mask and type of a held-out defect."""
     dataset, division = run.prepared.dataset, run.prepared.division
     records = dataset.records

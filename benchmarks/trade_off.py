@@ -91,8 +91,8 @@ def subject(run: api.Run, num_images: int, seed: int) -> Subject:
             "config.defect_generation.lora_rank=0"
         )
     directory = run.prepared.config.model.directory
-    image, mask, defect_id = experiments._held_out_pairs(run, num_images)
-    latents, small = background._encode(run, image, mask, defect_id)
+    image, mask, defect_id = experiments.held_out_pairs(run, num_images)
+    latents, small = background.latents_of(run, image, mask, defect_id)
     module = backbones.load_unet(directory).module
     ids = jnp.asarray(defect_id, jnp.int32)
     prompt = objective.prompted(
