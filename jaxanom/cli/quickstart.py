@@ -7,8 +7,10 @@ one: the whole job of defect generation on it.
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -91,6 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=(1, 2),
         help="that share the parts and the cores; default 2 on a CPU host, else 1",
     )
+    parser.add_argument("--beside", action="store_true", help=argparse.SUPPRESS)
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -99,6 +102,8 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom.parallel import distributed
 
     distributed.check_alone("quickstart")
+    if arguments.beside:
+        threading.Thread(target=_end_with_starter, daemon=True).start()
     if arguments.config is None:
         if arguments.overrides:
             raise ValueError(
@@ -202,7 +207,7 @@ def _beside(
         _use(cores[len(cores) // 2 :])  # a process starts with its parent's cores
         process = subprocess.Popen(
             beside_command(directory, parts),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
         )
@@ -218,7 +223,18 @@ def _beside(
     finally:
         process.terminate()  # it saves its state; nothing happens where it has ended
         process.wait()
+        process.stdin.close()
         _use(cores)
+
+
+def _end_with_starter() -> None:
+    """Asks this process to stop once nobody holds the other end of its input.
+
+    A starter that is killed, or leaves in the middle of a compile, ends nothing itself;
+    the same command, started again, must not meet a process that still writes.
+    """
+    os.read(0, 1)  # nobody writes: it returns at the end
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _use(cores: Sequence[int]) -> None:
@@ -230,7 +246,7 @@ def _use(cores: Sequence[int]) -> None:
 def beside_command(directory: Path, parts: Sequence[str]) -> list[str]:
     """Returns the command of the second process."""
     program = [sys.executable, "-m", "jaxanom", "quickstart", f"--run={directory}"]
-    return [*program, "--processes=1", "--parts", *parts]
+    return [*program, "--beside", "--processes=1", "--parts", *parts]
 
 
 def _train_and_evaluate(part: Part, directory: Path, evaluated: bool):

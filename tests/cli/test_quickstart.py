@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -140,6 +141,32 @@ def test_the_second_process_is_this_command_on_the_other_parts(tmp_path):
     found = main.build_parser("quickstart").parse_args(command[3:])
     assert found.parts == ["few_shot", "posterior"] and found.run == str(tmp_path)
     assert found.processes == 1, "it starts no further one"
+    assert found.beside, "it ends with the first one"
+
+
+def test_the_second_process_ends_when_the_first_one_is_killed():
+    program = (
+        "import threading, time\nfrom jaxanom.cli import quickstart\n"
+        "threading.Thread(target=quickstart._end_with_starter, daemon=True).start()\n"
+        "print('here', flush=True)\ntime.sleep(600)"
+    )
+    starter = (
+        "import subprocess, sys, time\n"
+        f"second = subprocess.Popen([sys.executable, '-c', {program!r}], "
+        "stdin=subprocess.PIPE)\n"
+        "time.sleep(600)"
+    )
+    first = subprocess.Popen([sys.executable, "-c", starter], stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"here\n"
+    # Whoever holds the other end of the second one's output: nobody, once both ended.
+    reading = threading.Thread(target=first.stdout.read, daemon=True)
+    reading.start()
+    reading.join(1.0)
+    assert reading.is_alive(), "it runs while the first one does"
+    first.kill()
+    first.wait()
+    reading.join(60)
+    assert not reading.is_alive(), "it outlives the first one"
 
 
 def test_the_tour_takes_no_overrides(capsys, tmp_path):
