@@ -39,7 +39,8 @@ class Count(NamedTuple):
       other: one per value of the largest operand or result of any other arithmetic,
         transcendentals too. A rough figure, not part of `total`.
       unknown: what could not be counted in full, each named: a `while` whose number of
-        turns depends on values counts as one turn; a hand-written kernel as nothing.
+        turns depends on values counts as one turn; what calls several programs, or a
+        kernel on a grid of a size known only when it runs, as nothing.
     """
 
     matmul: int = 0
@@ -102,14 +103,24 @@ def _equation(equation: Any) -> Count:
         return max(branches, key=lambda found: (found.total, found.other))
     if name == "shard_map":
         return _times(count_jaxpr(params["jaxpr"]), params["mesh"].size)
+    if name == "pallas_call":
+        return _kernel(params)
     inner = list(_jaxprs(params))
-    if name == "pallas_call" or len(inner) > 1:
+    if len(inner) > 1:
         return Count(unknown=(f"{name}: not counted",))
     if inner:  # jit, remat, custom_jvp_call, custom_vjp_call, ...
         return count_jaxpr(inner[0])
     if name in _MOVES:
         return Count()
     return Count(other=max(map(_size, (*equation.invars, *equation.outvars))))
+
+
+def _kernel(params: dict[str, Any]) -> Count:
+    """Counts a Pallas kernel: its body at every point of its grid."""
+    grid = params["grid_mapping"].grid
+    if not all(isinstance(size, int) for size in grid):
+        return Count(unknown=("pallas_call: not counted",))
+    return _times(count_jaxpr(params["jaxpr"]), math.prod(grid))
 
 
 def _times(found: Count, times: int) -> Count:
