@@ -1,6 +1,7 @@
 """Attention forward and backward in each of its forms, beside PyTorch's fused one.
 
-    python -m benchmarks.attention [--shapes self-64 self-16 cross vit] [--record]
+    python -m benchmarks.attention [--shapes self-64 self-16 cross vit]
+        [--dtype bfloat16] [--record]
 
 What `models.attention.choose` picks on this machine is marked. A call is the gradient
 of the sum of squares by query, key and value. Results are compared with "matmul" first.
@@ -19,7 +20,12 @@ from benchmarks.published_weights import relative_error
 from jaxanom.models import attention
 
 NAME = "attention"
-FORMS = ("matmul", "lean", "fused")
+FORMS = {  # by platform, those that run there
+    "cpu": ("matmul", "lean"),
+    "cuda": ("matmul", "cudnn"),
+    "tpu": ("matmul", "flash"),
+    "other": ("matmul",),
+}
 
 
 class Shape(NamedTuple):
@@ -60,13 +66,16 @@ def gradients(form: str) -> Any:
     return jax.grad(loss, argnums=(0, 1, 2))
 
 
-def torch_gradients(arrays: Sequence[np.ndarray]) -> Any:
+def torch_gradients(arrays: Sequence[np.ndarray], dtype: str) -> Any:
     """Returns () -> the same from PyTorch's `scaled_dot_product_attention`."""
     import torch
 
+    where = "cuda" if torch.cuda.is_available() else "cpu"
     # It wants [B, H, S, D].
     tensors = [
-        torch.from_numpy(array.transpose(0, 2, 1, 3).copy()).requires_grad_()
+        torch.from_numpy(array.transpose(0, 2, 1, 3).copy())
+        .to(where, getattr(torch, dtype))
+        .requires_grad_()
         for array in arrays
     ]
 
@@ -75,29 +84,32 @@ def torch_gradients(arrays: Sequence[np.ndarray]) -> Any:
             tensor.grad = None
         found = torch.nn.functional.scaled_dot_product_attention(*tensors)
         (found**2).sum().backward()
-        return [tensor.grad.transpose(1, 2).numpy() for tensor in tensors]
+        if where == "cuda":
+            torch.cuda.synchronize()
+        return [tensor.grad.transpose(1, 2) for tensor in tensors]
 
     return call
 
 
-def cases_of(name: str) -> list[harness.Case]:
+def cases_of(name: str, dtype: str) -> list[harness.Case]:
     """Compiles and compares all forms of one shape."""
     shape = SHAPES[name]
-    arrays = draw(shape)
-    chosen = attention.choose(
-        jax.default_backend(), shape.num_query, shape.num_key, has_bias=False
-    )
-    facts = {"shape": list(shape)}
+    drawn = draw(shape)
+    arrays = [jnp.asarray(array, dtype) for array in drawn]
+    platform = attention.fusing_platform()
+    chosen = attention.choose(arrays[0], arrays[1], False, platform)
+    facts = {"shape": list(shape), "dtype": dtype}
     cases, wanted = [], None
-    for form in FORMS:
+    for form in FORMS[platform]:
         case = harness.compiled(f"{name}, {form}", gradients(form), *arrays)
         found = case.call()
         wanted = found if wanted is None else wanted
         gap = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
         mine = facts | {"error": gap, "chosen": form == chosen}
         cases.append(case._replace(facts=mine))
-    call = torch_gradients(arrays)
-    gap = max(relative_error(a, b) for a, b in zip(call(), wanted, strict=True))
+    call = torch_gradients(drawn, dtype)
+    found = [gradient.float().cpu().numpy() for gradient in call()]
+    gap = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
     mine = facts | {"error": gap, "chosen": None}
     return [
         *cases,
@@ -108,6 +120,7 @@ def cases_of(name: str) -> list[harness.Case]:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = harness.parser(NAME)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=tuple(SHAPES))
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     return parser.parse_args(arguments)
 
 
@@ -115,7 +128,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings = parse(arguments)
     rows = []
     for name in settings.shapes:
-        found = harness.run(cases_of(name), settings.warmup, settings.repeats)
+        found = harness.run(
+            cases_of(name, settings.dtype), settings.warmup, settings.repeats
+        )
         ours = next(row["median_s"] for row in found if row["chosen"])
         rows += [row | {"times_ours": row["median_s"] / ours} for row in found]
     return harness.report(NAME, rows, settings.record)

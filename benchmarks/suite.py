@@ -54,7 +54,7 @@ SUITES = {
     "gpu": (
         "unet --size full --batch 32 --dtype bfloat16 --calls forward train_step",
         "unet --size full --batch 16 --dtype bfloat16 --calls inversion --repeats 3",
-        "attention",
+        "attention --dtype bfloat16",
         "bayes_pfl --size published --batch 32",
         "posterior --part svgd --counts 512 4096",
     ),

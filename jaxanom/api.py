@@ -17,6 +17,7 @@ from jaxanom.evaluation import calibration, protocols, runner, validation
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import distributed, placement, rules
+from jaxanom.parallel import mesh as meshes
 from jaxanom.report import detections, runs
 from jaxanom.training import loop, selection
 from jaxanom.types import Frozen, Params, Predictions
@@ -207,7 +208,7 @@ def predict(
         )
     number = known.index(category) if category else 0
     size = min(run.prepared.config.data.batch_size, count)
-    apply = jax.jit(run.prepared.method.predict)
+    apply = jax.jit(meshes.bound(run.prepared.method.predict, run.prepared.mesh))
     parts = []
     for start in range(0, count, size):
         # The last batch is filled up with its own rows: one shape, one program.
@@ -282,7 +283,7 @@ def evaluate(
     prepared = run.prepared
     dataset, division = prepared.dataset, prepared.division
     key = jax.random.key(prepared.config.seed)
-    apply = jax.jit(prepared.method.predict)
+    apply = jax.jit(meshes.bound(prepared.method.predict, prepared.mesh))
     rescale = prepared.method.rescale
     protocol = protocols.image_detection(rescale)
     if catalog.has_masks(dataset, division.test):
@@ -376,7 +377,7 @@ def generated_rows(
     prepared = run.prepared
     settings = prepared.config.generate
     return drawing.rows(
-        jax.jit(prepared.method.generate),
+        jax.jit(meshes.bound(prepared.method.generate, prepared.mesh)),
         run.params,
         run.frozen,
         pools.training_part(prepared.dataset, prepared.division),

@@ -250,7 +250,8 @@ def batch_maker(
     config, data = prepared.config, prepared.config.data
     transform = _transform(config, prepared.dataset, prepared.division)
     if prepared.method.encode is not None:
-        used, encode = used_pools(mixtures), jax.jit(prepared.method.encode)
+        used = used_pools(mixtures)
+        encode = jax.jit(meshes.bound(prepared.method.encode, prepared.mesh))
         sources = {
             name: encoded(config, encode, frozen, source, transform)
             for name, source in sources.items()

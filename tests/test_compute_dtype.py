@@ -131,7 +131,8 @@ def unexpected(found):
 
 @pytest.fixture(autouse=True)
 def lowering_for_an_accelerator(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    # Without a kernel, whose products nobody could read.
+    monkeypatch.setattr(attention, "fusing_platform", lambda: "other")
 
 
 def config_of(recipe, backbone, dtype):
@@ -209,16 +210,15 @@ def test_a_float32_network_is_found(tiny_backbone):
     config = config_of("defect_generation/foundry.py", tiny_backbone, "float32")
     _, found = next(programs(config))
     assert {
-        ("models/attention.py", "_fused"),
+        ("models/attention.py", "_matmul"),
         ("models/layers.py", "ResidualBlock.__call__"),
     } <= set(unexpected(found))
     assert len(found) == sum(unexpected(found).values())
 
 
-@pytest.mark.parametrize("form", ["matmul", "fused"])
-def test_both_directions_of_attention_multiply_bfloat16(form):
+def test_both_directions_of_attention_multiply_bfloat16():
     def loss(*arrays):
-        return attention.dot_product(*arrays, implementation=form).sum()
+        return attention.dot_product(*arrays).sum()
 
     array = jax.ShapeDtypeStruct((2, 6, 2, 4), jnp.bfloat16)
     found = lowered(jax.grad(loss, (0, 1, 2)), array, array, array)

@@ -2,27 +2,38 @@
 
 All forms compute softmax(q k^T / sqrt(D) + bias) v with the softmax in float32:
 
-* "matmul": batched matrix products; best on CPU for small and cross attention.
-* "lean": one head at a time, a long one in blocks of rows, with a hand-written backward
-  pass; several times faster than "matmul" on CPU once the attention matrix leaves the
+* "matmul": batched matrix products; best for short sequences, and the only one that
+  takes a bias.
+* "lean": CPU; one head at a time, a long one in blocks of rows, with a hand-written
+  backward pass; several times faster than "matmul" once the attention matrix leaves the
   cache. Reverse mode only.
-* "fused": `jax.nn.dot_product_attention`, which GPU and TPU compilers know.
+* "cudnn": NVIDIA GPUs; the fused attention of cuDNN, bfloat16 or float16 only.
+* "flash": TPUs; `models.flash`. Reverse mode only.
+
+The last two never write the attention matrix. What they gain was not measured.
 """
 
 import functools
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from jaxanom.models import flash
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
 
-Implementation = Literal["matmul", "lean", "fused"]
+Implementation = Literal["matmul", "lean", "cudnn", "flash"]
 
 LEAN_MIN_SIZE, LEAN_MIN_SIDE = 2**15, 64
 """Sq * Sk, and the lesser of both, from which a CPU does "lean" as fast as "matmul"."""
+
+CUDNN_MIN_SIDE, FLASH_MIN_SIDE = 256, 1024
+"""The lesser of Sq and Sk from which a GPU does "cudnn", a TPU "flash"; a guess."""
+
+CUDNN_MIN_CAPABILITY = (8, 0)
 
 BLOCK_SIZE = 2**20
 """Entries of the attention matrix that "lean" holds at a time; 4 MB, near the cache."""
@@ -42,13 +53,13 @@ def dot_product(
       key, value: [B, Sk, H, D].
       bias: [B or 1, H or 1, Sq or 1, Sk], added to the logits; None for none.
       implementation: one of the forms of this file; None lets `choose` pick from the
-        backend and the static shapes.
+        devices that the program is traced for, the static shapes and the dtype.
 
     Returns:
       [B, Sq, H, D] in the dtype of `query`.
 
     Raises:
-      ValueError: unknown implementation, or "lean" together with a bias.
+      ValueError: unknown implementation, or another than "matmul" together with a bias.
     """
     chex.assert_rank([query, key, value], 4)
     chex.assert_equal_shape([key, value])
@@ -60,35 +71,67 @@ def dot_product(
             bias, ({1, num_batch}, {1, num_heads}, {1, num_query}, num_key)
         )
     if implementation is None:
-        implementation = choose(
-            jax.default_backend(), query.shape[1], key.shape[1], bias is not None
-        )
+        implementation = choose(query, key, bias is not None, fusing_platform())
     if implementation == "matmul":
         return _matmul(query, key, value, bias)
-    if implementation == "fused":
-        return _fused(query, key, value, bias)
-    if implementation != "lean":
+    forms = {"lean": _lean, "cudnn": _cudnn, "flash": flash.attend}
+    if implementation not in forms:
         raise ValueError(
-            f"implementation={implementation!r} is unknown; use 'matmul', 'lean', "
-            "'fused' or None"
+            f"implementation={implementation!r} is unknown; use 'matmul', "
+            f"{', '.join(map(repr, forms))} or None"
         )
     if bias is not None:
         raise ValueError(
-            "implementation='lean' takes no bias; use 'matmul' or leave it None"
+            f"implementation={implementation!r} takes no bias; use 'matmul' or leave "
+            "it None"
         )
-    return _lean(query, key, value)
+    return forms[implementation](query, key, value)
 
 
-def choose(
-    backend: str, num_query: int, num_key: int, has_bias: bool
-) -> Implementation:
-    """Returns the form for a backend name and static sizes; see the module text."""
-    if backend != "cpu":
-        return "fused"
-    small = (
-        num_query * num_key < LEAN_MIN_SIZE or min(num_query, num_key) < LEAN_MIN_SIDE
-    )
-    return "matmul" if has_bias or small else "lean"
+def choose(query: Any, key: Any, has_bias: bool, platform: str) -> Implementation:
+    """Returns the form for a platform and static shapes; see the module text.
+
+    Args:
+      query, key: arrays or shapes, [B, Sq, H, D] and [B, Sk, H, D].
+      has_bias: whether logits get one.
+      platform: see `fusing_platform`.
+    """
+    num_query, num_key, width = query.shape[1], key.shape[1], query.shape[3]
+    shorter = min(num_query, num_key)
+    if has_bias:
+        return "matmul"
+    if platform == "cpu" and shorter >= LEAN_MIN_SIDE:
+        return "lean" if num_query * num_key >= LEAN_MIN_SIZE else "matmul"
+    if platform == "cuda" and shorter >= CUDNN_MIN_SIDE:
+        narrow = query.dtype in (jnp.bfloat16, jnp.float16)
+        return "cudnn" if narrow and width <= 128 and width % 8 == 0 else "matmul"
+    if platform == "tpu" and shorter >= FLASH_MIN_SIDE:
+        return "flash" if width <= flash.TILE or width % flash.TILE == 0 else "matmul"
+    return "matmul"
+
+
+def fusing_platform() -> str:
+    """Returns "cpu", "cuda" or "tpu", or "other" where no kernel can be relied on.
+
+    That of the mesh which the program is traced for (`parallel.mesh.bound`), whose
+    devices need not be attached; else this machine's. A TPU program for several devices
+    of which nobody told the mesh is "other": its kernels could not be split.
+    """
+    mesh = meshes.traced_for()
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    if device.platform == "gpu":
+        return "cuda" if _has_cudnn(device) else "other"
+    if device.platform == "tpu" and mesh is None and jax.device_count() > 1:
+        return "other"
+    return device.platform if device.platform in ("cpu", "tpu") else "other"
+
+
+def _has_cudnn(device: Any) -> bool:
+    """Whether cuDNN's fused attention runs there: NVIDIA, Ampere or later."""
+    if "cuda" not in device.client.platform_version:
+        return False
+    found = tuple(int(part) for part in device.compute_capability.split("."))
+    return found >= CUDNN_MIN_CAPABILITY
 
 
 def products(equation: str, query: Array, key: Array) -> Array:
@@ -140,12 +183,8 @@ def _matmul(query: Array, key: Array, value: Array, bias: Array | None) -> Array
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
 
 
-def _fused(query: Array, key: Array, value: Array, bias: Array | None) -> Array:
-    if bias is not None:
-        # The library wants the query and key axes of the bias in full.
-        full = (*bias.shape[:2], query.shape[1], key.shape[1])
-        bias = jnp.broadcast_to(bias.astype(jnp.float32), full)
-    return jax.nn.dot_product_attention(query, key, value, bias=bias)
+def _cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
 def _lean(query: Array, key: Array, value: Array) -> Array:

@@ -1,7 +1,11 @@
 """Devices -> mesh. One device is a mesh of one; nobody writes a second code path."""
 
+import contextlib
+import contextvars
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +17,10 @@ AXES = ("data", "fsdp", "model", "particle")
 
 BATCH_AXES = ("data", "fsdp")
 PARTICLE_AXIS = "particle"
+
+_TRACED_FOR: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar(
+    "traced_for", default=None
+)
 
 
 def make_mesh(
@@ -44,6 +52,36 @@ def make_mesh(
 def num_batch_shards(mesh: Mesh) -> int:
     """Returns into how many parts the rows of a batch are split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
+
+
+def traced_for() -> Mesh | None:
+    """Returns the mesh that a program is being traced for, where `bound` told it."""
+    return _TRACED_FOR.get()
+
+
+def bound(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """Returns the function, in which `traced_for()` is the mesh; to be jitted.
+
+    The compiler splits almost everything by itself. A hand-written kernel it cannot
+    split; what traces one asks here for which devices, which need not be this
+    machine's.
+    """
+
+    @functools.wraps(function)
+    def traced(*args, **keywords):
+        with _tracing_for(mesh):
+            return function(*args, **keywords)
+
+    return traced
+
+
+@contextlib.contextmanager
+def _tracing_for(mesh: Mesh) -> Iterator[None]:
+    token = _TRACED_FOR.set(mesh)
+    try:
+        yield
+    finally:
+        _TRACED_FOR.reset(token)
 
 
 def _resolve(sizes: tuple[int, ...], num_devices: int) -> tuple[int, ...]:

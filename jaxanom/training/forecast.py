@@ -96,6 +96,7 @@ def of_step(
         accumulate=stage.config.accumulate,
         state_shardings=state.shardings(args[0], mesh),
         frozen_shardings=placement.fetched_shardings(frozen, mesh),
+        mesh=mesh,
     )
     start = time.perf_counter()
     traced = built.apply.trace(*args)

@@ -205,6 +205,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
         accumulate=stage.config.accumulate,
         state_shardings=state.shardings(carried, job.mesh),
         frozen_shardings=placement.fetched_shardings(start.frozen, job.mesh),
+        mesh=job.mesh,
     )
     compiled: dict[Any, meter.Compiled] = {}
     watch = meter.Meter(job.mesh.size, job.config.peak_flops)

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from jaxanom import trees
 from jaxanom.contracts import LossFn
+from jaxanom.parallel import mesh as meshes
 from jaxanom.training.state import TrainState
 from jaxanom.types import Array, Batch, Frozen, Metrics, Params, PRNGKey
 
@@ -36,6 +38,7 @@ def make_step(
     accumulate: int = 1,
     state_shardings: Any = None,
     frozen_shardings: Any = None,
+    mesh: Mesh | None = None,
 ) -> Step:
     """Builds the step of one phase.
 
@@ -54,6 +57,7 @@ def make_step(
       state_shardings: where the new state lives; None leaves it to the compiler.
       frozen_shardings: where `frozen` is brought first, from the host's memory; None:
         it is there.
+      mesh: of the devices that run it, for kernels that only we can split; None: one.
     """
     traces = []
     one = pure_step(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
@@ -64,6 +68,8 @@ def make_step(
             frozen = jax.device_put(frozen, frozen_shardings)
         return one(state, fixed, frozen, batch)
 
+    if mesh is not None:
+        step = meshes.bound(step, mesh)
     # Metrics are read on every process, so every device holds them.
     whole = None if state_shardings is None else state_shardings.step
     apply = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, whole))

@@ -1,11 +1,15 @@
+import types
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxanom.models import attention
+from jaxanom.parallel import mesh as meshes
 
-FORMS = ("matmul", "lean", "fused")
+FORMS = ("matmul", "lean")  # those that a CPU runs; "flash": test_flash.py
 
 
 def draw(seed, num_query=24, num_key=17, num_batch=2, num_heads=3, width=8):
@@ -50,21 +54,20 @@ def test_every_form_has_the_gradient_of_matmul(form):
         np.testing.assert_allclose(one, other, atol=1e-5)  # float32, 24-term sums
 
 
-@pytest.mark.parametrize("form", ("matmul", "fused"))
 @pytest.mark.parametrize("shape", ((2, 3, 24, 17), (1, 1, 24, 17), (2, 1, 1, 17)))
-def test_bias_is_added_to_the_logits(form, shape):
+def test_bias_is_added_to_the_logits(shape):
     query, key, value = draw(3)
     bias = np.random.default_rng(4).normal(size=shape).astype(np.float32)
-    out = attention.dot_product(query, key, value, bias, implementation=form)
+    out = attention.dot_product(query, key, value, bias)
     np.testing.assert_allclose(out, by_hand(query, key, value, bias), atol=2e-6)
     # Negative control: without it the result differs.
-    plain = attention.dot_product(query, key, value, implementation=form)
+    plain = attention.dot_product(query, key, value)
     assert float(jnp.abs(out - plain).max()) > 0.05
 
 
 def test_lean_equals_matmul_at_the_size_it_is_chosen_for():
     query, key, value = draw(5, 512, 512, 1, 1, 8)
-    assert attention.choose("cpu", 512, 512, False) == "lean"
+    assert attention.choose(query, key, False, "cpu") == "lean"
     forms = [
         attention.dot_product(query, key, value, implementation=form)
         for form in ("lean", "matmul")
@@ -127,19 +130,104 @@ def test_bfloat16_in_bfloat16_out_within_its_resolution(form):
     )
 
 
-def test_choice_follows_backend_and_size():
-    assert attention.choose("cpu", 197, 197, False) == "lean"
-    assert attention.choose("cpu", 77, 77, False) == "matmul"
-    assert attention.choose("cpu", 4096, 16, False) == "matmul"
-    assert attention.choose("cpu", 1024, 1024, True) == "matmul"
-    assert attention.choose("gpu", 1024, 1024, False) == "fused"
-    assert attention.choose("tpu", 16, 16, True) == "fused"
+@pytest.mark.parametrize(
+    "platform, num_query, num_key, width, dtype, wanted",
+    [
+        ("cpu", 197, 197, 64, "float32", "lean"),
+        ("cpu", 77, 77, 64, "float32", "matmul"),
+        ("cpu", 4096, 16, 40, "float32", "matmul"),
+        ("cuda", 4096, 4096, 40, "bfloat16", "cudnn"),
+        ("cuda", 1370, 1370, 64, "float16", "cudnn"),
+        ("cuda", 4096, 4096, 40, "float32", "matmul"),
+        ("cuda", 4096, 77, 40, "bfloat16", "matmul"),
+        ("cuda", 4096, 4096, 160, "bfloat16", "matmul"),
+        ("cuda", 4096, 4096, 36, "bfloat16", "matmul"),
+        ("tpu", 4096, 4096, 40, "bfloat16", "flash"),
+        ("tpu", 1370, 1370, 64, "float32", "flash"),
+        ("tpu", 4096, 4096, 512, "bfloat16", "flash"),
+        ("tpu", 4096, 4096, 160, "bfloat16", "matmul"),
+        ("tpu", 4096, 77, 40, "bfloat16", "matmul"),
+        ("other", 4096, 4096, 40, "bfloat16", "matmul"),
+    ],
+)
+def test_choice_follows_platform_and_size(
+    platform, num_query, num_key, width, dtype, wanted
+):
+    query, key = (
+        jax.ShapeDtypeStruct((2, size, 8, width), dtype)
+        for size in (num_query, num_key)
+    )
+    assert attention.choose(query, key, False, platform) == wanted
+    assert attention.choose(query, key, True, platform) == "matmul", "with a bias"
+
+
+def device(platform, version="", capability=""):
+    client = types.SimpleNamespace(platform_version=version)
+    return types.SimpleNamespace(
+        platform=platform, client=client, compute_capability=capability
+    )
+
+
+@pytest.mark.parametrize(
+    "found, wanted",
+    [
+        (device("cpu"), "cpu"),
+        (device("tpu"), "tpu"),
+        (device("gpu", "cuda 12090", "9.0"), "cuda"),
+        (device("gpu", "cuda 12090", "10.3"), "cuda"),
+        (device("gpu", "cuda 12090", "7.5"), "other"),
+        (device("gpu", "rocm 60400", "gfx90a"), "other"),
+        (device("metal"), "other"),
+    ],
+)
+def test_kernels_are_those_of_the_machine(monkeypatch, found, wanted):
+    monkeypatch.setattr(jax, "devices", lambda: [found])
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert attention.fusing_platform() == wanted
+
+
+def test_a_mesh_decides_over_the_machine(monkeypatch):
+    class Mesh(NamedTuple):
+        devices: np.ndarray
+
+    def asked():
+        return attention.fusing_platform()
+
+    assert asked() == "cpu"
+    tpus = Mesh(np.array([device("tpu")] * 4))
+    assert meshes.bound(asked, tpus)() == "tpu"
+    assert asked() == "cpu", "it does not stay"
+    # Nobody told for which of the TPUs: a kernel could not be split.
+    monkeypatch.setattr(jax, "devices", lambda: [device("tpu")] * 4)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    assert asked() == "other"
+
+
+def test_cudnn_takes_what_is_chosen_for_it(monkeypatch):
+    fused = pytest.importorskip("jax._src.cudnn.fused_attention_stablehlo")
+    monkeypatch.setattr(fused, "check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(fused, "check_compute_capability", lambda wanted: False)
+    monkeypatch.setattr(fused, "is_cuda_compute_capability_equal", lambda wanted: False)
+
+    def loss(*args):
+        return jnp.sum(attention.dot_product(*args).astype(jnp.float32) ** 2)
+
+    shape = jax.ShapeDtypeStruct((2, 1370, 8, 40), jnp.bfloat16)
+
+    def products(platform):
+        monkeypatch.setattr(attention, "fusing_platform", lambda: platform)
+        traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(shape, shape, shape)
+        lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+        return lowered.count("dot_general")
+
+    assert products("cuda") == 0, "all of it is one kernel"
+    assert products("other") > 3
 
 
 def test_bad_arguments_say_what_to_change():
     query, key, value = draw(9)
-    with pytest.raises(ValueError, match="unknown; use 'matmul'"):
-        attention.dot_product(query, key, value, implementation="flash")
+    with pytest.raises(ValueError, match="unknown; use 'matmul', 'lean', 'cudnn'"):
+        attention.dot_product(query, key, value, implementation="fused")
     with pytest.raises(ValueError, match="takes no bias"):
         attention.dot_product(
             query, key, value, jnp.zeros((1, 1, 24, 17)), implementation="lean"

@@ -21,6 +21,7 @@ from jaxanom.contracts import LossFn
 from jaxanom.methods.adp import crops, model, windows
 from jaxanom.methods.adp.objective import TokenData
 from jaxanom.models import prompts
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Metrics, Params, PRNGKey
 
 TokenLoss = Callable[[Array, TokenData, Params, PRNGKey], tuple[Array, Metrics]]
@@ -111,7 +112,7 @@ def invert_all(
         return jax.jit(all_tokens)(start, data, params, keys)
     split, whole = NamedSharding(mesh, P("particle")), NamedSharding(mesh, P())
     start, data, keys = jax.device_put((start, data, keys), split)
-    return jax.jit(all_tokens, out_shardings=split)(
+    return jax.jit(meshes.bound(all_tokens, mesh), out_shardings=split)(
         start, data, jax.device_put(params, whole), keys
     )
 
