@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom.models import flash
+from jaxanom.parallel import kernels
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
 
@@ -74,7 +75,7 @@ def dot_product(
         implementation = choose(query, key, bias is not None, fusing_platform())
     if implementation == "matmul":
         return _matmul(query, key, value, bias)
-    forms = {"lean": _lean, "cudnn": _cudnn, "flash": flash.attend}
+    forms = {"lean": _split_lean, "cudnn": _cudnn, "flash": flash.attend}
     if implementation not in forms:
         raise ValueError(
             f"implementation={implementation!r} is unknown; use 'matmul', "
@@ -197,6 +198,9 @@ def _lean(query: Array, key: Array, value: Array) -> Array:
     out = _per_head(heads_first(query), heads_first(key), heads_first(value))
     out = out.reshape(num_batch, num_heads, num_query, width)
     return out.transpose(0, 2, 1, 3).astype(query.dtype)  # [B, Sq, H, D]
+
+
+_split_lean = kernels.over_devices(_lean)
 
 
 @jax.custom_vjp

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxanom.models import attention, positions, recompute
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
 
 ACTIVATIONS = {
@@ -190,6 +191,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, hidden: Array, bias: Array | None) -> Array:
         """[B, S, D], additive bias [1, 1, S, S] -> [B, S, D]."""
+        hidden = meshes.rows_stay(hidden)
         normed = _layer_norm(self.config, "layer_norm1")(hidden).astype(self.dtype)
         attend = SelfAttention(self.config, self.dtype, name="self_attn")
         hidden = hidden + attend(normed, bias)

@@ -1,20 +1,16 @@
 """Attention for TPUs that never writes the attention matrix (arXiv 2205.14135).
 
 The kernel is jax's own, `jax.experimental.pallas.ops.tpu.flash_attention`. The compiler
-cannot split a kernel over devices, so this file says how: by examples and heads, with
-all positions on each; and `vmap` adds examples, so that these are split like any other.
+cannot split it over devices, so that is done by examples and heads, with all positions
+on each; and `vmap` adds examples, which are split like any other.
 """
 
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.sharding import PartitionSpec as P
 
-from jaxanom.parallel import mesh as meshes
-from jaxanom.parallel.mesh import BATCH_AXES, PARTICLE_AXIS
+from jaxanom.parallel import kernels
 from jaxanom.types import Array
 
 TILE = 128
@@ -119,39 +115,6 @@ def _blocks(num_query: int, num_key: int, width: int) -> Any:
     )
 
 
-def _over_devices(function: Any) -> Any:
-    """Returns the function, split over the devices that it is traced for.
-
-    Args:
-      function: arrays [B, S, H, D] -> one of them, or a tuple.
-    """
-
-    def split(*arrays):
-        mesh = meshes.traced_for()
-        if mesh is None or mesh.size == 1:
-            return function(*arrays)
-        examples, _, heads, _ = arrays[0].shape
-        spec = P(_axes_of(examples, mesh), None, _axes_of(heads, mesh, ("model",)))
-        # What the kernel writes tells nothing of the devices that it was written on.
-        return jax.shard_map(
-            function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
-        )(*arrays)
-
-    return split
-
-
-def _axes_of(
-    size: int, mesh: Mesh, axes: tuple[str, ...] = (PARTICLE_AXIS, *BATCH_AXES)
-) -> tuple[str, ...]:
-    """Returns the axes, the first ones left out until they divide the size.
-
-    Tokens that `vmap` runs side by side are split over particles and become examples.
-    """
-    while size % math.prod(mesh.shape[axis] for axis in axes):
-        axes = axes[1:]
-    return axes
-
-
 def _under_vmap(function: Any) -> Any:
     """Returns the function, whose `vmap` makes more examples of what it maps over."""
 
@@ -173,5 +136,10 @@ def _under_vmap(function: Any) -> Any:
     return batched
 
 
-_forward = _under_vmap(_over_devices(_on_one_device))
-_backward = _under_vmap(_over_devices(_gradients_on_one_device))
+def _split(function: Any) -> Any:
+    # Tokens that `vmap` runs side by side are split over particles; see `_under_vmap`.
+    return kernels.over_devices(function, kernels.EXAMPLES_OF_PARTICLES)
+
+
+_forward = _under_vmap(_split(_on_one_device))
+_backward = _under_vmap(_split(_gradients_on_one_device))

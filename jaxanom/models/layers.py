@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from jaxanom.models import attention
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
 
 
@@ -159,6 +160,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, inputs: Array, time_embedding: Array | None = None) -> Array:
         """Maps [B, H, W, C] (and [B, D]) to [B, H, W, features]."""
         norm = functools.partial(GroupNorm, self.num_groups, self.epsilon, self.dtype)
+        inputs = meshes.rows_stay(inputs)
         hidden = nn.silu(norm(name="norm1")(inputs))
         hidden = conv3x3(self.features, "conv1", self.dtype)(hidden)
         if time_embedding is not None:
@@ -206,7 +208,8 @@ class Upsample(nn.Module):
     @nn.compact
     def __call__(self, inputs: Array) -> Array:
         """Maps [B, H, W, C] to [B, 2H, 2W, features]."""
-        return conv3x3(self.features, "conv", self.dtype)(enlarge(inputs))
+        inputs = meshes.rows_stay(enlarge(inputs))
+        return conv3x3(self.features, "conv", self.dtype)(inputs)
 
 
 class Attention(nn.Module):
@@ -284,6 +287,7 @@ class TransformerBlock(nn.Module):
             nn.LayerNorm, epsilon=1e-5, dtype=self.dtype, use_fast_variance=False
         )
         attend = functools.partial(Attention, self.num_heads, self.dtype)
+        tokens, context = meshes.rows_stay(tokens), meshes.rows_stay(context)
         normal = norm(name="norm1")(tokens)
         if self.only_cross_attention:
             tokens = tokens + attend(name="attn1")(normal, context, bias)

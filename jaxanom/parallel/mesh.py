@@ -9,7 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from jaxanom.types import Array
 
 AXES = ("data", "fsdp", "model", "particle")
 """`data` and `fsdp` split the batch; `fsdp` also splits weights and optimiser state;
@@ -73,6 +76,21 @@ def bound(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
             return function(*args, **keywords)
 
     return traced
+
+
+def rows_stay(array: Array) -> Array:
+    """Says of activations [B, ...] that each device keeps its rows, and all of them.
+
+    Where weights are split, a compiler left alone may leave them where they are and
+    send activations around, which are many times as large. Without split weights, or
+    outside of `bound`, this does nothing.
+    """
+    mesh = traced_for()
+    if mesh is None or mesh.shape["fsdp"] * mesh.shape["model"] == 1:
+        return array
+    if array.shape[0] % num_batch_shards(mesh):
+        return array
+    return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(BATCH_AXES)))
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from jaxanom.contracts import Phase
-from jaxanom.models import initialise
+from jaxanom.models import backbones, initialise, unet
 from jaxanom.parallel import collectives, mesh, placement, rules
 from jaxanom.posterior import fields, sharded, svgd, transport
 from jaxanom.training import forecast, optimizer, plan
@@ -218,3 +218,43 @@ def test_a_frozen_tower_on_the_host_is_split_there_and_sent_no_more_often():
     assert moved.host == plain.frozen == MATRICES / 8 + VECTORS
     assert (moved.frozen, plain.host) == (0, 0)
     assert moved.received == plain.received > 0
+
+
+def unet_received():
+    """Noise regression by a UNet on eight parts; in sizes of its weights."""
+    config = unet.UNetConfig(
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 128),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+    )
+    module = unet.UNet(config, remat="full")
+
+    def loss(params, frozen, batch, key):
+        found = module.apply(
+            {"params": params},
+            batch["latents"],
+            jnp.zeros(len(batch["latents"]), jnp.int32),
+            batch["context"],
+        )
+        return jnp.mean(found**2), {}
+
+    params = backbones.abstract(module, *backbones.unet_example(config))
+    batch = {"latents": float32(16, 64, 64, 4), "context": float32(16, 8, 32)}
+    stage = plan.Stage(Phase("fit", loss), optimizer.OptimizerConfig(), 0, 0)
+    found = forecast.of_step(stage, params, {}, batch, mesh.make_mesh(1, 8))
+    whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
+    return found.forecast.received / whole
+
+
+def test_weights_travel_and_activations_stay(monkeypatch):
+    # Gathered for the forward pass and for each of the two backward ones, and summed,
+    # which takes twice the bytes: 5 x 7/8 of the weights at most.
+    most = 5 * 7 / 8 * SLACK
+    assert unet_received() <= most
+    # Negative control: left alone, the compiler sends activations around.
+    monkeypatch.setattr(mesh, "rows_stay", lambda array: array)
+    assert unet_received() > 1.2 * most

@@ -1,6 +1,6 @@
-"""How the TPU kernel is split, on eight devices; started by `test_in_own_process.py`.
+"""How attention is split, on eight devices; started by `test_in_own_process.py`.
 
-Eight TPUs cannot be interpreted here, so the kernel is stood in for by its formula.
+Eight TPUs cannot be interpreted here, so their kernel is stood in for by its formula.
 """
 
 import jax
@@ -70,18 +70,37 @@ def test_examples_and_heads_are_split(sizes, shape, part):
         np.testing.assert_allclose(one, other, atol=1e-5)  # float32, 130 terms
 
 
+@pytest.mark.parametrize(
+    "sizes, shape", [((2, 2, 2, 1), (8, 70, 2, 8)), ((2, 2, 2, 1), (6, 70, 3, 8))]
+)
+def test_loops_over_examples_are_split_and_keep_their_gradients(sizes, shape):
+    mesh, arrays = meshes.make_mesh(*sizes), draw(shape)
+
+    def lean(*arrays):
+        return attention.dot_product(*arrays, implementation="lean")
+
+    found = jax.jit(meshes.bound(with_gradients(lean), mesh))(*arrays)
+    wanted = with_gradients(plain)(*arrays)
+    for one, other in zip(*map(jax.tree.leaves, (found, wanted)), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)  # float32, 70 terms
+
+
 def test_nothing_is_sent_where_the_rows_are_already():
     mesh = meshes.make_mesh(2, 2, 2)
     places = NamedSharding(mesh, P(meshes.BATCH_AXES, None, "model"))
     shape = jax.ShapeDtypeStruct((8, 130, 2, 8), jnp.float32, sharding=places)
 
-    def received(attend):
-        program = jax.jit(meshes.bound(attend, mesh)).lower(shape, shape, shape)
+    def received(attend, told=True):
+        function = meshes.bound(attend, mesh) if told else attend
+        program = jax.jit(function).lower(shape, shape, shape)
         return collectives.received_bytes(program.compile().as_text(), mesh.size)
 
-    assert received(flash.attend) == 0
-    # Negative control: mixing heads has to send.
-    assert received(lambda *args: flash.attend(*args).sum(2)) > 0
+    def lean(*arrays):
+        return attention.dot_product(*arrays, implementation="lean")
+
+    assert received(flash.attend) == received(lean) == 0
+    # Negative control: where nobody says that the loop splits, all devices run all.
+    assert received(lean, told=False) >= 3 * 8 * 130 * 2 * 8 * 4 / 2
 
 
 def test_mapped_tokens_become_examples_and_stay_where_they_are():
