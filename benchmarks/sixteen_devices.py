@@ -163,14 +163,11 @@ def measure(name: str, topology: str) -> dict[str, Any]:
     import jax
 
     from jaxanom.parallel import mesh as meshes
+    from jaxanom.parallel import topology as topologies
     from jaxanom.training import forecast, optimizer, plan
 
     case = CASES[name]
-    devices = jax.devices()
-    if topology:
-        from jax.experimental import topologies
-
-        devices = topologies.get_topology_desc(topology, "tpu").devices
+    devices = topologies.devices(topology) if topology else jax.devices()
     mesh = meshes.make_mesh(**{"data": 1, **case.mesh}, devices=devices)
     subject = {"sd15": sd15, "bayes_pfl": bayes_pfl}[case.subject]
     phase, params, frozen, batch = subject(case)

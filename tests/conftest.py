@@ -17,6 +17,7 @@ from jaxanom.cli import config_file
 from jaxanom.data.foundry import names
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
+from jaxanom.parallel import topology
 
 # The suite compiles thousands of programs and runs each once: half of the optimiser's
 # work is worth more than quick code. Processes that the tests start inherit it;
@@ -368,3 +369,10 @@ def whole_job(generation_config, tmp_path_factory) -> Job:
         page, table = workflow.generate_then_detect(config, directory)
         unread = keys.unread(config)
     return Job(config, directory, page, table, unread)
+
+
+@pytest.fixture(scope="session")
+def v5e():
+    """Sixteen TPUs that nobody has, to compile for; extra `tpu` brings the compiler."""
+    pytest.importorskip("libtpu")
+    return topology.devices("v5e:4x4")

@@ -1,11 +1,15 @@
 """What a dry run prints is what a training would hold; it writes and trains nothing."""
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxanom import dry_run, prepared, trees
 from jaxanom.cli import config_file, main
+from jaxanom.contracts import Phase
 from jaxanom.parallel import memory
+from jaxanom.parallel import mesh as meshes
+from jaxanom.training import forecast, optimizer, plan
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,30 @@ def test_flags_that_do_not_go_together_are_refused(words, message, capsys):
     recipe = "configs/downstream/foundry.py:smoke"
     assert main.main(["train", f"--config={recipe}", *words]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_training_is_compiled_for_tpus_that_nobody_has(v5e, capsys):
+    words = ["--config=configs/app/foundry.py:smoke", "--config.data.batch_size=16"]
+    words += ["--compile_only", "--topology=v5e:4x4", "--config.mesh.particle=2"]
+    assert main.main(["train", *words, "--config.mesh.data=8"]) == 0
+    text = capsys.readouterr().out
+    assert f"16 x {v5e[0].device_kind}" in text and "phase particles" in text
+
+
+def test_what_their_compiler_cannot_fit_names_the_keys_to_change(v5e):
+    def loss(params, frozen, batch, key):
+        return jnp.mean(jnp.tanh(batch["x"] @ params["w"]) @ params["w"]), {}
+
+    def shape(*sizes):
+        return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+    stage = plan.Stage(Phase("fit", loss), optimizer.OptimizerConfig(), 0, 0)
+    mesh, batch = meshes.make_mesh(16, devices=v5e), {"x": shape(64, 50_000)}
+    with pytest.raises(ValueError, match=r"(?s)'fit' does not fit.*fsdp.*15.75G"):
+        forecast.of_step(stage, {"w": shape(50_000, 50_000)}, {}, batch, mesh)
+
+
+def test_an_unknown_topology_is_refused(capsys):
+    words = ["--config=configs/app/foundry.py:smoke", "--compile_only"]
+    assert main.main(["train", *words, "--topology=v5e:nope"]) == 2
+    assert "--devices=16 simulates" in capsys.readouterr().err

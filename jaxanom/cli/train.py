@@ -86,22 +86,11 @@ def _set_up_jax(arguments: argparse.Namespace) -> None:
 
 def _forecast(arguments: argparse.Namespace, config: Any) -> None:
     from jaxanom import dry_run
+    from jaxanom.parallel import topology
 
-    devices = _topology(arguments.topology) if arguments.topology else None
+    devices = topology.devices(arguments.topology) if arguments.topology else None
     limit = int(arguments.device_memory * 2**30) or None
     found = dry_run.of_config(config, arguments.run, devices, limit)
     print(dry_run.text(found))
     if limit or not arguments.compile_only:
         dry_run.check_fits(found)
-
-
-def _topology(name: str) -> Any:
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(name, "tpu").devices
-    except Exception as error:  # libtpu is missing, or knows no such topology
-        raise ValueError(
-            f"--topology={name}: {error}. It needs the extra `tpu` and a name such as "
-            "v5e:4x4; --devices=16 simulates devices without it"
-        ) from error

@@ -16,6 +16,11 @@ from jaxanom.parallel import collectives, placement, rules
 from jaxanom.training import checkpoint, optimizer, plan, state, step
 from jaxanom.types import Batch, Frozen, Params
 
+_LESS_WORKING = (
+    "config.phases.<name>.accumulate, a smaller config.data.batch_size or "
+    "config.model.remat"
+)
+
 
 class Forecast(NamedTuple):
     """One phase's step. Bytes are those of one device.
@@ -81,8 +86,9 @@ def of_step(
       ema_decay, offload_frozen: see `plan.TrainConfig`.
 
     Raises:
-      ValueError: a leaf or the batch does not split over the mesh, or the host's memory
-        is asked for where there is none.
+      ValueError: a leaf or the batch does not split over the mesh, the host's memory
+        is asked for where there is none, or the devices' compiler finds no plan that
+        fits their memory.
     """
     tx = optimizer.make(stage.config, stage.phase.transport)
     frozen = checkpoint.abstract(
@@ -100,7 +106,7 @@ def of_step(
     )
     start = time.perf_counter()
     traced = built.apply.trace(*args)
-    program = traced.lower().compile()
+    program = _compile(traced, stage.name, mesh)
     seconds = time.perf_counter() - start
     count = flops.count_jaxpr(traced.jaxpr.jaxpr)
     carried, fixed, _, _ = args
@@ -134,8 +140,7 @@ def check_fits(found: Forecast, limit: int | None) -> None:
     if limit is None or found.total <= limit:
         return
     remedies = {
-        "working": "config.phases.<name>.accumulate, a smaller config.data.batch_size "
-        "or config.model.remat",
+        "working": _LESS_WORKING,
         "frozen": "config.mesh.fsdp, which splits frozen towers too, or "
         "config.train.offload_frozen",
     }
@@ -185,6 +190,22 @@ def _arguments(
     rows = rules.rows(mesh)
     batch = checkpoint.abstract(batch, jax.tree.map(lambda leaf: rows, batch))
     return carried, fixed, frozen, batch
+
+
+def _compile(traced: Any, phase: str, mesh: Mesh) -> Any:
+    """Compiles a traced step; says what to do where no plan fits the memory."""
+    try:
+        return traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        said = str(error)
+        if "RESOURCE_EXHAUSTED" not in said:
+            raise
+        kind = mesh.devices.flat[0].device_kind
+        raise ValueError(
+            f"phase {phase!r} does not fit a device of kind {kind}; try "
+            f"config.mesh.fsdp, {_LESS_WORKING}. Its compiler says: "
+            f"{said.splitlines()[0]}"
+        ) from error
 
 
 def _working(program: Any) -> int:
