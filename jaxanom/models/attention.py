@@ -10,7 +10,7 @@ All forms compute softmax(q k^T / sqrt(D) + bias) v with the softmax in float32:
 * "cudnn": NVIDIA GPUs; the fused attention of cuDNN, bfloat16 or float16 only.
 * "flash": TPUs; `models.flash`. Reverse mode only.
 
-The last two never write the attention matrix. What they gain was not measured.
+The last two never write the attention matrix. Their speed was not measured.
 """
 
 import functools

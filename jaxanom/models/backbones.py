@@ -29,6 +29,7 @@ from jaxanom.models import (
     weights,
 )
 from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
 PREDICTION_TYPES = noise_schedule.PREDICTION_TYPES
@@ -63,8 +64,10 @@ class TextEncoder(NamedTuple):
         """Returns the last hidden states [N, L, D] float32 of N texts."""
         ids = self.tokenizer.encode(texts, self.length)
         apply = jax.jit(
-            lambda params, token_ids: (
-                self.module.apply({"params": params}, token_ids).last_hidden_state
+            meshes.bound(
+                lambda params, token_ids: (
+                    self.module.apply({"params": params}, token_ids).last_hidden_state
+                )
             )
         )
         parts = []

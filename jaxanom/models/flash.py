@@ -5,6 +5,7 @@ cannot split it over devices, so that is done by examples and heads, with all po
 on each; and `vmap` adds examples, which are split like any other.
 """
 
+import contextlib
 from typing import Any
 
 import jax
@@ -62,14 +63,17 @@ def _on_one_device(query: Array, key: Array, value: Array) -> Array:
         segments = kernel.SegmentIds(
             _is_padding(query, num_query), _is_padding(key, num_key)
         )
-    out = kernel.flash_attention(
-        query,
-        key,
-        value,
-        segment_ids=segments,
-        sm_scale=query.shape[-1] ** -0.5,
-        block_sizes=_blocks(query.shape[2], key.shape[2], query.shape[3]),
-    )
+    # The kernel's compiler refuses more precision than narrow inputs have.
+    wide = query.dtype == jnp.float32
+    with contextlib.nullcontext() if wide else jax.default_matmul_precision("default"):
+        out = kernel.flash_attention(
+            query,
+            key,
+            value,
+            segment_ids=segments,
+            sm_scale=query.shape[-1] ** -0.5,
+            block_sizes=_blocks(query.shape[2], key.shape[2], query.shape[3]),
+        )
     return out[:, :, :num_query].transpose(0, 2, 1, 3)
 
 

@@ -1,5 +1,6 @@
 """What a compiled program sends between devices, read from its text."""
 
+import math
 import re
 from collections.abc import Iterator
 
@@ -13,9 +14,13 @@ _SENT = re.compile(
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _TURNS = re.compile(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)')
-_CALLED = re.compile(r" (?:call|conditional)\(.*(?:to_apply|calls)=%?([\w.\-]+)")
+_CALLED = re.compile(r" (?:call|conditional|fusion)\(.*(?:to_apply|calls)=%?([\w.\-]+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_SUMMED_IN_PARTS = "all-reduce-scatter"
+"""How TPU programs name what sums and keeps one part: a reduce-scatter."""
 
 
 def received_bytes(text: str, num_devices: int) -> float:
@@ -24,7 +29,8 @@ def received_bytes(text: str, num_devices: int) -> float:
     In a group of n devices, an all-gather and an all-to-all bring what is not here yet,
     a share (n - 1) / n of their result; a reduce-scatter n - 1 times its result; a sum
     2 (n - 1) / n of its operand, as the best ring does both halves of it; a permutation
-    all of it. Loops count as often as they turn.
+    all of it. Loops count as often as they turn. TPU programs spread one collective
+    over several fusions, beside other work; its channel tells that it is one.
 
     Args:
       text: of the compiled program.
@@ -38,14 +44,19 @@ def received_bytes(text: str, num_devices: int) -> float:
 
 def by_kind(text: str, num_devices: int) -> dict[str, float]:
     """Returns the same, split: {"all-reduce": bytes, ...} of the kinds that occur."""
-    bodies = dict(_computations(text))
+    bodies, channels = dict(_computations(text)), set()
 
     def total(name: str) -> dict[str, float]:
         found: dict[str, float] = {}
         for line in bodies.get(name, ()):
-            sent = _SENT.search(line)
-            if sent:
-                _add(found, {sent[2]: _received(line, sent, num_devices)})
+            sent, channel = _SENT.search(line), _CHANNEL.search(line)
+            if sent and not (channel and channel[1] in channels):
+                channels.update(channel.groups() if channel else ())
+                received = _received(line, sent, num_devices)
+                if name.startswith(_SUMMED_IN_PARTS):
+                    _add(found, {"reduce-scatter": received / 2})
+                else:
+                    _add(found, {sent[2]: received})
             loop = _WHILE.search(line)
             if loop:
                 inside, turns = total(loop[1]), _TURNS.search(line)
@@ -78,8 +89,12 @@ def _received(line: str, sent: re.Match, num_devices: int) -> float:
 
 def _group_size(line: str, num_devices: int) -> int:
     listed, counted = _LISTED.search(line), _COUNTED.search(line)
+    named = _NAMED.search(line)
     if listed:
         return len(listed[1].split(","))
+    if named:  # mesh['a'=2,'b'=8] {'b'}
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", named[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", named[2]))
     return int(counted[1]) if counted else num_devices
 
 

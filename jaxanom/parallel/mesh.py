@@ -62,17 +62,26 @@ def traced_for() -> Mesh | None:
     return _TRACED_FOR.get()
 
 
-def bound(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """Returns the function, in which `traced_for()` is the mesh; to be jitted.
+def bound(function: Callable[..., Any], mesh: Mesh | None = None) -> Callable[..., Any]:
+    """Returns the function as it is to be jitted for a mesh.
 
-    The compiler splits almost everything by itself. A hand-written kernel it cannot
-    split; what traces one asks here for which devices, which need not be this
-    machine's.
+    While it is traced, `traced_for()` is the mesh: the compiler splits almost
+    everything by itself, but not a hand-written kernel, and what traces one has to know
+    for which devices. These need not be this machine's.
+
+    And its float32 products are float32. TPUs multiply in bfloat16 and NVIDIA's GPUs in
+    TF32 unless they are told not to, which is no way to compare distances. Products of
+    bfloat16 stay what they are, so `config.model.dtype` alone decides how fast networks
+    are. JAX_DEFAULT_MATMUL_PRECISION, where it is set, is left as it is.
+
+    Args:
+      function: what is traced.
+      mesh: None for a program of one device of this machine.
     """
 
     @functools.wraps(function)
     def traced(*args, **keywords):
-        with _tracing_for(mesh):
+        with _tracing_for(mesh), _float32_products(mesh):
             return function(*args, **keywords)
 
     return traced
@@ -93,8 +102,16 @@ def rows_stay(array: Array) -> Array:
     return jax.lax.with_sharding_constraint(array, NamedSharding(mesh, P(BATCH_AXES)))
 
 
+def _float32_products(mesh: Mesh | None) -> contextlib.AbstractContextManager:
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    told = jax.config.jax_default_matmul_precision is not None
+    if told or device.platform == "cpu":  # which knows nothing else
+        return contextlib.nullcontext()
+    return jax.default_matmul_precision("highest")
+
+
 @contextlib.contextmanager
-def _tracing_for(mesh: Mesh) -> Iterator[None]:
+def _tracing_for(mesh: Mesh | None) -> Iterator[None]:
     token = _TRACED_FOR.set(mesh)
     try:
         yield

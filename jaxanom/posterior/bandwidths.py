@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom.posterior import kernels
+from jaxanom.posterior.pairs import matmul
 from jaxanom.types import Array
 
 FLOOR = 1e-10
@@ -199,9 +200,9 @@ def heat_misfit(r2: Array, inner: Array, columns: int, kappa: Array) -> Array:
     terms = (
         (r2 * gram).sum(1)
         - mixed
-        + gram @ jnp.diagonal(inner)
-        + ((inner @ gram) * shares).sum(1)
-        - shares @ mixed
+        + matmul(gram, jnp.diagonal(inner))
+        + (matmul(inner, gram) * shares).sum(1)
+        - matmul(shares, mixed)
     )
     left = kappa**2 * terms - kappa * columns * density
     total = jnp.sum(left**2)

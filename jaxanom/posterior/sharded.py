@@ -110,8 +110,8 @@ def _rows(field, state, particles, grad_log_p, noise=None, *, axis, size):
     pairs = Pairs(
         num_particles=size * particles.shape[0],
         rows=_own_rows(particles.shape[0], axis),
-        inner=lambda x, y: x @ whole(y).T,
-        product=lambda matrix, y: matrix @ whole(y),
+        inner=lambda x, y: pairing.matmul(x, whole(y).T),
+        product=lambda matrix, y: pairing.matmul(matrix, whole(y)),
         gather=whole,
         mean=lambda x: jax.lax.pmean(jnp.mean(x, 0, keepdims=True), axis),
         columns=lambda x: x.shape[1],
@@ -140,14 +140,15 @@ def _ring(field, state, particles, grad_log_p, noise=None, *, axis, size):
 
     def inner(x: Array, y: Array) -> Array:
         def visit(found, block, first):
-            return jax.lax.dynamic_update_slice(found, x @ block.T, (0, first))
+            part = pairing.matmul(x, block.T)
+            return jax.lax.dynamic_update_slice(found, part, (0, first))
 
         return around(y, jnp.zeros((num_rows, size * num_rows), x.dtype), visit)
 
     def product(matrix: Array, y: Array) -> Array:
         def visit(found, block, first):
             part = jax.lax.dynamic_slice_in_dim(matrix, first, num_rows, axis=1)
-            return found + part @ block
+            return found + pairing.matmul(part, block)
 
         return around(y, jnp.zeros_like(y), visit)
 
@@ -179,7 +180,8 @@ def _feature(field, state, particles, grad_log_p, noise=None, *, axis, size):
 
     num_particles = size * particles.shape[0]
     pairs = pairing.local(num_particles)._replace(
-        inner=lambda x, y: jax.lax.psum(x @ y.T, axis), columns=lambda x: width
+        inner=lambda x, y: jax.lax.psum(pairing.matmul(x, y.T), axis),
+        columns=lambda x: width,
     )
     if field.metric is not None:
         part = (width + padding) // size

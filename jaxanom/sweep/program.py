@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxanom import trees
 from jaxanom.methods.app import coupling, objective, predict
 from jaxanom.methods.app.parts import Parts
+from jaxanom.parallel import mesh as meshes
 from jaxanom.posterior import kernels, ksd, transport
 from jaxanom.posterior import pairs as pairing
 from jaxanom.training import optimizer, state, step
@@ -93,7 +94,7 @@ def prior_program(
         carried, _ = epoch(carried, {}, whole, rows, seed.order["prior"])
         return carried.params["prior"]
 
-    return jax.jit(jax.vmap(one, in_axes=(0, 0, None, 0)))
+    return jax.jit(meshes.bound(jax.vmap(one, in_axes=(0, 0, None, 0))))
 
 
 def particle_program(parts: Parts, settings: Settings) -> Callable[..., Outcome]:
@@ -133,7 +134,8 @@ def particle_program(parts: Parts, settings: Settings) -> Callable[..., Outcome]
             path=jnp.concatenate([start, path]),
         )
 
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None, None, None)))
+    many = jax.vmap(one, in_axes=(0, None, None, None, None))
+    return jax.jit(meshes.bound(many))
 
 
 def _chain(parts: Parts, settings: Settings, place: Places):

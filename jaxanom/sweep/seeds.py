@@ -15,6 +15,7 @@ import numpy as np
 from jaxanom import prepared
 from jaxanom.data import catalog, pipeline, pools
 from jaxanom.methods.app import parts as app_parts
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen
 
 PHASES = ("prior", "particles")
@@ -77,7 +78,7 @@ def load(
             found = app_parts.assemble(own, training)
             frozen, encode = (
                 app_parts.frozen(found),
-                jax.jit(app_parts.encoder(found)),
+                jax.jit(meshes.bound(app_parts.encoder(found))),
             )
         items.append(_one(own, found, encode, frozen, dataset, division))
     return found, frozen, _stacked(items)

@@ -57,7 +57,7 @@ def make_step(
       state_shardings: where the new state lives; None leaves it to the compiler.
       frozen_shardings: where `frozen` is brought first, from the host's memory; None:
         it is there.
-      mesh: of the devices that run it, for kernels that only we can split; None: one.
+      mesh: of the devices that run it; None: one.
     """
     traces = []
     one = pure_step(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
@@ -68,11 +68,13 @@ def make_step(
             frozen = jax.device_put(frozen, frozen_shardings)
         return one(state, fixed, frozen, batch)
 
-    if mesh is not None:
-        step = meshes.bound(step, mesh)
     # Metrics are read on every process, so every device holds them.
     whole = None if state_shardings is None else state_shardings.step
-    apply = jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, whole))
+    apply = jax.jit(
+        meshes.bound(step, mesh),
+        donate_argnums=0,
+        out_shardings=(state_shardings, whole),
+    )
     return Step(apply=apply, num_traces=lambda: len(traces))
 
 
@@ -97,7 +99,7 @@ def make_epoch(
       int32, the rows of every step's batch.
     """
     epoch = pure_epoch(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
-    return jax.jit(epoch, donate_argnums=0)
+    return jax.jit(meshes.bound(epoch), donate_argnums=0)
 
 
 def pure_epoch(

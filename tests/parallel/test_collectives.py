@@ -49,3 +49,35 @@ def test_a_loop_counts_as_often_as_it_turns():
 def test_a_loop_of_unknown_length_that_sends_is_refused():
     with pytest.raises(ValueError, match="unknown length"):
         received("%w = f32[4]{0} while(%x), condition=%c, body=%body")
+
+
+TPU_PROGRAM = """HloModule step
+%begin (p: bf16[8,64]) -> bf16[64,64] {
+  ROOT %g = bf16[64,64]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, GROUPS
+}
+
+%go_on (p: bf16[8,64]) -> bf16[64,64] {
+  ROOT %g = bf16[64,64]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=7, GROUPS
+}
+
+%all-reduce-scatter.3 (p: f32[64]) -> f32[8] {
+  %s = f32[64]{0:T(256)} all-reduce(%p), channel_id=9, GROUPS, to_apply=%add
+  ROOT %d = f32[8]{0:T(256)} dynamic-slice(%s, %i), dynamic_slice_sizes={8}
+}
+
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %a = bf16[64,64]{1,0} fusion(%x), kind=kOutput, calls=%begin
+  %b = bf16[64,64]{1,0} fusion(%a), kind=kOutput, calls=%go_on
+  ROOT %c = f32[8]{0} fusion(%b), kind=kCustom, calls=%all-reduce-scatter.3
+}
+""".replace("GROUPS", "replica_groups=mesh['axis_0'=2,'axis_1'=8] {'axis_1'}")
+
+
+def test_what_a_tpu_spreads_over_fusions_is_sent_once():
+    assert collectives.by_kind(TPU_PROGRAM, 16) == {
+        "all-gather": 64 * 64 * 2 * 7 / 8,
+        "reduce-scatter": 64 * 4 * 7 / 8,
+    }
+    # Negative control: two channels are two.
+    other = TPU_PROGRAM.replace("channel_id=7", "channel_id=8", 1)
+    assert collectives.by_kind(other, 16)["all-gather"] == 2 * 64 * 64 * 2 * 7 / 8

@@ -37,3 +37,18 @@ def test_the_mean_distance_is_over_different_particles():
     x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
     assert float(pairs.mean_distance(x)) == pytest.approx(5.0, rel=1e-6)
     assert float(pairs.mean_distance(x[:1])) == 0.0
+
+
+def test_products_keep_their_precision_wherever_they_run():
+    particles = jnp.ones((3, 4))
+
+    def both(x):
+        found = pairs.local(3)
+        return found.product(found.inner(x, x), x)
+
+    products = [
+        equation.params["precision"]
+        for equation in jax.make_jaxpr(both)(particles).eqns
+        if equation.primitive.name == "dot_general"
+    ]
+    assert products == [(jax.lax.Precision.HIGHEST,) * 2] * 2

@@ -53,6 +53,7 @@ from jaxanom.methods.adp import (
     windows,
     wording,
 )
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, Params, PRNGKey
 
 PHASE = "invert"
@@ -151,8 +152,8 @@ def _workshop(
     shop = complete.Workshop(
         detector=detector,
         encode=inversion.encoders(towers, chosen.windows),
-        contexts=jax.jit(contexts),
-        look=jax.jit(predict.every_cell(detector)),
+        contexts=jax.jit(meshes.bound(contexts)),
+        look=jax.jit(meshes.bound(predict.every_cell(detector))),
         draw=drawing.drawer(towers, chosen.walk_steps),
         texts=tuple([around] * len(plain) if chosen.token == "learned" else plain),
         names=tuple(categories),

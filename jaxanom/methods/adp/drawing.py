@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import crops, model, synthesis, walks
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
 DRAW_BATCH = 8
@@ -80,7 +81,7 @@ def drawer(towers: model.Towers, num_steps: int) -> Callable[..., dict[str, Arra
             "anomalous": model.decode(towers, params, drawn),
         }
 
-    return jax.jit(draw)
+    return jax.jit(meshes.bound(draw))
 
 
 def _cells(region: Array, side: int) -> Array:

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxanom.methods.adp import fusion
 from jaxanom.methods.adp.fusion import Settings
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
 
 NUM_FOLDS = 5
@@ -81,6 +82,7 @@ def _smoothed(maps: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @jax.jit
+@meshes.bound
 def _objectives(smoothed, whole, masks, group, positive, negative, starts, settings):
     """J of every setting, [H, F].
 

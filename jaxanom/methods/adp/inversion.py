@@ -109,7 +109,7 @@ def invert_all(
         return jax.vmap(one)(start, data, keys)
 
     if mesh is None:
-        return jax.jit(all_tokens)(start, data, params, keys)
+        return jax.jit(meshes.bound(all_tokens))(start, data, params, keys)
     split, whole = NamedSharding(mesh, P("particle")), NamedSharding(mesh, P())
     start, data, keys = jax.device_put((start, data, keys), split)
     return jax.jit(meshes.bound(all_tokens, mesh), out_shardings=split)(
@@ -200,7 +200,8 @@ def encoders(towers: model.Towers, sizes: Sequence[int]) -> Encoders:
     def sentences(params, layout, vectors):
         return model.text_features(towers, params, layout, vectors)
 
-    return Encoders(*map(jax.jit, (moments, crop, parts, sentences)))
+    functions = (moments, crop, parts, sentences)
+    return Encoders(*(jax.jit(meshes.bound(function)) for function in functions))
 
 
 def prepare(

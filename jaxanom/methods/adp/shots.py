@@ -11,6 +11,7 @@ from jaxanom.data import catalog
 from jaxanom.methods.adp import bank, crops, generative, inversion, model, windows
 from jaxanom.methods.adp.predict import Detector
 from jaxanom.methods.adp.texts import Texts
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
 Turned = tuple[np.ndarray, np.ndarray]
@@ -64,6 +65,7 @@ def memory(
     towers = detector.towers
 
     @jax.jit
+    @meshes.bound
     def kinds(weights, image, context):
         found = {}
         if detector.has_reference:

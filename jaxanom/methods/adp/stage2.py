@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import inversion, model, objective, windows
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, PRNGKey
 
 LOOK_BATCH = 8
@@ -72,9 +73,8 @@ def go_on(
         anomalous=jnp.asarray(np.pad(chosen[picked], ((0, room), (0, 0)))),
         anomalous_weights=jnp.asarray(weights),
     )
-    found, _ = jax.jit(
-        lambda start, data, towers, key: inversion.invert(
-            loss_fn, start, data, towers, key, num_steps
-        )
-    )(vectors, data, towers, key)
-    return found
+
+    def learn(start, data, towers, key):
+        return inversion.invert(loss_fn, start, data, towers, key, num_steps)[0]
+
+    return jax.jit(meshes.bound(learn))(vectors, data, towers, key)

@@ -11,6 +11,7 @@ from jaxanom import sections
 from jaxanom.data import catalog, pipeline
 from jaxanom.methods.app import classes, coupling, model, objective, predict
 from jaxanom.models import clip_pair, shared_prefix
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 
 TEXT_FORMS = {"shared": shared_prefix.cut, "whole": shared_prefix.whole}
@@ -190,7 +191,9 @@ def _network(
 
 def _features(dataset: catalog.Dataset, pair: clip_pair.ClipPair, batch_size: int = 32):
     """Encodes the clean training images once, [n, v]."""
-    encode = jax.jit(lambda params, image: pair.encode_image(params, image)[0])
+    encode = jax.jit(
+        meshes.bound(lambda params, image: pair.encode_image(params, image)[0])
+    )
     source = catalog.source(dataset)
     rows = []
     for batch in pipeline.finite_batches(source, min(batch_size, len(source))):

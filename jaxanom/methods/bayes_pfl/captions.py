@@ -16,6 +16,7 @@ from jaxanom.contracts import PredictFn
 from jaxanom.methods.bayes_pfl import heads, sentences, settings
 from jaxanom.models import clip
 from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, Params, Predictions, PRNGKey
 
 
@@ -46,9 +47,8 @@ def make_init(
         ]
         ids = tokenizer.encode(texts, tower.config.max_position_embeddings)
         part = {key: params[key] for key in ("text_model", "text_projection")}
-        found = jax.jit(lambda part, ids: tower.apply({"params": part}, ids))(
-            part, np.asarray(ids)
-        )
+        encode = meshes.bound(lambda part, ids: tower.apply({"params": part}, ids))
+        found = jax.jit(encode)(part, np.asarray(ids))
         features = clip.normalise(found.text_features)  # [2 C, D]
         pairs = features.reshape(len(categories), 2, -1)
         return {}, {"clip": params, "captions": pairs}
