@@ -130,6 +130,28 @@ SECTIONS = (
         ),
     ),
     Section(
+        "sixteen_devices",
+        "Sixteen devices",
+        "Trainings compiled for sixteen devices, per device; nothing is run. sd15: all "
+        "of Stable Diffusion 1.5 at 512 px in bfloat16 with float32 state; pfl: "
+        "Bayes-PFL on ViT-L/14 at 518 px. Blocks are recomputed (remat full). v5e:4x4: "
+        "by the TPU's own compiler.",
+        {
+            "case": "case",
+            "devices": "devices",
+            "global_batch": "global batch",
+            "params_gib": "parameters (GiB)",
+            "optimizer_gib": "optimizer (GiB)",
+            "frozen_gib": "frozen (GiB)",
+            "working_gib": "working (GiB)",
+            "total_gib": "in all (GiB)",
+            "received_gib": "received a step (GiB)",
+            "tflop_per_step_and_device": "TFLOP a step",
+            "compile_s": "compile (s)",
+        },
+        ("devices",),
+    ),
+    Section(
         "bayes_pfl",
         "Bayes-PFL",
         "One training step and one evaluated image: the released loop in PyTorch, ours "

@@ -175,7 +175,7 @@ def measure(name: str, topology: str) -> dict[str, Any]:
     stage = plan.Stage(phase, config, 0, 0)
     found = forecast.of_step(stage, params, frozen, batch, mesh, 0.999).forecast
     held = {
-        part: round(getattr(found, part) / GIBI, 4)
+        f"{part}_gib": round(getattr(found, part) / GIBI, 4)
         for part in ("params", "optimizer", "frozen", "batch", "working", "total")
     }
     return {
@@ -185,7 +185,7 @@ def measure(name: str, topology: str) -> dict[str, Any]:
         "global_batch": case.batch_size,
         "remat": case.remat,
         "accumulate": case.accumulate,
-        "gib_per_device": held,
+        **held,
         "fits": {chip: found.total <= room for chip, room in CHIPS.items()},
         "tflop_per_step": round(found.flops / 1e12, 4),
         "tflop_per_step_and_device": round(found.flops / 1e12 / NUM_DEVICES, 4),
