@@ -299,7 +299,11 @@ def render(section: Section, rows: Sequence[Row]) -> str:
     found = newest(rows, section.key)
     shown = [
         {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}
-        | {"load": f"{row['load_average'][0]:.2g}"}
+        | (
+            {"load": f"{row['load_average'][0]:.2g}"}
+            if "load" in section.columns
+            else {}
+        )
         for row in found
     ]
     kept = {
