@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-AHEAD_S, MOST_AHEAD = 1.0, 4
+AHEAD_S, LEAST_AHEAD, MOST_AHEAD = 1.0, 2, 4
 """Seconds, and steps, that a device is kept supplied with, see `Meter.ahead`."""
 
 
@@ -59,7 +59,7 @@ class Meter:
         self._num_devices = num_devices
         self._peak_flops = peak_flops
         self._clock = clock
-        self._ticked, self._pace = clock(), 0.0
+        self._ticked, self._pace, self._total = clock(), 0.0, 0
         self._restart()
 
     def tick(self, num_images: int) -> None:
@@ -68,6 +68,7 @@ class Meter:
         # Steps that are only handed over take no time; a wait for one tells its own.
         self._pace = max(now - self._ticked, 0.9 * self._pace)
         self._ticked = now
+        self._total += 1
         self._steps += 1
         self._images += num_images
 
@@ -84,9 +85,12 @@ class Meter:
         """Returns how many steps to hand to the device before waiting for the oldest.
 
         Two keep it busy; more hide a late batch. What is on its way has to be waited
-        for before a run that is asked to stop can save: of long steps there are two.
+        for before a run that is asked to stop can save: of long steps there are two,
+        and of the first ones, as nobody has waited for one and knows how long they are.
         """
-        return 2 if self._pace * MOST_AHEAD > AHEAD_S else MOST_AHEAD
+        unknown = self._total <= LEAST_AHEAD + 1
+        few = unknown or self._pace * MOST_AHEAD > AHEAD_S
+        return LEAST_AHEAD if few else MOST_AHEAD
 
     def read(self, steps_left: int, flops: float | None = None) -> dict[str, float]:
         """Returns the rates since the last reading and starts anew.
