@@ -14,7 +14,7 @@ _SENT = re.compile(
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\]")
 _WHILE = re.compile(r" while\(.*body=%?([\w.\-]+)")
 _TURNS = re.compile(r'known_trip_count[^\d]*"?n"?[^\d]*(\d+)')
-_CALLED = re.compile(r" (?:call|conditional|fusion)\(.*(?:to_apply|calls)=%?([\w.\-]+)")
+_CALLED = re.compile(r" (call|conditional|fusion)\(.*(?:to_apply|calls)=%?([\w.\-]+)")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 _COUNTED = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _NAMED = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
@@ -30,7 +30,7 @@ def received_bytes(text: str, num_devices: int) -> float:
     a share (n - 1) / n of their result; a reduce-scatter n - 1 times its result; a sum
     2 (n - 1) / n of its operand, as the best ring does both halves of it; a permutation
     all of it. Loops count as often as they turn. TPU programs spread one collective
-    over several fusions, beside other work; its channel tells that it is one.
+    over several fusions, beside other work; there its channel tells that it is one.
 
     Args:
       text: of the compiled program.
@@ -44,14 +44,17 @@ def received_bytes(text: str, num_devices: int) -> float:
 
 def by_kind(text: str, num_devices: int) -> dict[str, float]:
     """Returns the same, split: {"all-reduce": bytes, ...} of the kinds that occur."""
-    bodies, channels = dict(_computations(text)), set()
+    bodies, begun = dict(_computations(text)), set()
 
-    def total(name: str) -> dict[str, float]:
+    def total(name: str, fused: bool = False) -> dict[str, float]:
         found: dict[str, float] = {}
         for line in bodies.get(name, ()):
             sent, channel = _SENT.search(line), _CHANNEL.search(line)
-            if sent and not (channel and channel[1] in channels):
-                channels.update(channel.groups() if channel else ())
+            one = None
+            if fused and sent and channel:
+                one = channel[1], *_ARRAY.findall(sent[1])
+            if sent and (one is None or one not in begun):
+                begun.add(one)
                 received = _received(line, sent, num_devices)
                 if name.startswith(_SUMMED_IN_PARTS):
                     _add(found, {"reduce-scatter": received / 2})
@@ -65,7 +68,7 @@ def by_kind(text: str, num_devices: int) -> dict[str, float]:
                 _add(found, inside, int(turns[1]) if turns else 0)
             called = _CALLED.search(line)
             if called:
-                _add(found, total(called[1]))
+                _add(found, total(called[2], called[1] == "fusion"))
         return found
 
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)

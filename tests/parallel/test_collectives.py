@@ -81,3 +81,9 @@ def test_what_a_tpu_spreads_over_fusions_is_sent_once():
     # Negative control: two channels are two.
     other = TPU_PROGRAM.replace("channel_id=7", "channel_id=8", 1)
     assert collectives.by_kind(other, 16)["all-gather"] == 2 * 64 * 64 * 2 * 7 / 8
+
+
+def test_collectives_that_share_a_channel_outside_of_fusions_are_several():
+    line = "%a = f32[8]{0} all-gather(%x), channel_id=1"
+    again = line.replace("%a", "%b")
+    assert received(f"{line}\n  {again}") == 2 * received(line) > 0
