@@ -17,7 +17,6 @@ from jaxanom.evaluation import calibration, protocols, runner, validation
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import distributed, placement, rules
-from jaxanom.parallel import mesh as meshes
 from jaxanom.report import detections, runs
 from jaxanom.training import loop, selection
 from jaxanom.types import Frozen, Params, Predictions
@@ -208,7 +207,7 @@ def predict(
         )
     number = known.index(category) if category else 0
     size = min(run.prepared.config.data.batch_size, count)
-    apply = jax.jit(meshes.bound(run.prepared.method.predict, run.prepared.mesh))
+    apply = jax.jit(run.prepared.method.predict)
     parts = []
     for start in range(0, count, size):
         # The last batch is filled up with its own rows: one shape, one program.
@@ -283,7 +282,7 @@ def evaluate(
     prepared = run.prepared
     dataset, division = prepared.dataset, prepared.division
     key = jax.random.key(prepared.config.seed)
-    apply = jax.jit(meshes.bound(prepared.method.predict, prepared.mesh))
+    apply = jax.jit(prepared.method.predict)
     rescale = prepared.method.rescale
     protocol = protocols.image_detection(rescale)
     if catalog.has_masks(dataset, division.test):
@@ -377,7 +376,7 @@ def generated_rows(
     prepared = run.prepared
     settings = prepared.config.generate
     return drawing.rows(
-        jax.jit(meshes.bound(prepared.method.generate, prepared.mesh)),
+        jax.jit(prepared.method.generate),
         run.params,
         run.frozen,
         pools.training_part(prepared.dataset, prepared.division),

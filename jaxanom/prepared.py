@@ -98,7 +98,20 @@ def prepare(
     for stage in plan.stages(method, config.phases):
         accumulate = stage.config.accumulate
         placement.check_batch_size(config.data.batch_size, mesh, accumulate)
-    return Prepared(config, dataset, division, method, mesh)
+    return Prepared(config, dataset, division, _bound(method, mesh), mesh)
+
+
+def _bound(method: Method, mesh: Mesh) -> Method:
+    """Returns the method with its programs bound to the mesh.
+
+    Once: jax knows a function that it has compiled by its identity.
+    """
+    programs = {
+        name: getattr(method, name) for name in ("encode", "predict", "generate")
+    }
+    return method._replace(
+        **{name: meshes.bound(f, mesh) for name, f in programs.items() if f}
+    )
 
 
 def located(
@@ -250,8 +263,7 @@ def batch_maker(
     config, data = prepared.config, prepared.config.data
     transform = _transform(config, prepared.dataset, prepared.division)
     if prepared.method.encode is not None:
-        used = used_pools(mixtures)
-        encode = jax.jit(meshes.bound(prepared.method.encode, prepared.mesh))
+        used, encode = used_pools(mixtures), jax.jit(prepared.method.encode)
         sources = {
             name: encoded(config, encode, frozen, source, transform)
             for name, source in sources.items()
