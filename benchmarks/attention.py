@@ -101,6 +101,8 @@ def cases_of(name: str, dtype: str) -> list[harness.Case]:
     facts = {"shape": list(shape), "dtype": dtype}
     cases, wanted = [], None
     for form in FORMS[platform]:
+        if form == "cudnn" and dtype == "float32":
+            continue  # it takes none
         case = harness.compiled(f"{name}, {form}", gradients(form), *arrays)
         found = case.call()
         wanted = found if wanted is None else wanted

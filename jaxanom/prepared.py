@@ -106,11 +106,18 @@ def _bound(method: Method, mesh: Mesh) -> Method:
 
     Once: jax knows a function that it has compiled by its identity.
     """
-    programs = {
-        name: getattr(method, name) for name in ("encode", "predict", "generate")
+
+    def bound(function):
+        return function and meshes.bound(function, mesh)
+
+    measured = method.measured and {
+        phase: bound(function) for phase, function in method.measured.items()
     }
     return method._replace(
-        **{name: meshes.bound(f, mesh) for name, f in programs.items() if f}
+        encode=bound(method.encode),
+        predict=bound(method.predict),
+        generate=bound(method.generate),
+        measured=measured,
     )
 
 

@@ -9,7 +9,6 @@ from jax.sharding import Mesh
 from jaxanom.contracts import PredictFn
 from jaxanom.data import catalog, pipeline
 from jaxanom.evaluation import protocols, runner
-from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
 
@@ -57,10 +56,7 @@ def make_measure(
       seed: of the draws of prediction, the same at every call.
     """
     source = catalog.source(dataset, numbers)
-    compiled = {
-        phase: jax.jit(meshes.bound(function, mesh))
-        for phase, function in predict.items()
-    }
+    compiled = {phase: jax.jit(function) for phase, function in predict.items()}
     key = jax.random.key(seed)
     known = protocols.few_shot_supervised().metrics
 
