@@ -146,6 +146,23 @@ def test_scores_do_not_depend_on_how_images_fall_into_batches(detector):
         api.predict(detector, [])
 
 
+def test_a_second_call_compiles_nothing_again(detector):
+    traces = []
+
+    def counted(*args):
+        traces.append(1)
+        return detector.prepared.method.predict(*args)
+
+    method = detector.prepared.method._replace(predict=counted)
+    run = detector._replace(prepared=detector.prepared._replace(method=method))
+    picture = np.zeros((16, 16, 3), np.uint8)
+    for _ in range(2):
+        api.predict(run, [picture])
+    assert len(traces) == 1
+    api.predict(run, [picture] * 2)  # another shape is another program
+    assert len(traces) == 2
+
+
 def test_detect_writes_a_picture_and_a_row_for_every_image(
     detector, tiny_folder, tmp_path
 ):
