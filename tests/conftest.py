@@ -19,6 +19,26 @@ from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
 from jaxanom.parallel import topology
 
+
+def own_cores(worker: str, count: int, cores: list[int]) -> list[int]:
+    """Returns the share of the machine's cores that a worker of pytest-xdist keeps.
+
+    XLA runs as many threads as it sees cores; workers that each see all of them wait for
+    one another.
+    """
+    return cores[int(worker.removeprefix("gw")) :: count] or cores
+
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(
+        0,
+        own_cores(
+            os.environ["PYTEST_XDIST_WORKER"],
+            int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
+            sorted(os.sched_getaffinity(0)),
+        ),
+    )
+
 # The suite compiles thousands of programs and runs each once: half of the optimiser's
 # work is worth more than quick code. Processes that the tests start inherit it;
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with what users compile.
