@@ -19,26 +19,6 @@ from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
 from jaxanom.parallel import topology
 
-
-def own_cores(worker: str, count: int, cores: list[int]) -> list[int]:
-    """Returns the share of the machine's cores that a worker of pytest-xdist keeps.
-
-    XLA runs as many threads as it sees cores; workers that each see all of them wait for
-    one another.
-    """
-    return cores[int(worker.removeprefix("gw")) :: count] or cores
-
-
-if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
-    os.sched_setaffinity(
-        0,
-        own_cores(
-            os.environ["PYTEST_XDIST_WORKER"],
-            int(os.environ["PYTEST_XDIST_WORKER_COUNT"]),
-            sorted(os.sched_getaffinity(0)),
-        ),
-    )
-
 # The suite compiles thousands of programs and runs each once: half of the optimiser's
 # work is worth more than quick code. Processes that the tests start inherit it;
 # JAX_DISABLE_MOST_OPTIMIZATIONS=0 tests with what users compile.
@@ -54,6 +34,23 @@ if QUICK_COMPILES not in os.environ:
             + " --xla_cpu_use_fusion_emitters=false"
             + " --xla_cpu_parallel_codegen_split_count=1"
         )
+
+
+def own_cores(worker: str, count: int, cores: list[int]) -> list[int]:
+    """Returns the share of the machine's cores that a worker of pytest-xdist keeps.
+
+    XLA runs as many threads as it sees cores; where every worker sees all of them, they
+    wait for each other.
+    """
+    return cores[int(worker.removeprefix("gw")) :: count] or cores
+
+
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    worker, count = (
+        os.environ[f"PYTEST_XDIST_{name}"] for name in ("WORKER", "WORKER_COUNT")
+    )
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, own_cores(worker, int(count), cores))
 
 SIZE, TEXT_WIDTH, TEXT_LENGTH, LATENT_CHANNELS = 16, 16, 24, 4
 
