@@ -1,8 +1,9 @@
 """Saves a tree of arrays with a JSON note; restores it onto any mesh.
 
 One small wrapper around orbax's `CheckpointManager`. Leaves are stored flat, by path,
-so that what is on disk depends on no container class; the note lists their shapes, so
-that a checkpoint of another model is told apart before anything is read.
+small ones joined (`packing`), so that what is on disk depends on no container class;
+the note lists their shapes, so that a checkpoint of another model is told apart before
+anything is read.
 """
 
 import contextlib
@@ -18,8 +19,9 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
 from jaxanom.parallel import rules
+from jaxanom.training import packing
 
-LEAVES, VALUE = "leaves", "value"
+LEAVES, JOINED, VALUE = "leaves", "joined", "value"
 _PARTS = ("_CHECKPOINT_METADATA", "state", "meta")
 _SHOWN = 5
 
@@ -97,6 +99,7 @@ class Checkpoints:
         note = {**meta, LEAVES: _describe(flat)}
         # An empty array cannot be stored and need not be: its shape says it all.
         flat = {path: leaf for path, leaf in flat.items() if leaf.size}
+        flat, note[JOINED] = packing.join(flat)
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(flat), meta=ocp.args.JsonSave(note)
         )
@@ -132,10 +135,15 @@ class Checkpoints:
         """
         wanted = _flatten(target)
         stored = {path: _stored_form(leaf) for path, leaf in wanted.items()}
-        self._check(step, _describe(stored))
+        note = self.read_meta(step)
+        self._check(step, note[LEAVES], _describe(stored))
         full = {path: leaf for path, leaf in stored.items() if leaf.size}
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(full))
+        joined = note.get(JOINED, {})
+        args = ocp.args.Composite(
+            state=ocp.args.StandardRestore(packing.wanted(full, joined))
+        )
         found = self._manager.restore(step, args=args)["state"]
+        found = packing.part(found, full, joined)
         leaves = [_original(found.get(path), leaf) for path, leaf in wanted.items()]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
@@ -197,9 +205,8 @@ class Checkpoints:
             stacklevel=3,
         )
 
-    def _check(self, step: int, wanted: dict[str, Any]) -> None:
+    def _check(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
         """Compares the stored paths and shapes with the wanted ones."""
-        found = self.read_meta(step)[LEAVES]
         wrong = [
             f"{path}: wanted {wanted.get(path, 'nothing')}, "
             f"found {found.get(path, 'nothing')}"
