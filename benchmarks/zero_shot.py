@@ -8,6 +8,7 @@ trained on the test split of `magnetic_tile`, tested on all other sets, with the
 embedded CLIP, which never saw a photograph. Variants, one evaluator:
 
 * "bayes_pfl": the method;
+* "joined": the same with half of plain CLIP's answer in it (ours: `caption_share`);
 * "learned": a single prompt pair with the same heads and losses, nothing drawn;
 * "clip": plain CLIP between two captions it was trained with, nothing trained.
 
@@ -35,7 +36,8 @@ from jaxanom.metrics import uncertainty
 from jaxanom.report import tables
 
 RECIPE = "configs/bayes_pfl/foundry.py"
-VARIANTS = ("clip", "learned", "bayes_pfl")
+VARIANTS = ("clip", "learned", "bayes_pfl", "joined")
+JOINED_SHARE = 0.5
 # The shipped CLIP was trained on foundry seed 1; no image of it is seen again.
 DATA_SEED = 100
 AUXILIARY = "magnetic_tile"
@@ -107,7 +109,8 @@ def config_of(cell: Cell, arguments: argparse.Namespace) -> ml_collections.Confi
         config.data.num_per_defect = max(
             2, round(config.data.num_per_defect * arguments.scale)
         )
-    if cell.variant != "bayes_pfl":
+    config.bayes_pfl.caption_share = JOINED_SHARE * (cell.variant == "joined")
+    if cell.variant in ("clip", "learned"):
         config.bayes_pfl.num_prompts = config.bayes_pfl.draws_test = 1
         config.bayes_pfl.prompts = "learned"
     if cell.variant == "clip":

@@ -111,6 +111,7 @@ def add_zero_shot(config):
             "prompts": "drawn",  # baselines: "learned", "captions"
             "normal_caption": "a photo of a flawless {category}",
             "abnormal_caption": "a photo of a damaged {category}",
+            "caption_share": 0.0,  # of plain CLIP's answer to them in the prediction
             "num_prompts": 3,
             "num_context": 5,
             "num_states": 5,

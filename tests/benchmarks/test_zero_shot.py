@@ -43,7 +43,12 @@ def test_variants_share_data_and_seeds_and_differ_in_the_prompts(asked):
         for variant in zero_shot.VARIANTS
     }
     kinds = {name: one.bayes_pfl.prompts for name, one in made.items()}
-    assert kinds == {"clip": "captions", "learned": "learned", "bayes_pfl": "drawn"}
+    assert kinds == {
+        "clip": "captions",
+        "learned": "learned",
+        "bayes_pfl": "drawn",
+        "joined": "drawn",
+    }
     for config in made.values():
         settings.read_options(config.bayes_pfl)  # nothing a baseline would not heed
         assert (config.seed, config.train.seed, config.data.seed) == (2, 2, 102)

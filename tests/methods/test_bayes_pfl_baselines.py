@@ -1,5 +1,7 @@
 """The baselines inside the method: a bank without draws, and plain CLIP captions."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -115,6 +117,39 @@ def test_the_abnormal_caption_is_the_second_one(tiny_backbone):
     assert np.abs(scores[0] - scores[1]).max() > 1e-3
 
 
+def test_a_share_of_the_captions_is_a_weighted_mean_of_both_answers(tiny_backbone):
+    one = {"map_weight": 0.0, "sigma": 0.0}
+    plain = bayes_pfl.make(captions(tiny_backbone, **one), DATASET)
+    known = plain.predict(*plain.init(jax.random.key(0)), batch(), jax.random.key(0))
+    alone, joined = (
+        Made(tiny_backbone, caption_share=share, **one) for share in (0.0, 0.25)
+    )
+    assert "captions" not in alone.frozen
+    found = [
+        made.method.predict(alone.params, made.frozen, batch(), jax.random.key(0))
+        for made in (alone, joined)
+    ]
+    for name in ("anomaly_map", "image_score"):
+        first, both = (getattr(answer, name) for answer in found)
+        wanted = 0.75 * first + 0.25 * getattr(known, name)
+        np.testing.assert_allclose(both, wanted, atol=1e-6, err_msg=name)
+        assert np.abs(both - first).max() > 1e-3, "negative control: it does change"
+        # The captions draw nothing: what is left of the spread is the draws' share.
+        spread, rest = (getattr(answer, f"{name}_std") for answer in found)
+        np.testing.assert_allclose(rest, 0.75 * spread, atol=1e-6)
+
+
+def test_a_share_of_the_captions_reads_cached_features_alike(tiny_backbone):
+    made = Made(tiny_backbone, caption_share=0.5)
+    encoded = made.method.encode(made.frozen, batch())
+    assert "image" not in encoded
+    one, other = (
+        made.method.predict(made.params, made.frozen, rows, jax.random.key(0))
+        for rows in (batch(), encoded)
+    )
+    np.testing.assert_allclose(one.anomaly_map, other.anomaly_map, atol=1e-6)
+
+
 def test_plain_captions_train_evaluate_and_load_as_a_run_does(tiny_backbone, tmp_path):
     settings = captions(tiny_backbone)
     run = api.train(settings, tmp_path / "run")
@@ -131,3 +166,18 @@ def test_settings_a_baseline_would_not_heed_are_refused(tiny_backbone):
     with pytest.raises(ValueError, match=r"\{category\} once"):
         broken = captions(tiny_backbone, normal_caption="a flawless thing")
         bayes_pfl.make(broken, DATASET)
+    with pytest.raises(ValueError, match=r"\{category\} once"):
+        broken = config(tiny_backbone, caption_share=0.5, abnormal_caption="broken")
+        bayes_pfl.make(broken, DATASET)
+    with pytest.raises(ValueError, match=r"caption_share=0.5.*set it to 0"):
+        bayes_pfl.make(captions(tiny_backbone, caption_share=0.5), DATASET)
+
+
+def test_a_share_of_the_captions_needs_the_last_layer(tiny_backbone):
+    made = Made(tiny_backbone, caption_share=0.5)
+    bayes_pfl.check(made.towers, made.options, (SIZE, SIZE))
+    image = made.towers.image
+    deeper = dataclasses.replace(image.config, num_hidden_layers=2)
+    towers = made.towers._replace(image=image.clone(config=deeper))
+    with pytest.raises(ValueError, match=r"layers end with 2 .*\(1,\)"):
+        bayes_pfl.check(towers, made.options, (SIZE, SIZE))

@@ -31,6 +31,9 @@ abstract suggest, we follow the code by default:
 A released checkpoint is evaluated by a run without steps: `checkpoint` names the file,
 both phases have `num_steps = 0` (and `image_head` is "pooled" for a file of stage 1).
 
+`caption_share` (ours) lets plain CLIP's answer to two captions into every map: what is
+learnt on one set of images need not carry over to others.
+
 Two baselines are settings of the same method, so that evaluator, maps and scores are
 one: `prompts` = "learned" trains the bank alone, without distributions or draws, and
 "captions" is plain CLIP between two captions.
@@ -95,12 +98,19 @@ def make(config: Any, dataset: Any) -> Method:
     check_image_head(config.phases, options)
     stage = {"pooled": 1, "fused": 2}[options.image_head]
 
+    def caption_pairs() -> Array:
+        return captions.pairs(
+            towers.text, tower.params, tokenizer, dataset.categories, options
+        )
+
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         found = names_of(tower.params, towers.text, tokenizer, dataset, options)
         frozen = {"clip": tower.params, "names": found._asdict()}
         start = None
         if options.projection_init == "clip":
             start = model.clip_projection(tower.params)
+        if options.caption_share:
+            frozen["captions"] = caption_pairs()
         params = model.init(network, vision_width, key, start)
         if options.checkpoint:
             params = released.read(Path(options.checkpoint).expanduser(), params)
@@ -132,9 +142,7 @@ def make(config: Any, dataset: Any) -> Method:
     check_untrained(config.phases)
     finish = predict.make_finish(options, size, top_k)
     return method._replace(
-        init=captions.make_init(
-            towers.text, tower.params, tokenizer, dataset.categories, options
-        ),
+        init=lambda key: ({}, {"clip": tower.params, "captions": caption_pairs()}),
         predict=captions.make_predict(towers.image, size, finish),
         encode=None,
     )
@@ -205,6 +213,12 @@ def check(
         raise ValueError(
             f"config.bayes_pfl.layers={options.layers}; the image tower has layers 1 "
             f"to {image.num_hidden_layers}"
+        )
+    if options.caption_share and options.layers[-1] != image.num_hidden_layers:
+        raise ValueError(
+            f"config.bayes_pfl.caption_share={options.caption_share} looks at the last "
+            f"layer; let config.bayes_pfl.layers end with {image.num_hidden_layers} "
+            f"(they are {options.layers})"
         )
     heads.grid_of(image_size, image.patch_size)
     return text.hidden_size

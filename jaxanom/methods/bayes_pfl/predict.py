@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxanom.contracts import PredictFn
 from jaxanom.methods.bayes_pfl import (
+    captions,
     distributions,
     features,
     heads,
@@ -62,6 +63,14 @@ def make_predict(
             batch["category_id"],
             noise,
         )
+        if share := options.caption_share:
+            plain = captions.compare(
+                towers.image, frozen, seen, batch["category_id"], image_size
+            )
+            scores, maps = (
+                (1 - share) * drawn + share * known[:, None]
+                for drawn, known in zip((scores, maps), plain, strict=True)
+            )
         return finish(scores, maps, batch["category_id"])
 
     return predict

@@ -32,8 +32,10 @@ class Options(NamedTuple):
       prompts: "drawn" from distributions around a learned bank, which is the method;
         baselines: the "learned" bank alone, without distributions or draws; or a
         normal and an abnormal caption that CLIP knows, "captions", nothing trained.
-      normal_caption, abnormal_caption: of prompts="captions"; "{category}" stands for
-        the class name.
+      normal_caption, abnormal_caption: of prompts="captions" and `caption_share`;
+        "{category}" stands for the class name.
+      caption_share: of plain CLIP's answer to both captions in every map and image
+        score of a draw (ours); 0 is the method.
       num_prompts, num_context, num_states: B prompt pairs of P context and Q state
         tokens.
       num_flow_steps: K.
@@ -80,6 +82,7 @@ class Options(NamedTuple):
     prompts: str = "drawn"
     normal_caption: str = "a photo of a flawless {category}"
     abnormal_caption: str = "a photo of a damaged {category}"
+    caption_share: float = 0.0
     num_prompts: int = 3
     num_context: int = 5
     num_states: int = 5
@@ -146,13 +149,31 @@ def read_options(section: Mapping[str, Any]) -> Options:
         ("reconstruction_weight", np.inf),
         ("sigma", np.inf),
         ("map_weight", 1.0),
+        ("caption_share", 1.0),
     ):
         if not 0 <= getattr(options, name) <= high:
             raise ValueError(
                 f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 0 to {high}"
             )
+    _check_captions(options)
     _check_baseline(options)
     return options
+
+
+def _check_captions(options: Options) -> None:
+    """Raises ValueError for a caption that names no category."""
+    if options.prompts == "captions" and options.caption_share:
+        raise ValueError(
+            f"config.bayes_pfl.caption_share={options.caption_share}, but with "
+            "prompts='captions' there is nothing else; set it to 0"
+        )
+    if options.prompts != "captions" and not options.caption_share:
+        return
+    for caption in (options.normal_caption, options.abnormal_caption):
+        if caption.count("{category}") != 1:
+            raise ValueError(
+                f"config.bayes_pfl caption {caption!r}; wanted {{category}} once"
+            )
 
 
 def _check_baseline(options: Options) -> None:
@@ -168,9 +189,4 @@ def _check_baseline(options: Options) -> None:
             raise ValueError(
                 f"config.bayes_pfl.{name}={getattr(options, name)}, but prompts="
                 f"{options.prompts!r} draws nothing; set it to {wanted}"
-            )
-    for caption in (options.normal_caption, options.abnormal_caption):
-        if caption.count("{category}") != 1:
-            raise ValueError(
-                f"config.bayes_pfl caption {caption!r}; wanted {{category}} once"
             )
