@@ -229,7 +229,7 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
             progress = start._replace(done=done, carried=carried)
             window.append(metrics)
             watch.tick(jax.tree.leaves(batch)[0].shape[0])
-            if len(window) > (ahead := watch.ahead()):
+            if len(window) >= (ahead := watch.ahead()):
                 jax.block_until_ready(window[-ahead])
             bar.update()
             if done % log_every == 0 or progress.ends:

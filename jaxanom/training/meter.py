@@ -85,12 +85,12 @@ class Meter:
         """Returns how many steps to hand to the device before waiting for the oldest.
 
         Two keep it busy; more hide a late batch. What is on its way has to be waited
-        for before a run that is asked to stop can save: of long steps there are two,
-        and of the first ones, as nobody has waited for one and knows how long they are.
+        for before a run that is asked to stop can save: of long steps there are two.
+        The first step is waited for at once: until then nobody knows how long they are.
         """
-        unknown = self._total <= LEAST_AHEAD + 1
-        few = unknown or self._pace * MOST_AHEAD > AHEAD_S
-        return LEAST_AHEAD if few else MOST_AHEAD
+        if self._total <= 1:
+            return 1
+        return LEAST_AHEAD if self._pace * MOST_AHEAD > AHEAD_S else MOST_AHEAD
 
     def read(self, steps_left: int, flops: float | None = None) -> dict[str, float]:
         """Returns the rates since the last reading and starts anew.
