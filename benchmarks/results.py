@@ -246,6 +246,20 @@ SECTIONS = (
             "load": "load",
         },
     ),
+    Section(
+        "preemption",
+        "Stopping",
+        "From SIGTERM, at a random moment of its first steps, to the exit of the "
+        "embedded generator's training, which saves its state and goes on from it.",
+        {
+            "case": "case",
+            "repeats": "trials",
+            "median_s": "median (s)",
+            "iqr_s": "IQR (s)",
+            "max_s": "longest (s)",
+            "rate": "share saved and resumed, within 5 s",
+        },
+    ),
 )
 NO_ACCELERATOR = """## Not measured
 
