@@ -59,7 +59,7 @@ def judge(
     normal = calm & (distance <= DISTANCE_FACTOR * distance_limit)
     rates = {}
     for number, name in enumerate(synthesis.BASES):
-        chosen = rows.is_free == bool(number)
+        chosen = rows.kind == number
         if chosen.any():
             rates[f"normal: {name}"] = round(float(normal[chosen].mean()), 4)
     for number, name in enumerate(synthesis.ANOMALIES, start=1):

@@ -206,8 +206,8 @@ def _synthetic(shop, scoring, vectors, frozen, number, shots, normal, look):
     modules = shop.detector.towers
     num_defects = len(texts.extra.eos_positions) - len(synthesis.WRONG_WORDS)
     seed = shop.seed + number
-    draws_free = shots.shape[1] <= modules.size
-    plan = synthesis.plan(shots, num_pairs, num_defects, draws_free, seed)
+    is_resolved = shots.shape[1] <= modules.size
+    plan = synthesis.plan(shots, num_pairs, num_defects, is_resolved, seed)
     extra = shop.contexts(towers, texts.extra, vectors)
     contexts = np.concatenate([np.asarray(scoring.contexts[number]), extra])
     made = drawing.draw(shop.draw, modules, towers, contexts, plan, seed)

@@ -120,7 +120,7 @@ def cell_means(mask: np.ndarray, side: int) -> np.ndarray:
       [B, side, side] float32, means over the cells' areas.
     """
     rows, columns = (_overlap(size, side) for size in mask.shape[1:])
-    return np.einsum("ih,bhw,jw->bij", rows, np.asarray(mask, np.float32), columns)
+    return rows @ np.asarray(mask, np.float32) @ columns.T
 
 
 def _overlap(size: int, side: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 A redrawn base is added to a view of the shot as the difference of two decoded images,
 and the defect to that as another: the autoencoder's loss cancels, and the image keeps
-its own resolution.
+its own resolution. Where that is beyond the autoencoder's, patches are pasted as they
+are.
 """
 
 from collections.abc import Callable
@@ -35,8 +36,9 @@ class Drawn(NamedTuple):
 
 def start_levels(towers: model.Towers) -> list[int]:
     """Lists the noise levels that plans use, and the highest of all, last."""
-    known = sorted({level for group in synthesis.LEVELS.values() for level in group})
-    return [*known, len(towers.alphas_cumprod) - 1]
+    groups = (*synthesis.BASE_LEVELS.values(), *synthesis.ANOMALY_LEVELS.values())
+    known = {level for group in groups for level in group} - {synthesis.PURE_NOISE}
+    return [*sorted(known), len(towers.alphas_cumprod) - 1]
 
 
 def drawer(towers: model.Towers, num_steps: int) -> Callable[..., dict[str, Array]]:
@@ -125,7 +127,9 @@ def draw(
     ).astype(np.float32)
 
     def walk(how: synthesis.Walk, which: int) -> dict[str, np.ndarray]:
-        level = [levels.index(v) if v >= 0 else len(levels) - 1 for v in how.level]
+        places = {level: place for place, level in enumerate(levels)}
+        last = len(levels) - 1
+        level = [last if v == synthesis.PURE_NOISE else places[v] for v in how.level]
         return {
             "level": np.asarray(level, np.int32),
             "context": how.context,
@@ -157,6 +161,7 @@ def draw(
 def _composed(rows: synthesis.Plan, found: dict[str, np.ndarray]) -> Drawn:
     """Puts what was drawn on the views, at their own resolution."""
     side = rows.view.shape[1]
+    is_resolved = side <= found["plain"].shape[1]
     normal, anomalous = np.empty_like(rows.view), np.empty_like(rows.view)
     for n, is_free in enumerate(rows.is_free):
         plain, base, defect = (
@@ -166,6 +171,10 @@ def _composed(rows: synthesis.Plan, found: dict[str, np.ndarray]) -> Drawn:
             normal[n] = crops.crop(base, _WHOLE, side)[0]
         else:
             normal[n] = rows.view[n] + crops.crop(base - plain, _WHOLE, side)[0]
-        anomalous[n] = normal[n] + crops.crop(defect - base, _WHOLE, side)[0]
+        if is_resolved:
+            anomalous[n] = normal[n] + crops.crop(defect - base, _WHOLE, side)[0]
+        else:
+            inside = rows.region[n][..., None] > 0
+            anomalous[n] = np.where(inside, rows.patch[n], normal[n])
     normal, anomalous = np.clip(normal, 0, 1), np.clip(anomalous, 0, 1)
     return Drawn(normal, anomalous, np.abs(anomalous - normal).mean(-1))

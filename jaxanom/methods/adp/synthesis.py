@@ -7,14 +7,19 @@ anomaly shows it with a region changed.
 
 | part    | source     | how                                                       |
 |---------|------------|-----------------------------------------------------------|
-| base    | "redrawn"  | a shot noised to a low level, denoised as a flawless S*   |
+| base    | "kept"     | a view of a shot as it is                                 |
+| base    | "redrawn"  | such a view noised a little, denoised as a flawless S*    |
 | base    | "free"     | drawn from noise as a flawless S*, guided                 |
 | anomaly | "redrawn"  | the region noised and denoised as a damaged S*            |
 | anomaly | "pasted"   | another place's patch pasted in, redrawn at a low level   |
 | anomaly | "misnamed" | the region noised and denoised under a wrong word         |
 
-A pair is scored without its shot in the memory. A free base has the autoencoder's
-resolution, and is drawn only where the data have it too. `drawing.py` draws a plan.
+A pair is scored without its shot in the memory. A kept base asks nothing of the
+diffusion model: where its normals are refused, the kept ones are what is tuned on.
+
+What is drawn has the autoencoder's resolution. Where the data have more, free bases and
+drawn anomalies would show a detector blur alone: every anomaly is pasted then, as it is
+(CutPaste, arXiv 2104.04015). `drawing.py` draws a plan.
 """
 
 from collections.abc import Sequence
@@ -24,14 +29,13 @@ import numpy as np
 
 from jaxanom.methods.adp import bank, calibration, crops, regions
 
-BASES = ("redrawn", "free")
+BASES = ("kept", "redrawn", "free")
 ANOMALIES = ("redrawn", "pasted", "misnamed")
 WRONG_WORDS = ("carpet", "stone", "paper")
 GUIDANCE = 3.0
-FREE_EVERY = 4
-"""One base in so many is free, where free ones are drawn."""
-LEVELS = {
-    "base": (100, 200),
+PURE_NOISE = -1
+BASE_LEVELS = {"kept": (0,), "redrawn": (100, 200), "free": (PURE_NOISE,)}
+ANOMALY_LEVELS = {
     "redrawn": (400, 550, 700),
     "pasted": (100,),
     "misnamed": (300, 500),
@@ -42,7 +46,7 @@ class Walk(NamedTuple):
     """One redrawing of N rows.
 
     Attributes:
-      level: [N] int32 noise level; -1 is pure noise.
+      level: [N] int32 noise level; 0 leaves what is there, `PURE_NOISE` nothing of it.
       context: [N] int32 row of the contexts.
       guidance: [N] float32.
     """
@@ -63,7 +67,7 @@ class Plan(NamedTuple):
       patch: [N, H, W, 3], what is pasted there; used where `source` says so.
       defect: how the anomaly is drawn.
       source: [N] int32, 1 to 3 as `ANOMALIES`.
-      is_free: [N] bool, the base is "free".
+      kind: [N] int32, of the base, place in `BASES`.
     """
 
     view: np.ndarray
@@ -73,46 +77,52 @@ class Plan(NamedTuple):
     patch: np.ndarray
     defect: Walk
     source: np.ndarray
-    is_free: np.ndarray
+    kind: np.ndarray
+
+    @property
+    def is_free(self) -> np.ndarray:
+        """[N] bool, the base is "free"."""
+        return self.kind == BASES.index("free")
 
 
 def plan(
-    shots: np.ndarray, num_pairs: int, num_defects: int, draws_free: bool, seed: int
+    shots: np.ndarray, num_pairs: int, num_defects: int, is_resolved: bool, seed: int
 ) -> Plan:
-    """Draws what to draw; sources take turns.
+    """Draws what to draw; bases take turns, and every kind meets every source.
 
     Args:
       shots: [K, H, W, 3] float in [0, 1].
       num_pairs: N.
       num_defects: E, kinds of defects that contexts name; their rows come after the
         four of `generative.py`, and wrong words after them.
-      draws_free: whether some bases are free.
+      is_resolved: whether the autoencoder has the resolution of the shots.
       seed: of all draws.
     """
     rng = np.random.default_rng(seed)
     salient = [regions.saliency(shot)[..., None].astype(np.float32) for shot in shots]
     side, rows = shots.shape[1], []
+    bases, sources = (BASES, ANOMALIES) if is_resolved else (BASES[:2], ("pasted",))
     for n in range(num_pairs):
         shot = int(rng.integers(len(shots)))
         box = crops.views(1, calibration.AMOUNT, int(rng.integers(1 << 31)))
         where = crops.crop(salient[shot], box, side)[0, ..., 0] > 0.5
-        is_free = draws_free and n % FREE_EVERY == FREE_EVERY - 1
+        source = sources[n % len(sources)]
+        kind = bases[n // len(sources) % len(bases)]
+        is_free = kind == "free"
         where = where if where.any() and not is_free else np.ones_like(where)
-        low = -1 if is_free else rng.choice(LEVELS["base"])
-        source = n % len(ANOMALIES)
         rows.append(
             (
                 crops.crop(shots[shot], box, side)[0],
                 bank.NOBODY if is_free or len(shots) == 1 else shot,
-                (low, 0, GUIDANCE if is_free else 1.0),
+                (rng.choice(BASE_LEVELS[kind]), 0, GUIDANCE if is_free else 1.0),
                 regions.draw(where, rng),
                 _patch(shots[rng.integers(len(shots))], rng),
-                _defect(ANOMALIES[source], num_defects, rng),
-                source + 1,
-                is_free,
+                _defect(source, num_defects, rng),
+                1 + ANOMALIES.index(source),
+                BASES.index(kind),
             )
         )
-    view, left_out, base, region, patch, defect, source, free = zip(*rows, strict=True)
+    view, left_out, base, region, patch, defect, source, kind = zip(*rows, strict=True)
     return Plan(
         view=np.asarray(view, np.float32),
         left_out=np.asarray(left_out, np.int32),
@@ -121,7 +131,7 @@ def plan(
         patch=np.asarray(patch, np.float32),
         defect=_walk(defect),
         source=np.asarray(source, np.int32),
-        is_free=np.asarray(free, bool),
+        kind=np.asarray(kind, np.int32),
     )
 
 
@@ -136,7 +146,7 @@ def _walk(rows: Sequence[tuple[Any, Any, Any]]) -> Walk:
 
 def _defect(source: str, num_defects: int, rng: Any) -> tuple[int, int, float]:
     """Returns (level, context, guidance) of one anomaly."""
-    level = rng.choice(LEVELS[source])
+    level = rng.choice(ANOMALY_LEVELS[source])
     if source == "pasted":
         return level, 0, 1.0
     if source == "misnamed":
@@ -147,8 +157,7 @@ def _defect(source: str, num_defects: int, rng: Any) -> tuple[int, int, float]:
 def _patch(shot: np.ndarray, rng: Any) -> np.ndarray:
     """Returns a shot turned, shifted and made a little lighter or darker.
 
-    CutPaste (arXiv 2104.04015) takes a patch as it is; the change of light shows it in
-    a texture too.
+    CutPaste takes a patch as it is; the change of light shows it in a texture too.
     """
     turned = np.rot90(shot, int(rng.integers(1, 4)))
     shift = [int(rng.integers(n // 4, 3 * n // 4 + 1)) for n in shot.shape[:2]]

@@ -74,12 +74,16 @@ def lay_out(
 
 
 def training_layouts(
-    towers: model.Towers, words: wording.Wording, texts: Texts, num_vectors: int
+    towers: model.Towers,
+    words: wording.Wording,
+    texts: Texts,
+    num_vectors: int,
+    class_name: str | None = None,
 ) -> objective.Layouts:
     """Returns what the inversion is told: captions by crop level, states by template.
 
     Both lists of captions are repeated to one length, so that a draw is as likely in
-    both.
+    both. With a class name they speak of that, and no vector is read.
     """
     count = len(words.whole_captions) * len(words.part_captions)
     captions = [
@@ -87,5 +91,7 @@ def training_layouts(
         for rows in (words.whole_captions, words.part_captions)
     ]
     length = towers.text_length
-    laid = wording.layout(captions, towers.tokenizer, length, num_vectors, limit=length)
+    laid = wording.layout(
+        captions, towers.tokenizer, length, num_vectors, class_name, length
+    )
     return objective.Layouts(texts.normal, texts.anomalous, laid)

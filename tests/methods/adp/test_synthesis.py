@@ -34,22 +34,40 @@ def test_regions_lie_on_the_product_within_their_areas():
     assert np.std(np.log(areas)) > 0.3  # small and large ones
 
 
-def plan(num_pairs=12, num_shots=2, draws_free=True):
+def plan(num_pairs=18, num_shots=2, is_resolved=True):
     shots = np.stack([product()[0] for _ in range(num_shots)])
-    return synthesis.plan(shots, num_pairs, 2, draws_free, seed=0)
+    return synthesis.plan(shots, num_pairs, 2, is_resolved, seed=0)
 
 
 def test_sources_take_turns_and_shots_are_left_out():
     rows = plan()
-    assert np.bincount(rows.source).tolist() == [0, 4, 4, 4]
-    assert rows.is_free.sum() == 3 and not plan(draws_free=False).is_free.any()
+    assert np.bincount(rows.source).tolist() == [0, 6, 6, 6]
+    # A detector must not learn which defects come on which bases.
+    met = set(zip(rows.kind.tolist(), rows.source.tolist(), strict=True))
+    assert met == {(kind, source) for kind in range(3) for source in (1, 2, 3)}
+    assert rows.is_free.sum() == 6
     assert (rows.left_out[rows.is_free] == bank.NOBODY).all()
     assert set(rows.left_out[~rows.is_free].tolist()) <= {0, 1}
     assert (rows.base.level[rows.is_free] == -1).all()
-    assert (rows.base.level[~rows.is_free] > 0).all()
+    kept = rows.kind == synthesis.BASES.index("kept")
+    assert (rows.base.level[kept] == 0).all()
+    assert (rows.base.level[~rows.is_free & ~kept] > 0).all()
     assert rows.defect.context.max() < 4 + 2 + len(synthesis.WRONG_WORDS)
     # One shot is in the memory whichever view of it is shown.
     assert (plan(num_shots=1).left_out == bank.NOBODY).all()
+
+
+def test_beyond_the_resolution_of_the_autoencoder_patches_are_pasted_as_they_are():
+    rows = plan(num_pairs=4, is_resolved=False)
+    assert not rows.is_free.any() and set(rows.kind.tolist()) == {0, 1}
+    assert set(rows.source.tolist()) == {1 + synthesis.ANOMALIES.index("pasted")}
+    decoded = np.zeros((4, 32, 32, 3), np.float32)
+    found = dict.fromkeys(("plain", "normal", "anomalous"), decoded)
+    drawn = drawing._composed(rows, found)
+    inside = rows.region > 0
+    np.testing.assert_array_equal(drawn.normal, rows.view)
+    np.testing.assert_array_equal(drawn.anomalous[inside], rows.patch[inside])
+    np.testing.assert_array_equal(drawn.anomalous[~inside], rows.view[~inside])
 
 
 def test_a_plan_is_a_function_of_its_seed():
@@ -80,7 +98,7 @@ def judged(change_inside, change_outside, probability=0.2, distance=0.1):
 def test_anomalies_are_kept_where_the_region_changed_at_least_twice_as_much():
     rows, verdict = judged(0.2, 0.05)
     assert verdict.normal.all() and verdict.anomalous.all()
-    assert len(verdict.rates) == 5 and set(verdict.rates.values()) == {1.0}
+    assert len(verdict.rates) == 6 and set(verdict.rates.values()) == {1.0}
     np.testing.assert_array_equal(verdict.mask, rows.region)
     _, weak = judged(0.09, 0.05)
     assert weak.normal.all() and not weak.anomalous.any()
@@ -97,15 +115,15 @@ def test_a_pair_whose_normal_looks_damaged_or_foreign_is_dropped(probability, di
 
 def test_what_a_defect_adds_is_added_to_the_normal_of_its_pair():
     """Both images of a pair differ by the two decoded ones' difference alone."""
-    rows = plan(num_pairs=4)
+    rows = plan(num_pairs=9)
     rng = np.random.default_rng(0)
     found = {
-        name: rng.uniform(0.4, 0.6, (4, 64, 64, 3)).astype(np.float32)
+        name: rng.uniform(0.4, 0.6, (9, 64, 64, 3)).astype(np.float32)
         for name in ("plain", "normal", "anomalous")
     }
     drawn = drawing._composed(rows._replace(view=np.full_like(rows.view, 0.5)), found)
     added = found["anomalous"] - found["normal"]
     np.testing.assert_allclose(drawn.anomalous - drawn.normal, added, atol=1e-6)
-    np.testing.assert_allclose(drawn.normal[3], found["normal"][3], atol=1e-6)  # free
-    wanted = 0.5 + found["normal"][0] - found["plain"][0]
-    np.testing.assert_allclose(drawn.normal[0], wanted, atol=1e-6)
+    np.testing.assert_allclose(drawn.normal[6], found["normal"][6], atol=1e-6)  # free
+    wanted = 0.5 + found["normal"][3] - found["plain"][3]
+    np.testing.assert_allclose(drawn.normal[3], wanted, atol=1e-6)  # redrawn
