@@ -99,6 +99,23 @@ SECTIONS = (
         {"case": "case", **_TIMES, "rate": "rate", "unit": ""},
     ),
     Section(
+        "programs",
+        "Programs",
+        "Traced or compiled, not run. A train step of Stable Diffusion 1.5's UNet: "
+        "operations over a count by hand, and bytes of the state whose memory its "
+        "results take over. A walk of the embedded UNet: seconds to compile.",
+        {
+            "case": "case",
+            "gflop": "GFLOP",
+            "flops_over_hand": "over the hand count",
+            "donated_over_state": "donated / state",
+            "compile_s": "compile (s)",
+            "compile_iqr_s": "IQR (s)",
+            "compile_over_one_move": "over one move",
+        },
+        ("size",),
+    ),
+    Section(
         "trade_off",
         "Network calls against quality",
         "A fine-tuned generator on the embedded towers. Defect: distance of the "
