@@ -16,6 +16,7 @@ calibration or smoothing.
 """
 
 import argparse
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -122,15 +123,23 @@ def config_of(
 
 
 def measure(
-    cell: Cell, data: Path, out: Path, weights: Path | None, scale: float
+    cell: Cell,
+    data: Path,
+    out: Path,
+    weights: Path | None,
+    scale: float,
+    known: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Trains and evaluates every variant of one entry."""
+    """Trains and evaluates every variant of one entry but those that are known."""
     directory = dataset_directory(cell.name, data, out)
     config = config_of(cell, directory, weights, scale)
     run = api.train(config, out / "runs" / cell.key)
     found = {"adp": scores(run), "adp, default": scores(with_default_settings(run))}
     facts = record.read_json(run.directory / record.RECORD)
+    found.update(known)
     for name, baseline in BASELINES.items():
+        if name in known:
+            continue
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
         trained = api.train(plain, out / "runs" / f"{cell.key}-{baseline}")
@@ -216,6 +225,16 @@ def clip_plain_predict(run: api.Run) -> Any:
     return call
 
 
+def without_shots(
+    results: Mapping[str, Mapping[str, Any]], name: str
+) -> dict[str, Mapping[str, float]]:
+    """Returns what is known of a set whatever the shots are: zero-shot WinCLIP."""
+    for key, entry in results.items():
+        if key.rsplit("-", 2)[0] == name:
+            return {"winclip": entry["variants"]["winclip"]}
+    return {}
+
+
 def table(results: Mapping[str, Mapping[str, Any]], metric: str) -> tables.Table:
     """Mean and standard deviation over draws, one row a set and number of shots."""
     rows: dict[tuple[str, int], dict[str, list[float]]] = {}
@@ -255,20 +274,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = weights if (weights / mobilenet_v2.WEIGHTS).is_file() else None
     path = arguments.out / "few_shot.json"
     results = record.read_json(path)["results"] if path.is_file() else {}
-    for name in arguments.sets:
-        for shots in arguments.shots:
-            for draw in range(arguments.draws):
-                cell = Cell(name, shots, draw)
-                if cell.key in results:
-                    continue
-                results[cell.key] = harness.without_nan(
-                    measure(
-                        cell, arguments.data, arguments.out, weights, arguments.scale
-                    )
-                )
-                surroundings = harness.surroundings() | {"scale": arguments.scale}
-                record.write_json(path, {"results": results, **surroundings})
-                print(cell.key, results[cell.key]["variants"], flush=True)
+    # Draws go round last: what an interrupted call leaves covers all sets and shots.
+    entries = itertools.product(range(arguments.draws), arguments.shots, arguments.sets)
+    for draw, shots, name in entries:
+        cell = Cell(name, shots, draw)
+        if cell.key in results:
+            continue
+        found = measure(
+            cell,
+            arguments.data,
+            arguments.out,
+            weights,
+            arguments.scale,
+            without_shots(results, name),
+        )
+        results[cell.key] = harness.without_nan(found)
+        surroundings = harness.surroundings() | {"scale": arguments.scale}
+        record.write_json(path, {"results": results, **surroundings})
+        print(cell.key, results[cell.key]["variants"], flush=True)
     text = "\n\n".join(tables.to_markdown(table(results, metric)) for metric in METRICS)
     (arguments.out / "few_shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)
