@@ -163,14 +163,14 @@ def _b5(found: Mapping[str, Any]) -> list[Line]:
         "real": "real",
         "requested": "real + generated, m",
         "refined": "real + generated, m*",
-        "pasted": "real + generated, m*, pasted",
+        "recipe": "real + generated as the recipe draws",
     }
     lines = [
         Line("B5", f"pixel AP, {shown}", f"{row['mean']:.3f} ± {row['std']:.3f}")
         for name, shown in names.items()
         for row in [found[name]["pixel_ap"]]
     ]
-    for name in ("refined", "pasted"):
+    for name in ("refined", "recipe"):
         gain, stds = found[f"gain_{name}"], found[f"gain_{name}_in_stds"]
         lines += [
             Line("B5", f"gain, {name}", gain, ">= 0", gain >= 0),

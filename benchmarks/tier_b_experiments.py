@@ -31,7 +31,8 @@ NUM_DETECTOR_SEEDS = 5
 # By development seed 5: after 150 steps of 8 the generated defects gain nothing, after
 # 600, when ten real defects alone are learnt by heart, they do.
 DETECTOR_STEPS = 600
-SETS = ("pasted", "refined", "requested")
+SETS = ("recipe", "refined", "requested")
+METRICS = ("pixel_ap", "pixel_auroc", "pixel_aupro", "image_auroc")
 
 
 def pill_run(job: runs.Job) -> api.Run:
@@ -272,9 +273,10 @@ def _is(index: int, seed: int, kind: str) -> bool:
 def b5(job: runs.Job) -> dict[str, Any]:
     """What the generated pairs are worth to a segmenter of 10 real defects.
 
-    Four training sets: real; real and generated with the requested mask m; with the
-    refined mask m*; with m* and the normal image's own pixels outside m ("pasted"). The
-    same generated defects, steps and test images for all.
+    Four training sets: real; real and generated with the requested mask m; the same
+    defects with the refined mask m*; and as the shipped recipe draws them ("recipe":
+    guided, all that changed is called a defect, the normal image's own pixels around
+    it). The same generator, steps and test images for all.
     """
     run = pill_run(job)
     sets = job.out / "sets"
@@ -293,7 +295,7 @@ def b5(job: runs.Job) -> dict[str, Any]:
             scores.append(api.evaluate(runs.trained(settings, where))["mean"])
         found[name] = {
             metric: measures.spread([score[metric] for score in scores])
-            for metric in ("pixel_ap", "pixel_auroc", "image_auroc")
+            for metric in METRICS
         }
     real = found["real"]["pixel_ap"]
     for name in SETS:
@@ -304,7 +306,7 @@ def b5(job: runs.Job) -> dict[str, Any]:
 
 
 def _write_sets(run: api.Run, count: int, directory: Path) -> None:
-    """Writes the same generated defects with m, with m*, and pasted with m*."""
+    """Writes generated defects with m, the same with m*, and those of the recipe."""
     wanted = [
         name for name in SETS if not (directory / name / generated.MANIFEST).is_file()
     ]
@@ -313,10 +315,12 @@ def _write_sets(run: api.Run, count: int, directory: Path) -> None:
         as_asked = [row._replace(mask=row.requested_mask) for row in rows]
         generated.write(directory / "requested", as_asked, overwrite=True)
         generated.write(directory / "refined", rows, overwrite=True)
-    if "pasted" in wanted:
-        pasting = runs.reopened(run, {"generate.paste": True})
-        rows = [row for row, _ in api.generated_rows(pasting, count)]
-        generated.write(directory / "pasted", rows, overwrite=True)
+    if "recipe" in wanted:
+        shipped = runs.shipped_drawing()
+        rows = [
+            row for row, _ in api.generated_rows(runs.reopened(run, shipped), count)
+        ]
+        generated.write(directory / "recipe", rows, overwrite=True)
 
 
 def ablations(job: runs.Job) -> dict[str, Any]:

@@ -62,7 +62,9 @@ def config(
     found.model.directory = job.model
     found.generate.num_steps, found.generate.background = 50, "recompute"
     found.generate.spacing, found.generate.solver = "checkpoint", "ddim"
-    found.generate.paste = False  # what the latents alone do
+    # What the latents alone do, as the paper draws.
+    found.generate.paste, found.generate.guidance_scale = False, 1.0
+    found.generate.otsu, found.generate.least_kept = True, 0.0
     found.phases.finetune.num_steps = 300
     found.train.log_every = 25
     found.train.keep = 1
@@ -73,6 +75,13 @@ def config(
     found.data.num_train = job.images(found.data.num_train)
     found.update_from_flattened_dict(dict(changes or {}))
     return found
+
+
+def shipped_drawing() -> dict[str, Any]:
+    """Returns how the shipped recipe draws: changes for `reopened`."""
+    section = config_file.load(RECIPE).generate.to_dict()
+    own = ("num_images", "batch_size", "per_image", "seed")
+    return {f"generate.{key}": v for key, v in section.items() if key not in own}
 
 
 def folder_config(

@@ -250,6 +250,8 @@ def add_generation(config):
             "eta": 0.0,
             "refine": True,
             "change_floor": 0.08,
+            "otsu": True,
+            "least_kept": 0.0,
             "paste": False,
         }
     )

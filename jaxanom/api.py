@@ -386,4 +386,5 @@ def generated_rows(
         batch_size=settings.batch_size,
         mesh=prepared.mesh,
         per_image=settings.get("per_image", 1),
+        least_kept=settings.get("least_kept", 0.0),
     )

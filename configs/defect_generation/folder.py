@@ -26,7 +26,10 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.train.ema_decay = 0.995
     config.generate.num_images = 100
     config.generate.inversion_time = "target"
-    config.generate.paste = True  # see foundry.py
+    # See foundry.py; a network trained from scratch has learnt no guidance.
+    config.generate.otsu = False
+    config.generate.least_kept = 0.3
+    config.generate.paste = True
     common.add_phase(
         config,
         "adapt",

@@ -11,6 +11,10 @@ Otsu always splits, however: where nothing was drawn it splits rounding noise in
 would keep about half of the mask. So the fixed threshold is a floor under Otsu's, not
 only its replacement: change that stays under it everywhere gives an empty mask.
 
+Where one defect has a strong middle and a weak rim, Otsu's threshold lies between the
+two, and pixels that changed visibly are called normal. The floor alone (`otsu` False)
+keeps all of them.
+
 Everything is jnp and batched except `drop_small`: connected regions have no fixed
 shape, and masks leave for the disk here anyway, so that part runs on the host.
 """
@@ -54,6 +58,7 @@ def refine(
     floor: float = 0.08,
     dilation: int = 8,
     min_fraction: float = 5e-4,
+    otsu: bool = True,
 ) -> Refined:
     """Returns the refined masks of a batch; waits for the device.
 
@@ -64,8 +69,9 @@ def refine(
       dilation: pixels of unchanged ring for Otsu's second class; the default is one
         cell of a latent grid eight times coarser than the image.
       min_fraction: regions under this share of the image are dropped.
+      otsu: False takes the floor for the threshold.
     """
-    found, threshold = changed(generated, reference, mask, floor, dilation)
+    found, threshold = changed(generated, reference, mask, floor, dilation, otsu)
     asked = np.asarray(mask) > 0.5
     kept_mask = drop_small(np.asarray(found), min_fraction)
     area = kept_mask.sum((1, 2))
@@ -79,6 +85,7 @@ def changed(
     mask: Array,
     floor: float = 0.08,
     dilation: int = 8,
+    otsu: bool = True,
 ) -> tuple[Array, Array]:
     """The part of `refine` that runs on the device: all but dropping small regions.
 
@@ -89,8 +96,10 @@ def changed(
     chex.assert_shape(mask, generated.shape[:3])
     change = smooth(difference(generated, reference))  # [B, H, W]
     inside = mask > 0.5
-    region = dilate(inside, dilation)
-    threshold = jnp.maximum(jax.vmap(otsu)(change, region), floor)  # [B]
+    threshold = jnp.full(mask.shape[:1], floor, jnp.float32)  # [B]
+    if otsu:
+        region = dilate(inside, dilation)
+        threshold = jnp.maximum(jax.vmap(otsu_threshold)(change, region), floor)
     return inside & (change > threshold[:, None, None]), threshold
 
 
@@ -126,7 +135,7 @@ def dilate(mask: Array, radius: int) -> Array:
     )
 
 
-def otsu(values: Array, region: Array) -> Array:
+def otsu_threshold(values: Array, region: Array) -> Array:
     """Returns the threshold that best splits the values of a region in two.
 
     N. Otsu, 1979: maximises the variance between the classes over 256 bins from the

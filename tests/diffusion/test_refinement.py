@@ -52,6 +52,19 @@ def test_a_fully_drawn_mask_is_kept_whole():
     assert refined.kept[0] > 0.95
 
 
+def test_a_weak_rim_around_a_strong_middle_is_kept_by_the_floor_alone():
+    generated, reference, mask, left, _ = scene(noise=0.0, drawn=0.2)
+    generated[0, 14:26, 12:20] = 1.0
+    rim = np.zeros(mask.shape, bool)
+    rim[0][left] = True
+    rim[0, 12:28, 10:22] = False
+    plain = refinement.refine(generated, reference, mask, otsu=False)
+    # Smoothing rounds its corners.
+    assert plain.mask[rim].mean() > 0.9 and plain.threshold[0] == np.float32(0.08)
+    split = refinement.refine(generated, reference, mask)  # the control
+    assert split.mask[rim].mean() < 0.1 and split.threshold[0] > 0.15
+
+
 def test_change_outside_the_mask_is_never_kept():
     generated, reference, mask, *_ = scene()
     generated[0, :6] = 1.0
@@ -113,7 +126,7 @@ def test_dilation_is_a_square_of_the_given_radius():
 def test_otsu_splits_two_classes_in_the_middle_of_the_gap():
     values = jnp.array([0.1] * 30 + [0.5] * 10 + [9.0] * 5)
     region = jnp.arange(45) < 40  # the last five are outside
-    threshold = float(refinement.otsu(values, region))
+    threshold = float(refinement.otsu_threshold(values, region))
     assert threshold == pytest.approx(0.3, abs=2 * 0.4 / refinement.NUM_BINS)
 
 
@@ -126,7 +139,7 @@ def test_otsu_maximises_the_variance_between_classes():
         return low.size * high.size * (low.mean() - high.mean()) ** 2
 
     best = max(between(t) for t in np.sort(values)[:-1])
-    found = float(refinement.otsu(jnp.asarray(values), jnp.ones(500, bool)))
+    found = float(refinement.otsu_threshold(jnp.asarray(values), jnp.ones(500, bool)))
     # The histogram may miss the best split by a bin.
     assert between(found) > 0.995 * best
     assert between(found + 0.2) < 0.9 * best  # negative control

@@ -308,6 +308,17 @@ def test_paste_puts_the_normal_pixels_back_outside_the_mask():
     assert np.abs(drawn()["image"][outside] - pasted[outside]).max() > 1e-4
 
 
+def test_pasted_images_differ_from_the_normal_ones_where_the_refined_mask_says_alone():
+    normal = np.asarray(stand_in_batch()["image"])
+    found = drawn(paste=True, refine=True)
+    left = (np.asarray(stand_in_batch()["mask"]) > 0.5) & (found["mask"] < 0.5)
+    outside = found["mask"] < 0.5
+    assert left.any()  # asked for, and not called a defect
+    np.testing.assert_array_equal(found["image"][outside], normal[outside])
+    plain = drawn(refine=True)["image"]
+    assert np.abs(plain[left] - normal[left]).max() > 1e-4
+
+
 def test_refinement_keeps_a_part_of_the_mask_and_nothing_where_nothing_changed():
     mask = np.asarray(stand_in_batch()["mask"])
     np.testing.assert_array_equal(drawn(refine=False)["mask"], mask)
@@ -329,6 +340,7 @@ def test_refinement_keeps_a_part_of_the_mask_and_nothing_where_nothing_changed()
         {"guidance_scale": -1.0},
         {"eta": 1.5},
         {"change_floor": 2.0},
+        {"least_kept": -0.5},
     ],
 )
 def test_a_wrong_option_names_its_key(options):
@@ -388,6 +400,16 @@ def test_final_masks_lose_their_specks():
     mask[0, 20:24, 20:24] = 1
     found = predict.final_masks(mask)
     assert found.dtype == bool and found.sum() == 16 and not found[0, 3, 3]
+
+
+def test_a_defect_of_which_hardly_anything_was_drawn_counts_as_none():
+    requested = np.zeros((2, 64, 64), np.float32)
+    requested[:, 20:30, 20:30] = 1
+    mask = requested.copy()
+    mask[1, 20:29] = 0  # a tenth is left
+    found = predict.final_masks(mask, requested, 0.3)
+    assert found[0].sum() == 100 and not found[1].any()
+    assert predict.final_masks(mask, requested, 0.05)[1].sum() == 10
 
 
 # Whose noise levels. ---------------------------------------------------------------

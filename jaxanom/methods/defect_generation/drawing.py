@@ -28,6 +28,7 @@ def rows(
     batch_size: int,
     mesh: Mesh,
     per_image: int = 1,
+    least_kept: float = 0.0,
 ) -> Iterator[tuple[generated.GeneratedRow, Pictures]]:
     """Yields generated pairs with what a report shows of how they came about.
 
@@ -41,6 +42,7 @@ def rows(
       batch_size: rows of every call; the last batch is filled up.
       mesh: rows are spread over it.
       per_image: see `predict.plan`; a batch holds `batch_size` / `per_image` images.
+      least_kept: see `predict.final_masks`.
 
     Yields:
       (row, {"normal" and "reference" [H, W, 3] in [0, 1], "inverted" [h, w, C],
@@ -58,7 +60,8 @@ def rows(
             batch = _batch(dataset, source, padded, per_image)
             placed = placement.place_batch(placement.own_rows(batch, mesh), mesh)
             found = placement.to_host(generate(params, frozen, placed, key))
-            masks = predict.final_masks(found["mask"])
+            asked = np.stack([request.mask for request in padded])
+            masks = predict.final_masks(found["mask"], asked, least_kept)
             for number, request in enumerate(chosen):
                 pictures = {
                     name: found[name][number]

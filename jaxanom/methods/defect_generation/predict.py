@@ -36,7 +36,11 @@ class Options(NamedTuple):
       eta: DDIM noise, inside the mask only; 0 with "dpmpp_2m".
       refine: return the part of the mask where something changed.
       change_floor: least change, of [0, 1], that counts as drawn.
-      paste: put the normal image's pixels back outside the mask.
+      otsu: raise that to Otsu's threshold, see `diffusion.refinement`.
+      least_kept: defects of which less than this share of the requested mask is left
+        count as not drawn: their mask is emptied.
+      paste: put the normal image's pixels back outside the returned mask, so that what
+        is called normal is normal.
     """
 
     num_steps: int = 50
@@ -50,6 +54,8 @@ class Options(NamedTuple):
     eta: float = 0.0
     refine: bool = True
     change_floor: float = 0.08
+    otsu: bool = True
+    least_kept: float = 0.0
     paste: bool = False
 
 
@@ -70,6 +76,7 @@ def check(options: Options) -> None:
         ("guidance_scale", options.guidance_scale, 0, float("inf")),
         ("eta", options.eta, 0, 1),
         ("change_floor", options.change_floor, 0, 1),
+        ("least_kept", options.least_kept, 0, 1),
     ):
         if not low <= value <= high:
             raise ValueError(f"config.generate.{key}={value}; wanted {low} to {high}")
@@ -201,10 +208,10 @@ def _finished(
     if options.refine:
         dilation = image.shape[1] // latent_shape[1]
         mask, _ = refinement.changed(
-            drawn, reference, asked, options.change_floor, dilation
+            drawn, reference, asked, options.change_floor, dilation, options.otsu
         )
     if options.paste:
-        pasted = jnp.where(asked[..., None] > 0.5, drawn, image)
+        pasted = jnp.where(mask[..., None] > 0.5, drawn, image)
     return {
         "image": pasted,
         "reference": reference,
@@ -347,6 +354,21 @@ def _mask_banks(dataset: catalog.Dataset) -> dict[tuple[str, str], np.ndarray]:
     return banks
 
 
-def final_masks(masks: np.ndarray) -> np.ndarray:
-    """Drops specks from refined masks [B, H, W], on the host."""
-    return refinement.drop_small(np.asarray(masks) > 0.5)
+def final_masks(
+    masks: np.ndarray, requested: np.ndarray | None = None, least_kept: float = 0.0
+) -> np.ndarray:
+    """Drops specks from refined masks, and defects that were hardly drawn; on the host.
+
+    Args:
+      masks: [B, H, W] of 0 and 1.
+      requested: [B, H, W]; needed with `least_kept`.
+      least_kept: see `Options`.
+
+    Returns:
+      [B, H, W] bool.
+    """
+    kept = refinement.drop_small(np.asarray(masks) > 0.5)
+    if requested is None or not least_kept:
+        return kept
+    share = kept.sum((1, 2)) / np.maximum((requested > 0.5).sum((1, 2)), 1)
+    return kept & (share >= least_kept)[:, None, None]
