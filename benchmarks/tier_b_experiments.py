@@ -4,7 +4,7 @@ Each writes its training runs into folders of its own below `job.out` and finds 
 there when it is called again. `targets` are what was asked for before any result.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ NUM_DETECTOR_SEEDS = 5
 # By development seed 5: after 150 steps of 8 the generated defects gain nothing, after
 # 600, when ten real defects alone are learnt by heart, they do.
 DETECTOR_STEPS = 600
-SETS = ("recipe", "refined", "requested")
 METRICS = ("pixel_ap", "pixel_auroc", "pixel_aupro", "image_auroc")
 
 
@@ -280,10 +279,10 @@ def b5(job: runs.Job) -> dict[str, Any]:
     """
     run = pill_run(job)
     sets = job.out / "sets"
-    _write_sets(run, job.images(60, 8), sets)
+    _write_sets(run, job.images(60, 8), sets, job.sets)
     found: dict[str, Any] = {}
-    for name in ("real", *SETS):
-        share = 0.5 if name in SETS else 0.0
+    for name in ("real", *job.sets):
+        share = 0.5 if name in job.sets else 0.0
         scores = []
         for number in range(NUM_DETECTOR_SEEDS):
             base = runs.config(job)
@@ -298,17 +297,19 @@ def b5(job: runs.Job) -> dict[str, Any]:
             for metric in METRICS
         }
     real = found["real"]["pixel_ap"]
-    for name in SETS:
+    for name in job.sets:
         gain = found[name]["pixel_ap"]["mean"] - real["mean"]
         found[f"gain_{name}"] = gain
         found[f"gain_{name}_in_stds"] = gain / max(real["std"], 1e-9)
     return {**found, "num_seeds": NUM_DETECTOR_SEEDS}
 
 
-def _write_sets(run: api.Run, count: int, directory: Path) -> None:
+def _write_sets(
+    run: api.Run, count: int, directory: Path, names: Sequence[str]
+) -> None:
     """Writes generated defects with m, the same with m*, and those of the recipe."""
     wanted = [
-        name for name in SETS if not (directory / name / generated.MANIFEST).is_file()
+        name for name in names if not (directory / name / generated.MANIFEST).is_file()
     ]
     if {"requested", "refined"} & set(wanted):
         rows = [row for row, _ in api.generated_rows(run, count)]

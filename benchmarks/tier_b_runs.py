@@ -20,6 +20,7 @@ DATA_SEED = 100
 IMAGE_SIZE = 64
 BATCH_SIZE = 8  # of everything drawn: one program a generator
 RECIPE = "configs/defect_generation/foundry.py"
+SETS = ("recipe", "refined", "requested")
 
 
 class Job(NamedTuple):
@@ -30,12 +31,14 @@ class Job(NamedTuple):
       out: everything is written below it.
       seed: 0 while developing, 1 for the reported numbers.
       scale: factor on training steps and numbers of images.
+      sets: generated sets of B5.
     """
 
     model: str
     out: Path
     seed: int
     scale: float
+    sets: tuple[str, ...] = SETS
 
     def steps(self, count: int) -> int:
         """Scales a number of training steps."""

@@ -18,7 +18,8 @@ ours, and no number here reproduces the paper. Every open point is a switch:
 | one set of tokens for whole and part      | yes                   | split_tokens    |
 
 With one shot the synthetic images show what the memory has seen, and the tuning leaves
-the weights of the channels alone. C5 leaves the cross-attention mass of the state word
+the weights of the channels alone. Where the data are finer than the autoencoder, every
+synthetic anomaly is a pasted patch. C5 leaves the cross-attention mass of the state word
 out. Baselines in the same evaluator: `options.BASELINES`.
 
 Tokens are the only parameters that are trained, by phase "invert"; see

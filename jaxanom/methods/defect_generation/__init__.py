@@ -10,7 +10,9 @@ Where the paper is silent or can be read in two ways, both are options:
 | solver of the defect's moves | `ddim`, as Eq. 9 writes it   | `dpmpp_2m`            |
 | masked cross-attention       | on (Eqs. 10-11)              | plain single prompts  |
 | pooling of m                 | max                          | nearest, area         |
-| mask refinement (Eq. 13)     | Otsu on the pixel difference | off                   |
+| mask refinement (Eq. 13)     | Otsu on the pixel difference | fixed threshold, off  |
+| guidance of the defect       | none                         | any scale, C2 against |
+| pixels outside the mask      | as decoded                   | the normal image's    |
 | trained weights              | the whole UNet               | LoRA                  |
 | prompt of the hole           | empty                        | any text              |
 | a defect asked of normals    | never                        | a share of their masks|
