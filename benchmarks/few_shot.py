@@ -12,25 +12,42 @@ it stopped. Writes `few_shot.md` and `few_shot.json`. Draws are `data.split_seed
 Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memory with
 the default settings) of one run; "winclip" (no shots), "winclip+" and "patch memory"
 of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
-calibration or smoothing.
+calibration or smoothing. "agreement": Spearman correlation, over the settings that
+were tried, of their J on synthetic and on test images.
 """
 
 import argparse
+import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from scipy import stats
 
 from benchmarks import harness
 from jaxanom import api, record
 from jaxanom.cli import config_file
 from jaxanom.data import catalog, folders
-from jaxanom.methods.adp import bank, feature_tower, fusion, options, predict
+from jaxanom.methods import adp
+from jaxanom.methods.adp import (
+    bank,
+    calibration,
+    crops,
+    feature_tower,
+    fusion,
+    grid_objective,
+    model,
+    options,
+    predict,
+    tuning,
+    windows,
+)
 from jaxanom.models import mobilenet_v2
 from jaxanom.report import tables
 from jaxanom.types import Predictions
@@ -133,7 +150,8 @@ def measure(
     """Trains and evaluates every variant of one entry but those that are known."""
     directory = dataset_directory(cell.name, data, out)
     config = config_of(cell, directory, weights, scale)
-    run = api.train(config, out / "runs" / cell.key)
+    with listening() as heard:
+        run = api.train(config, out / "runs" / cell.key)
     found = {"adp": scores(run), "adp, default": scores(with_default_settings(run))}
     facts = record.read_json(run.directory / record.RECORD)
     found.update(known)
@@ -148,8 +166,63 @@ def measure(
     return {
         "variants": found,
         "tuning": facts["adp"],
+        "agreement": agreement(run, *heard[0]) if heard else None,
         "train_seconds": facts["train_seconds"],
     }
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[list[tuple[fusion.Settings, np.ndarray]]]:
+    """Yields a list that gets every grid that is tuned on, and what it scored."""
+    heard, choose = [], tuning.choose
+
+    def choosing(settings, per_fold, num_images):
+        heard.append((settings, per_fold))
+        return choose(settings, per_fold, num_images)
+
+    with mock.patch.object(tuning, "choose", choosing):
+        yield heard
+
+
+def agreement(run: api.Run, settings: fusion.Settings, per_fold: np.ndarray) -> float:
+    """Spearman correlation over the grid: J on synthetic and on the test images.
+
+    Args:
+      run: of one category.
+      settings: leaves [H, ...].
+      per_fold: [H, F], J on synthetic images.
+    """
+    prepared = run.prepared
+    dataset, numbers = prepared.dataset, prepared.division.test
+    pairs = [dataset.load(dataset.records[number]) for number in numbers]
+    chosen = options.read(prepared.config.adp)
+    towers, _ = model.load(prepared.config.model, chosen.diffusion_size)
+    detector = adp.make_detector(chosen, towers)
+    look = jax.jit(predict.every_cell(detector))
+    scoring = predict.from_tree(run.params["scoring"])
+    images = np.stack([image for image, _ in pairs]).astype(np.float32) / 255
+    nobody = np.full(len(images), bank.NOBODY, np.int32)
+    maps, whole = model.batched(
+        lambda *rows: look(scoring, run.frozen, *rows),
+        8,
+        images,
+        np.zeros(len(images), np.int32),
+        nobody,
+    )
+    found = calibration.Calibration(
+        *(np.asarray(leaf[0]) for leaf in scoring[2:6])  # centre to image_spread
+    )
+    masks = np.stack([mask for _, mask in pairs]) > 0
+    covered = crops.cell_means(masks, detector.side)
+    synthetic = grid_objective.Synthetic(
+        maps=calibration.apply(np.moveaxis(maps, 1, 0), found),
+        whole=(whole.T - found.image_centre[:, None]) / found.image_spread[:, None],
+        masks=(covered >= 0.5).astype(np.float32),
+        source=masks.any((1, 2)).astype(np.int32),
+    )
+    real = grid_objective.objectives(synthetic, detector.cell_counts, settings)
+    ranked = stats.spearmanr(per_fold.mean(1), np.asarray(real).mean(1))
+    return float(ranked.statistic)
 
 
 def scores(run: api.Run, predict_fn: Any = None) -> dict[str, float]:
@@ -201,8 +274,6 @@ def plain_predict(run: api.Run) -> Any:
 
 def clip_plain_predict(run: api.Run) -> Any:
     """The same with the last of CLIP's layers, where no other tower is used."""
-    from jaxanom.methods.adp import model, windows
-
     config = run.prepared.config
     towers, _ = model.load(config.model, config.adp.diffusion_size)
     layer = int(config.adp.feature_layers[-1])
@@ -261,6 +332,45 @@ def table(results: Mapping[str, Mapping[str, Any]], metric: str) -> tables.Table
     return tables.from_records(lines, columns, caption=METRICS[metric])
 
 
+def tuning_table(results: Mapping[str, Mapping[str, Any]]) -> tables.Table:
+    """What self-tuning changed, and what it went by; one row a set and shots.
+
+    Gains are of the tuned settings over the default, in points, mean and deviation over
+    draws; acceptance is the mean over kinds of normals, and of anomalies.
+    """
+    rows: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for key, entry in results.items():
+        name, shots, _ = key.rsplit("-", 2)
+        rows.setdefault((name, int(shots)), []).append(entry)
+    lines = []
+    for (name, shots), entries in sorted(rows.items()):
+        line: dict[str, Any] = {"set": name, "shots": shots}
+        for metric, shown in METRICS.items():
+            gains = [
+                entry["variants"]["adp"][metric]
+                - entry["variants"]["adp, default"][metric]
+                for entry in entries
+                if entry["variants"]["adp"].get(metric) is not None
+            ]
+            if gains:
+                line[shown] = tables.mean_std(gains, 100, 1)
+        heard = [e["agreement"] for e in entries if e.get("agreement") is not None]
+        line["agreement"] = f"{np.mean(heard):.2f}" if heard else "-"
+        for kind in ("normal", "anomaly"):
+            rates = [
+                rate
+                for entry in entries
+                for facts in entry["tuning"].values()
+                for source, rate in facts.get("accepted", {}).items()
+                if source.startswith(kind)
+            ]
+            line[f"{kind} accepted"] = f"{100 * np.mean(rates):.0f} %" if rates else "-"
+        lines.append(line)
+    names = dict.fromkeys(key for line in lines for key in line)
+    columns = {key: "K" if key == "shots" else key for key in names}
+    return tables.from_records(lines, columns, caption="Self-tuning")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.few_shot")
     parser.add_argument("--out", type=Path, required=True)
@@ -292,7 +402,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         surroundings = harness.surroundings() | {"scale": arguments.scale}
         record.write_json(path, {"results": results, **surroundings})
         print(cell.key, results[cell.key]["variants"], flush=True)
-    text = "\n\n".join(tables.to_markdown(table(results, metric)) for metric in METRICS)
+    shown = [*(table(results, metric) for metric in METRICS), tuning_table(results)]
+    text = "\n\n".join(map(tables.to_markdown, shown))
     (arguments.out / "few_shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

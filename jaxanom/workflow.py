@@ -83,9 +83,12 @@ def showing(
     shown: list[dict[str, Any]],
     limit: int = 12,
 ) -> Iterator[generated.GeneratedRow]:
-    """Passes rows on and adds pictures of the first `limit` to `shown`."""
+    """Passes rows on and adds pictures of the first `limit` to `shown`.
+
+    Rows with an empty mask, which no set takes in, are passed on and not shown.
+    """
     for row, pictures in rows:
-        if len(shown) < limit:
+        if len(shown) < limit and row.mask.any():
             label = f"{row.category}, {row.defect_type.replace('_', ' ')}"
             shown.append(
                 {

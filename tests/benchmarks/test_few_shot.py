@@ -1,8 +1,12 @@
 """Few-shot tables: what needs no shots is measured once, and draws are averaged."""
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import few_shot
+from jaxanom.methods.adp import fusion, tuning
 
 
 def entry(**image_auroc):
@@ -30,6 +34,31 @@ def test_the_table_shows_mean_and_deviation_over_draws():
     rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
     assert [row["K"] for row in rows] == [1, 2]
     assert rows[0]["adp"] == "60.0 ± 10.0" and rows[0]["plain"] == "40.0 ± 0.0"
+
+
+def test_gains_of_the_tuning_are_paired_by_draw():
+    def tuned(adp, default, agreement):
+        found = entry(**{"adp": adp, "adp, default": default})
+        rates = {"normal: kept": 1.0, "normal: redrawn": 0.5, "anomaly: pasted": 0.8}
+        return found | {"tuning": {"x": {"accepted": rates}}, "agreement": agreement}
+
+    results = {"pill-2-0": tuned(0.6, 0.5, 0.4), "pill-2-1": tuned(0.9, 0.8, None)}
+    found = few_shot.tuning_table(results)
+    row = dict(zip(found.columns, found.rows[0], strict=True))
+    assert row["Image AUROC"].startswith("10.0") and row["agreement"] == "0.40"
+    assert row["normal accepted"] == "75 %" and row["anomaly accepted"] == "80 %"
+
+
+def test_the_grid_is_heard_and_chosen_from_all_the_same():
+    settings = fusion.default((1.0, 1.0), has_language=True)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), settings)
+    per_fold = np.array([[0.1, 0.2], [0.8, 0.9]])
+    with few_shot.listening() as heard:
+        chosen = tuning.choose(both, per_fold, 64)
+    assert not chosen.kept_default and len(heard) == 1
+    np.testing.assert_array_equal(heard[0][1], per_fold)
+    tuning.choose(both, per_fold, 64)
+    assert len(heard) == 1  # it listens no longer
 
 
 @pytest.mark.parametrize("name", few_shot.REAL)

@@ -19,8 +19,8 @@ ours, and no number here reproduces the paper. Every open point is a switch:
 
 With one shot the synthetic images show what the memory has seen, and the tuning leaves
 the weights of the channels alone. Where the data are finer than the autoencoder, every
-synthetic anomaly is a pasted patch. C5 leaves the cross-attention mass of the state word
-out. Baselines in the same evaluator: `options.BASELINES`.
+synthetic anomaly is a pasted patch. C5 leaves the cross-attention mass of the state
+word out. Baselines in the same evaluator: `options.BASELINES`.
 
 Tokens are the only parameters that are trained, by phase "invert"; see
 `inversion.phase_loss` for how hundreds of them train at once. What follows the
@@ -81,7 +81,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "'class_word' (or a baseline) there is no token to train; set it to 0"
         )
     towers, params = model.load(config.model, chosen.diffusion_size)
-    detector = _detector(chosen, towers)
+    detector = make_detector(chosen, towers)
     if detector.tower.params is not None:
         params["features"] = detector.tower.params
     images = [shots.load(dataset, name) for name in dataset.categories]
@@ -183,7 +183,7 @@ def _start(
     return jnp.stack(rows)
 
 
-def _detector(chosen: options.Options, towers: model.Towers) -> predict.Detector:
+def make_detector(chosen: options.Options, towers: model.Towers) -> predict.Detector:
     """Returns the channels that are on; ValueError for windows beyond CLIP's grid."""
     for size in chosen.windows:
         windows.window_indices(towers.grid, size)
