@@ -41,6 +41,6 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"written: {written.directory} ({written.num_images} pairs)")
     if written.num_left_out:
         print(
-            f"{written.num_left_out} requests changed hardly anything and were left out; "
-            "the manifest lists them"
+            f"{written.num_left_out} requests changed hardly anything and were left "
+            "out; the manifest lists them"
         )
