@@ -5,9 +5,10 @@
 
 Sets are folders of `--data` in the MVTec layout, scored with MobileNetV2 features in C2
 where `<data>/mobilenet_v2` is there, and procedural categories that the embedded towers
-never saw. Every (set, shots, draw) is kept in --out: an interrupted call goes on where
-it stopped. Writes `few_shot.md` and `few_shot.json`. Draws are `data.split_seed` 0, 1,
-... of `data.fewshot`; draw 0 of `--shots 2` was used for development.
+never saw. Every (set, shots, draw) is kept in --out, or with --record beside the other
+records: a later call goes on with what is missing. Writes `few_shot.md` and
+`few_shot.json`. Draws are `data.split_seed` 0, 1, ... of `data.fewshot`; draw 0 of
+`--shots 2` was used for development.
 
 Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memory with
 the default settings) of one run; "winclip" (no shots), "winclip+" and "patch memory"
@@ -379,10 +380,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument("--record", action="store_true")
     arguments = parser.parse_args(argv)
     weights = arguments.data / "mobilenet_v2"
     weights = weights if (weights / mobilenet_v2.WEIGHTS).is_file() else None
-    path = arguments.out / "few_shot.json"
+    path = (harness.RECORDS if arguments.record else arguments.out) / "few_shot.json"
     results = record.read_json(path)["results"] if path.is_file() else {}
     # Draws go round last: what an interrupted call leaves covers all sets and shots.
     entries = itertools.product(range(arguments.draws), arguments.shots, arguments.sets)

@@ -355,13 +355,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--categories", nargs="+", default=["marble", "cork", "gear", "pill", "tray"]
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--record", action="store_true")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     settings = parse(arguments)
     settings.out.mkdir(parents=True, exist_ok=True)
-    path = settings.out / "token_terms.json"
+    path = (harness.RECORDS if settings.record else settings.out) / "token_terms.json"
     results = record.read_json(path)["results"] if path.is_file() else {}
     given = bench()
     seen = {
