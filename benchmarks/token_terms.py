@@ -149,7 +149,7 @@ def pictures(
 def unseen(given: Bench, category: str, data_seed: int) -> Unseen:
     """Renders and encodes what the tokens of a category are measured on."""
     normal = pictures(category, "test", range(HELD_OUT), data_seed)
-    plan = synthesis.plan(normal, NUM_PAIRS, 0, is_resolved=False, seed=data_seed)
+    plan = synthesis.plan(normal, NUM_PAIRS, 1, seed=data_seed)
     inside = plan.region[..., None] > 0
     pasted = np.where(inside, plan.patch, plan.view)
     covered = windows.coverage(plan.region, given.towers.grid, WINDOWS) >= COVERED

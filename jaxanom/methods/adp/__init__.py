@@ -18,9 +18,9 @@ ours, and no number here reproduces the paper. Every open point is a switch:
 | one set of tokens for whole and part      | yes                   | split_tokens    |
 
 With one shot the synthetic images show what the memory has seen, and the tuning leaves
-the weights of the channels alone. Where the data are finer than the autoencoder, every
-synthetic anomaly is a pasted patch. C5 leaves the cross-attention mass of the state
-word out. Baselines in the same evaluator: `options.BASELINES`.
+the weights of the channels alone. Where the data are finer than the autoencoder,
+nothing is tuned. C5 leaves the cross-attention mass of the state word out. Baselines in
+the same evaluator: `options.BASELINES`.
 
 Tokens are the only parameters that are trained, by phase "invert"; see
 `inversion.phase_loss` for how hundreds of them train at once. What follows the
@@ -81,6 +81,13 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "'class_word' (or a baseline) there is no token to train; set it to 0"
         )
     towers, params = model.load(config.model, chosen.diffusion_size)
+    side = dataset.image_size[0]
+    if chosen.stage2_steps and not complete.can_draw(towers, side):
+        raise ValueError(
+            f"config.adp.stage2_steps={chosen.stage2_steps} needs synthetic defects, "
+            f"but config.data.image_size={side} is finer than the autoencoder's "
+            f"{towers.size}: set stage2_steps=0 or image_size={towers.size}"
+        )
     detector = make_detector(chosen, towers)
     if detector.tower.params is not None:
         params["features"] = detector.tower.params

@@ -2,8 +2,7 @@
 
 A redrawn base is added to a view of the shot as the difference of two decoded images,
 and the defect to that as another: the autoencoder's loss cancels, and the image keeps
-its own resolution. Where that is beyond the autoencoder's, patches are pasted as they
-are.
+its own resolution.
 """
 
 from collections.abc import Callable
@@ -161,7 +160,6 @@ def draw(
 def _composed(rows: synthesis.Plan, found: dict[str, np.ndarray]) -> Drawn:
     """Puts what was drawn on the views, at their own resolution."""
     side = rows.view.shape[1]
-    is_resolved = side <= found["plain"].shape[1]
     normal, anomalous = np.empty_like(rows.view), np.empty_like(rows.view)
     for n, is_free in enumerate(rows.is_free):
         plain, base, defect = (
@@ -171,10 +169,6 @@ def _composed(rows: synthesis.Plan, found: dict[str, np.ndarray]) -> Drawn:
             normal[n] = crops.crop(base, _WHOLE, side)[0]
         else:
             normal[n] = rows.view[n] + crops.crop(base - plain, _WHOLE, side)[0]
-        if is_resolved:
-            anomalous[n] = normal[n] + crops.crop(defect - base, _WHOLE, side)[0]
-        else:
-            inside = rows.region[n][..., None] > 0
-            anomalous[n] = np.where(inside, rows.patch[n], normal[n])
+        anomalous[n] = normal[n] + crops.crop(defect - base, _WHOLE, side)[0]
     normal, anomalous = np.clip(normal, 0, 1), np.clip(anomalous, 0, 1)
     return Drawn(normal, anomalous, np.abs(anomalous - normal).mean(-1))

@@ -73,7 +73,7 @@ def run(
         source=np.concatenate(
             [
                 np.full(len(calm.maps), grid_objective.NORMAL),
-                1 + np.unique(plan.source[verdict.anomalous], return_inverse=True)[1],
+                plan.source[verdict.anomalous],
             ]
         ),
     )

@@ -17,9 +17,8 @@ anomaly shows it with a region changed.
 A pair is scored without its shot in the memory. A kept base asks nothing of the
 diffusion model: where its normals are refused, the kept ones are what is tuned on.
 
-What is drawn has the autoencoder's resolution. Where the data have more, free bases and
-drawn anomalies would show a detector blur alone: every anomaly is pasted then, as it is
-(CutPaste, arXiv 2104.04015). `drawing.py` draws a plan.
+What is drawn has the autoencoder's resolution; where the data have more, nothing is
+drawn, see `complete.py`. `drawing.py` draws a plan.
 """
 
 from collections.abc import Sequence
@@ -85,9 +84,7 @@ class Plan(NamedTuple):
         return self.kind == BASES.index("free")
 
 
-def plan(
-    shots: np.ndarray, num_pairs: int, num_defects: int, is_resolved: bool, seed: int
-) -> Plan:
+def plan(shots: np.ndarray, num_pairs: int, num_defects: int, seed: int) -> Plan:
     """Draws what to draw; bases take turns, and every kind meets every source.
 
     Args:
@@ -95,19 +92,17 @@ def plan(
       num_pairs: N.
       num_defects: E, kinds of defects that contexts name; their rows come after the
         four of `generative.py`, and wrong words after them.
-      is_resolved: whether the autoencoder has the resolution of the shots.
       seed: of all draws.
     """
     rng = np.random.default_rng(seed)
     salient = [regions.saliency(shot)[..., None].astype(np.float32) for shot in shots]
     side, rows = shots.shape[1], []
-    bases, sources = (BASES, ANOMALIES) if is_resolved else (BASES[:2], ("pasted",))
     for n in range(num_pairs):
         shot = int(rng.integers(len(shots)))
         box = crops.views(1, calibration.AMOUNT, int(rng.integers(1 << 31)))
         where = crops.crop(salient[shot], box, side)[0, ..., 0] > 0.5
-        source = sources[n % len(sources)]
-        kind = bases[n // len(sources) % len(bases)]
+        source = ANOMALIES[n % len(ANOMALIES)]
+        kind = BASES[n // len(ANOMALIES) % len(BASES)]
         is_free = kind == "free"
         where = where if where.any() and not is_free else np.ones_like(where)
         rows.append(
@@ -157,7 +152,8 @@ def _defect(source: str, num_defects: int, rng: Any) -> tuple[int, int, float]:
 def _patch(shot: np.ndarray, rng: Any) -> np.ndarray:
     """Returns a shot turned, shifted and made a little lighter or darker.
 
-    CutPaste takes a patch as it is; the change of light shows it in a texture too.
+    CutPaste (arXiv 2104.04015) takes a patch as it is; the change of light shows it in
+    a texture too.
     """
     turned = np.rot90(shot, int(rng.integers(1, 4)))
     shift = [int(rng.integers(n // 4, 3 * n // 4 + 1)) for n in shot.shape[:2]]

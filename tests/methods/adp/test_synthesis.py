@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import acceptance, bank, drawing, regions, synthesis
+from jaxanom.methods.adp import (
+    acceptance,
+    bank,
+    complete,
+    drawing,
+    regions,
+    synthesis,
+)
 
 RNG = np.random.default_rng(9)
 
@@ -34,9 +41,9 @@ def test_regions_lie_on_the_product_within_their_areas():
     assert np.std(np.log(areas)) > 0.3  # small and large ones
 
 
-def plan(num_pairs=18, num_shots=2, is_resolved=True):
+def plan(num_pairs=18, num_shots=2):
     shots = np.stack([product()[0] for _ in range(num_shots)])
-    return synthesis.plan(shots, num_pairs, 2, is_resolved, seed=0)
+    return synthesis.plan(shots, num_pairs, 2, seed=0)
 
 
 def test_sources_take_turns_and_shots_are_left_out():
@@ -55,19 +62,6 @@ def test_sources_take_turns_and_shots_are_left_out():
     assert rows.defect.context.max() < 4 + 2 + len(synthesis.WRONG_WORDS)
     # One shot is in the memory whichever view of it is shown.
     assert (plan(num_shots=1).left_out == bank.NOBODY).all()
-
-
-def test_beyond_the_resolution_of_the_autoencoder_patches_are_pasted_as_they_are():
-    rows = plan(num_pairs=4, is_resolved=False)
-    assert not rows.is_free.any() and set(rows.kind.tolist()) == {0, 1}
-    assert set(rows.source.tolist()) == {1 + synthesis.ANOMALIES.index("pasted")}
-    decoded = np.zeros((4, 32, 32, 3), np.float32)
-    found = dict.fromkeys(("plain", "normal", "anomalous"), decoded)
-    drawn = drawing._composed(rows, found)
-    inside = rows.region > 0
-    np.testing.assert_array_equal(drawn.normal, rows.view)
-    np.testing.assert_array_equal(drawn.anomalous[inside], rows.patch[inside])
-    np.testing.assert_array_equal(drawn.anomalous[~inside], rows.view[~inside])
 
 
 def test_a_plan_is_a_function_of_its_seed():
@@ -127,3 +121,9 @@ def test_what_a_defect_adds_is_added_to_the_normal_of_its_pair():
     np.testing.assert_allclose(drawn.normal[6], found["normal"][6], atol=1e-6)  # free
     wanted = 0.5 + found["normal"][3] - found["plain"][3]
     np.testing.assert_allclose(drawn.normal[3], wanted, atol=1e-6)  # redrawn
+
+
+def test_nothing_is_drawn_for_images_finer_than_the_autoencoder(parts):
+    size = parts.towers.size
+    assert complete.can_draw(parts.towers, size)
+    assert not complete.can_draw(parts.towers, size + 1)
