@@ -142,6 +142,7 @@ def test_a_run_of_other_images_is_not_overwritten(run, tiny_folder, command, cap
         ("adp.channels=(language,memory)", "adp.channels='memory'"),
         ("adp.windows=(9,)", "adp.windows has 9"),
         ("adp.walk_steps=0", "walk_steps=0"),
+        ("adp.stage2_steps=5", "image_size=224 is finer"),
     ],
 )
 def test_a_wrong_option_is_refused_before_training(
