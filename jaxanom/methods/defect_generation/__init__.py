@@ -11,7 +11,7 @@ Where the paper is silent or can be read in two ways, both are options:
 | masked cross-attention       | on (Eqs. 10-11)              | plain single prompts  |
 | pooling of m                 | max                          | nearest, area         |
 | mask refinement (Eq. 13)     | Otsu on the pixel difference | fixed threshold, off  |
-| guidance of the defect       | none                         | any scale, C2 against |
+| guidance of the defect       | none                         | a scale, away from C2 |
 | pixels outside the mask      | as decoded                   | the normal image's    |
 | trained weights              | the whole UNet               | LoRA                  |
 | prompt of the hole           | empty                        | any text              |
