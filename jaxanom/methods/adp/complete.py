@@ -79,7 +79,7 @@ def can_draw(towers: model.Towers, side: int) -> bool:
     """Whether synthetic images are fit to tune on: the autoencoder resolves the data.
 
     Else what it draws would show a detector blur. Patches pasted at full resolution
-    were tried in its place: tuned on these alone, some detectors got worse.
+    were tried in its place: tuned on these alone, some detectors got worse (README).
 
     Args:
       towers: see `model.Towers`.
