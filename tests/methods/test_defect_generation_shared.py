@@ -137,3 +137,37 @@ def test_a_set_is_drawn_with_one_image_for_its_defects(dataset):
         image = dataset.load(normal)[0] / np.float32(255)
         np.testing.assert_array_equal(pictures["normal"], image)
         np.testing.assert_array_equal(row.requested_mask, request.mask)
+
+
+@pytest.mark.parametrize("paste", [True, False])
+def test_pixels_that_the_final_mask_drops_are_the_normal_ones_again(dataset, paste):
+    """All of these defects count as not drawn: the whole image is pasted back."""
+
+    def generate(params, frozen, batch, key):
+        drawn = 1 - batch["image"]
+        blank = jnp.zeros(batch["mask"].shape)
+        return {
+            "image": drawn,
+            "reference": drawn,
+            "inverted": blank,
+            "change": blank,
+            "mask": blank.at[:, 2:4, 2:4].set(1.0) * batch["mask"],
+        }
+
+    found = drawing.rows(
+        generate,
+        None,
+        None,
+        dataset,
+        2,
+        prompt="a {defect}",
+        seed=3,
+        batch_size=2,
+        mesh=meshes.make_mesh(),
+        least_kept=1.0,
+        paste=paste,
+    )
+    for (row, _), request in zip(found, predict.plan(dataset, 2, 3), strict=True):
+        normal = dataset.load(dataset.records[request.normal])[0]
+        assert not row.mask.any() and request.mask.sum() > 4
+        assert np.array_equal(row.image, normal) == paste

@@ -29,6 +29,7 @@ def rows(
     mesh: Mesh,
     per_image: int = 1,
     least_kept: float = 0.0,
+    paste: bool = False,
 ) -> Iterator[tuple[generated.GeneratedRow, Pictures]]:
     """Yields generated pairs with what a report shows of how they came about.
 
@@ -43,6 +44,7 @@ def rows(
       mesh: rows are spread over it.
       per_image: see `predict.plan`; a batch holds `batch_size` / `per_image` images.
       least_kept: see `predict.final_masks`.
+      paste: see `predict.Options`; here for what `final_masks` drops.
 
     Yields:
       (row, {"normal" and "reference" [H, W, 3] in [0, 1], "inverted" [h, w, C],
@@ -69,6 +71,8 @@ def rows(
                 }
                 pictures["normal"] = batch["image"][number // per_image]
                 image, mask = found["image"][number], masks[number]
+                if paste:
+                    image = np.where(mask[..., None], image, pictures["normal"])
                 yield _row(dataset, request, prompt, image, mask), pictures
             bar.update(len(chosen))
 
