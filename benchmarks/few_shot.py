@@ -153,8 +153,12 @@ def measure(
     config = config_of(cell, directory, weights, scale)
     with listening() as heard:
         run = api.train(config, out / "runs" / cell.key)
-    found = {"adp": scores(run), "adp, default": scores(with_default_settings(run))}
     facts = record.read_json(run.directory / record.RECORD)
+    found = {"adp": scores(run)}
+    # Where nothing was tuned, the settings are the default's already.
+    found["adp, default"] = (
+        scores(with_default_settings(run)) if heard else dict(found["adp"])
+    )
     found.update(known)
     for name, baseline in BASELINES.items():
         if name in known:

@@ -32,6 +32,7 @@ from jaxanom.models import backbones, pretrained
 NAME = "unet"
 FLAX = "diffusers Flax"
 PEERS = (*unet_torch.FORMS, FLAX)
+EAGER = unet_torch.FORMS[0]
 CALLS = ("forward", "train_step", "inversion", "generation")
 _QUARTER = {
     "sample_size": 64,
@@ -206,23 +207,50 @@ def gradient_gap(
     )
 
 
-def compare(
-    work: Work, name: str, mine: Any, theirs: unet_torch.Peer
-) -> dict[str, Any]:
-    """Differences of every call's result to PyTorch's: {call: relative error}."""
-    forward, walk = mine["forward"].call(), mine["inversion"].call()
-    calls = jitted(module_of(work, name))
+class Results(NamedTuple):
+    """What one implementation finds; `calls` that are not asked for are left out."""
+
+    predictions: Mapping[str, np.ndarray]
+    loss: float | None = None
+    grads: Mapping[str, np.ndarray] | None = None
+
+
+def flax_results(
+    work: Work, name: str, mine: Mapping[str, harness.Case], calls: Sequence[str]
+) -> Results:
+    """Results of a flax module, its gradients under the published names."""
+    predictions = {call: mine[call].call() for call in calls if call != "train_step"}
+    if "train_step" not in calls:
+        return Results(predictions)
+    gradient = jax.jit(jitted(module_of(work, name)).loss_and_grads)
     batch = {key: jnp.asarray(value) for key, value in work.batch.items()}
-    loss, grads = jax.jit(calls.loss_and_grads)(work.tower.params, batch)
-    wanted_loss, wanted = theirs.loss_and_grads()
-    found = pretrained.to_published(jax.device_get(grads), "unet")
-    table = work.tables["inversion"]
-    return {
-        "forward": relative_error(forward, theirs.forward()),
-        "train_step": gradient_gap(found, wanted),
-        "loss": abs(float(loss) - wanted_loss) / abs(wanted_loss),
-        "inversion": relative_error(walk, theirs.walk(table)),
+    loss, grads = gradient(work.tower.params, batch)
+    return Results(
+        predictions, float(loss), pretrained.to_published(jax.device_get(grads), "unet")
+    )
+
+
+def torch_results(work: Work, peer: unet_torch.Peer, calls: Sequence[str]) -> Results:
+    """Results of a PyTorch model before any step."""
+    predictions = {
+        call: peer.walk(table) for call, table in work.tables.items() if call in calls
     }
+    if "forward" in calls:
+        predictions["forward"] = peer.forward()
+    found = peer.loss_and_grads() if "train_step" in calls else ()
+    return Results(predictions, *found)
+
+
+def differences(found: Results, wanted: Results) -> dict[str, float]:
+    """Relative error of every call's result, of the gradients for a train step."""
+    errors = {
+        call: relative_error(found.predictions[call], prediction)
+        for call, prediction in wanted.predictions.items()
+    }
+    if wanted.grads is not None:
+        errors["train_step"] = gradient_gap(found.grads, wanted.grads)
+        errors["loss"] = abs(found.loss - wanted.loss) / abs(wanted.loss)
+    return errors
 
 
 def module_of(work: Work, name: str) -> nn.Module:
@@ -245,21 +273,26 @@ def flax_modules(work: Work, peers: Sequence[str]) -> dict[str, nn.Module]:
 def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
     """Compares, then times every call of everybody, turn by turn."""
     by_name: dict[str, dict[str, harness.Case]] = {}
-    peers = {}
-    for name in settings.peers:
-        if name != FLAX:
-            peers[name] = unet_torch.make(work.folder, name, work.batch, settings.dtype)
-            by_name[f"PyTorch, {name}"] = torch_cases(
-                work, peers[name], f"PyTorch, {name}"
-            )
     errors = {}
+    forms = [name for name in settings.peers if name != FLAX]
+    if forms:
+        # Eager PyTorch is what all others are compared with, timed or not.
+        eager = unet_torch.make(work.folder, EAGER, work.batch, settings.dtype)
+        wanted = torch_results(work, eager, settings.calls)
+    for form in forms:
+        name, peer = f"PyTorch, {form}", eager
+        if form != EAGER:
+            peer = unet_torch.make(work.folder, form, work.batch, settings.dtype)
+            found = torch_results(work, peer, settings.calls)
+            errors[name] = differences(found, wanted)
+        by_name[name] = torch_cases(work, peer, name)
     for name, module in flax_modules(work, settings.peers).items():
         by_name[name] = flax_cases(work, module, name)
-        if peers:
-            errors[name] = compare(
-                work, name, by_name[name], next(iter(peers.values()))
-            )
-            print(f"{name}: relative differences to PyTorch {errors[name]}")
+        if forms:
+            found = flax_results(work, name, by_name[name], settings.calls)
+            errors[name] = differences(found, wanted)
+    for name, found in errors.items():
+        print(f"{name}: relative differences to eager PyTorch {found}", flush=True)
     rows = []
     for call in settings.calls:
         cases = [found[call] for found in by_name.values()]
