@@ -58,13 +58,15 @@ def few_shot_supervised(
     """
     image = image_detection(rescale)
 
-    def pixel_curves(state: ranking.Histogram) -> dict[str, ranking.Curve]:
-        return ranking.curves(ranking.count_histogram(state))
+    def pixel_curves(
+        state: ranking.Pixels | ranking.Histogram,
+    ) -> dict[str, ranking.Curve]:
+        return ranking.curves(ranking.count_pixels(state))
 
     return Protocol(
         metrics={
             **image.metrics,
-            "pixel": ranking.histogram("pixel"),
+            "pixel": ranking.pixels(),
             "regions": regions.per_region_overlap(fpr_limit=fpr_limit),
         },
         curves={**image.curves, "pixel": pixel_curves, "regions": regions.curves},

@@ -2,8 +2,9 @@
 
 All three depend on the scores only through their order, so they are functions of
 `Counts`: how many positives and negatives share each score, highest score first.
-`exact` keeps every score on the host (images); `histogram` counts scores in fixed bins
-on the device (pixels). Scores that share a bin count as tied, in every metric alike.
+`exact` keeps every score on the host (images), `pixels` too while they fit; `histogram`
+counts scores in fixed bins on the device, where scores that share a bin count as tied,
+in every metric alike.
 
 NaN is an answer: it says that a quantity is undefined. Without positives all three are
 NaN, without negatives AUROC is. A NaN *score* is an error.
@@ -25,8 +26,11 @@ Rescale = Callable[[np.ndarray], np.ndarray]
 """Score parts [N, K] of all images of a category -> scores [N]."""
 
 MANTISSA_BITS = 9
+PIXEL_LIMIT = 2**28
+"""Pixels of a category that `pixels` keeps: 1 GiB, twice that while they are sorted."""
 CURVE_POINTS = 200
 _DIGIT_BITS = 30
+_PIECE = 2**20
 
 
 class Counts(NamedTuple):
@@ -55,6 +59,13 @@ class Scores(NamedTuple):
 
     scores: np.ndarray
     positive: np.ndarray
+
+
+class Pixels(NamedTuple):
+    """State of `pixels` while all are kept: scores in float32, a chunk a batch."""
+
+    positives: tuple[np.ndarray, ...]
+    negatives: tuple[np.ndarray, ...]
 
 
 class Histogram(NamedTuple):
@@ -147,6 +158,30 @@ def count_scores(state: Scores) -> Counts:
     return Counts(positives[::-1].astype(np.int64), negatives[::-1].astype(np.int64))
 
 
+def count_pixels(state: Pixels | Histogram) -> Counts:
+    """Ranks negatives against positives; those that no positive parts share an entry.
+
+    No metric and no curve tells such negatives from tied ones. All negatives are sorted
+    once, and looked up at the positives' scores.
+    """
+    if isinstance(state, Histogram):
+        return count_histogram(state)
+    positives, negatives = (_joined(chunks) for chunks in state)
+    negatives.sort()
+    distinct, share = np.unique(positives, return_counts=True)
+    below = np.searchsorted(negatives, distinct, "left")
+    through = np.searchsorted(negatives, distinct, "right")
+    # Upwards: negatives below the first positive score, tied with it, and so on.
+    edges = np.empty(2 * len(distinct) + 2, np.int64)
+    edges[0], edges[-1] = 0, len(negatives)
+    edges[1:-1:2], edges[2:-1:2] = below, through
+    of_negatives = np.diff(edges)
+    of_positives = np.zeros_like(of_negatives)
+    of_positives[1::2] = share
+    occupied = np.flatnonzero(of_positives + of_negatives)[::-1]
+    return Counts(of_positives[occupied], of_negatives[occupied])
+
+
 def count_histogram(state: Histogram) -> Counts:
     """Reads the occupied bins.
 
@@ -201,6 +236,41 @@ def rescaled(state: Scores, rescale: Rescale | None) -> Scores:
     if rescale is None or len(state.positive) == 0:
         return state
     return Scores(rescale(state.scores), state.positive)
+
+
+def pixels(limit: int = PIXEL_LIMIT) -> Metric:
+    """AUROC, AP and F1-max of pixels: exact up to `limit` of them, then from counts.
+
+    Equal to `exact("pixel")`, and as quick as `histogram` on a CPU. A category of more
+    pixels is counted by `histogram`, all of them, so memory stays bounded.
+
+    Args:
+      limit: pixels that are kept on the host, 4 bytes each.
+    """
+    counted = histogram("pixel")
+
+    def init() -> Pixels:
+        return Pixels((), ())
+
+    def update(
+        state: Pixels | Histogram, predictions: Predictions, batch: Batch
+    ) -> Pixels | Histogram:
+        if isinstance(state, Histogram):
+            return counted.update(state, predictions, batch)
+        if _targets("pixel", batch) is None:
+            return state
+        valid = np.asarray(batch["valid"], bool)
+        scores, positive = _select("pixel", predictions, batch)
+        scores = np.asarray(scores, np.float32)[valid]
+        positive = np.asarray(positive)[valid]
+        refuse_nan(int(np.isnan(scores).sum()))
+        state = Pixels(
+            (*state.positives, scores[positive]), (*state.negatives, scores[~positive])
+        )
+        kept = sum(len(chunk) for chunks in state for chunk in chunks)
+        return state if kept <= limit else _in_bins(state)
+
+    return Metric(init, update, lambda state: _summary("pixel", count_pixels(state)))
 
 
 def histogram(level: Level, mantissa_bits: int = MANTISSA_BITS) -> Metric:
@@ -289,6 +359,24 @@ def _add(
     low = state.low + counts.reshape(2, bins)  # < 2**31: both terms are < 2**30
     carry = low >> _DIGIT_BITS
     return Histogram(low - (carry << _DIGIT_BITS), state.high + carry)
+
+
+def _in_bins(state: Pixels) -> Histogram:
+    """Counts what was kept, in pieces of one size, as counting compiles for a size."""
+    found = histogram("pixel").init()
+    for target, chunks in enumerate(state):
+        scores = _joined(chunks)
+        for start in range(0, len(scores), _PIECE):
+            piece = scores[start : start + _PIECE]
+            valid = np.arange(_PIECE) < len(piece)
+            piece = np.pad(piece, (0, _PIECE - len(piece)))
+            positive = np.full(_PIECE, target == 0)
+            found = _add(found, piece, positive, valid, MANTISSA_BITS)
+    return found
+
+
+def _joined(chunks: tuple[np.ndarray, ...]) -> np.ndarray:
+    return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
 
 
 def _targets(level: Level, batch: Batch) -> Any:

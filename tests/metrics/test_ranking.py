@@ -10,6 +10,14 @@ from jaxanom.types import Predictions
 KEYS = ("auroc", "ap", "f1_max")
 
 
+def kept(level):
+    assert level == "pixel"
+    return ranking.pixels()
+
+
+PIXEL_FORMS = [ranking.exact, ranking.histogram, kept]
+
+
 def batch_of(maps, masks, valid=None):
     """Pixel batch whose image-level fields agree with its masks."""
     maps, masks = np.asarray(maps, np.float32), np.asarray(masks, np.float32)
@@ -103,7 +111,7 @@ def test_exact_form_agrees_with_scikit_learn(kind):
     )
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_random_scores_stay_in_bounds(form):
     metric = form("pixel")
     for seed, shift in itertools.product(range(4), (-3.0, 0.0, 30.0)):
@@ -199,12 +207,51 @@ def test_padding_changes_nothing(form, level):
     assert run(metric, (wrong, counted)) != run(metric, padded)  # negative control
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_splitting_or_reordering_batches_changes_nothing(form):
     maps, masks = random_maps(5, num=6)
     whole = run(form("pixel"), batch_of(maps, masks))
     parts = [batch_of(maps[i : i + 2], masks[i : i + 2]) for i in (4, 0, 2)]
     assert run(form("pixel"), *parts) == whole
+
+
+@pytest.mark.parametrize("kind", ["plain", "tied", "constant", "inverted"])
+def test_pixels_that_are_kept_are_ranked_exactly(kind):
+    scores, labels = (part.reshape(5, 10, 10) for part in scores_and_labels(kind))
+    scores[1, 2, :2] = 0.0, -0.0
+    scores[2, 3, :2] = np.inf, -np.inf
+    parts = [batch_of(scores[i : i + 2], labels[i : i + 2]) for i in (2, 0, 4)]
+    wanted = run(ranking.exact("pixel"), *parts)
+    found = run(ranking.pixels(), *parts)
+    assert found == pytest.approx(wanted, abs=1e-14)  # sums in another order
+    moved = scores + 1e-3 * labels
+    other = run(ranking.pixels(), batch_of(moved, labels))
+    assert kind == "inverted" or other != found  # negative control
+
+
+def test_curves_of_kept_pixels_enclose_their_average_precision():
+    metric = ranking.pixels()
+    maps, masks = random_maps(3, num=1, side=10)
+    state = metric.update(metric.init(), *batch_of(maps, masks))
+    found = ranking.curves(ranking.count_pixels(state))["precision_recall"]
+    area = np.sum(np.diff(found.x) * np.asarray(found.y[1:]))
+    assert area == pytest.approx(metric.finalize(state)["pixel_ap"], abs=1e-12)
+
+
+@pytest.mark.parametrize("piece", [7, 2**20])
+def test_pixels_past_the_limit_are_counted_in_bins(piece, monkeypatch):
+    monkeypatch.setattr(ranking, "_PIECE", piece)
+    maps, masks = random_maps(9, num=6)
+    parts = [batch_of(maps[i : i + 2], masks[i : i + 2]) for i in (0, 2, 4)]
+    size = maps[:2].size
+    metric = ranking.pixels(limit=size)
+    first = metric.update(metric.init(), *parts[0])
+    second = metric.update(first, *parts[1])
+    assert isinstance(first, ranking.Pixels)
+    assert isinstance(second, ranking.Histogram)
+    binned = run(ranking.histogram("pixel"), *parts)
+    assert run(metric, *parts) == binned
+    assert run(ranking.pixels(limit=3 * size), *parts) != binned  # negative control
 
 
 def test_histogram_update_compiles_as_part_of_a_larger_function():
@@ -253,7 +300,7 @@ def test_one_image_has_pixel_metrics_but_no_image_auroc(form):
     assert np.isnan(run(form("image"), batch)["image_auroc"])
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", PIXEL_FORMS)
 @pytest.mark.parametrize("missing", ["absent", "none"])
 def test_without_masks_pixel_metrics_are_undefined(form, missing):
     predictions, batch = batch_of(*random_maps(0))
@@ -273,7 +320,7 @@ def test_shuffled_scores_rank_at_chance_level():
     assert run(ranking.histogram("pixel"), batch_of(maps, masks))["pixel_auroc"] > 0.7
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_nan_scores_are_refused(form):
     maps, masks = random_maps(0)
     maps[1, 2, 3] = np.nan
@@ -289,7 +336,7 @@ def test_infinite_scores_are_ranked():
     assert run(ranking.histogram("pixel"), batch_of(maps, masks))["pixel_auroc"] == 1
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_maps_of_another_size_than_the_mask_are_refused(form):
     maps, masks = random_maps(0)
     with pytest.raises(ValueError, match="predict at the size of the mask"):
