@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffusers_twins
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -73,31 +74,9 @@ def _bias(value_of_grid, batch=2, length=LENGTH):
 
 
 def _torch_unet(config):
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    fields = config.to_dict()
-    fields.pop("_class_name")
-    fields.pop("num_attention_heads")
-    torch.manual_seed(0)
-    model = diffusers.UNet2DConditionModel(**fields).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def _to_our_tree(model, config):
-    """Torch weights through diffusers' own converter, led by our tree."""
-    converter = pytest.importorskip("diffusers.models.modeling_flax_pytorch_utils")
-
-    class Template:
-        def init_weights(self, key):
-            return _params(config)
-
-    ours = converter.convert_pytorch_state_dict_to_flax(model.state_dict(), Template())
-    assert trees.flatten(ours).keys() == trees.flatten(_params(config)).keys()
-    return ours
+    return diffusers_twins.torch_model(
+        "UNet2DConditionModel", config, "num_attention_heads"
+    )
 
 
 def _run_torch(model, latents, timesteps, context):
@@ -143,7 +122,10 @@ PARITY_CONFIGS = {
 def test_equals_diffusers_torch_unet(name):
     config = PARITY_CONFIGS[name]
     model = _torch_unet(config)
-    params, inputs = _to_our_tree(model, config), _inputs(config)
+    params, inputs = (
+        diffusers_twins.to_our_tree(model, _params(config)),
+        _inputs(config),
+    )
     apply = jax.jit(
         lambda *args: unet.UNet(config).apply({"params": args[0]}, *args[1:])
     )

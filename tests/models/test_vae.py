@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import diffusers_twins
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,30 +55,7 @@ def tiny():
 
 
 def _torch_vae(config):
-    torch = pytest.importorskip("torch")
-    diffusers = pytest.importorskip("diffusers")
-    fields = config.to_dict()
-    fields.pop("_class_name")
-    torch.manual_seed(0)
-    model = diffusers.AutoencoderKL(**fields).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 1:
-                parameter.add_(0.2 * torch.randn_like(parameter))
-    return model
-
-
-def _to_our_tree(model, config):
-    """Torch weights through diffusers' own converter, led by our tree."""
-    converter = pytest.importorskip("diffusers.models.modeling_flax_pytorch_utils")
-
-    class Template:
-        def init_weights(self, key):
-            return _params(config)
-
-    ours = converter.convert_pytorch_state_dict_to_flax(model.state_dict(), Template())
-    assert trees.flatten(ours).keys() == trees.flatten(_params(config)).keys()
-    return ours
+    return diffusers_twins.torch_model("AutoencoderKL", config)
 
 
 PARITY_CONFIGS = {
@@ -100,7 +78,7 @@ def test_equals_diffusers_torch_autoencoder(name):
     model = _torch_vae(config)
     import torch
 
-    params, image = _to_our_tree(model, config), _image()
+    params, image = diffusers_twins.to_our_tree(model, _params(config)), _image()
     encode, decode = _methods(config)
     moments = encode(params, image)
     shift, factor = config.shift_factor or 0.0, config.scaling_factor
