@@ -181,9 +181,9 @@ def listening() -> Iterator[list[tuple[fusion.Settings, np.ndarray]]]:
     """Yields a list that gets every grid that is tuned on, and what it scored."""
     heard, choose = [], tuning.choose
 
-    def choosing(settings, per_fold, num_images):
+    def choosing(settings, per_fold, *rest):
         heard.append((settings, per_fold))
-        return choose(settings, per_fold, num_images)
+        return choose(settings, per_fold, *rest)
 
     with mock.patch.object(tuning, "choose", choosing):
         yield heard

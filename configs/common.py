@@ -314,6 +314,7 @@ def add_personalisation(config):
             "tune": True,
             "num_synthetic": 256,
             "num_settings": 4096,
+            "standard_errors": 2.0,
             "stage2_steps": 0,
             "stage2_weight": 0.1,
         }

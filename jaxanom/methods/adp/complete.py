@@ -143,6 +143,7 @@ def _score(shop: Workshop, params: Params, frozen: Frozen, number: int):
         tuned, facts = self_tuning.run(
             shop.detector,
             shop.options.num_settings,
+            shop.options.standard_errors,
             plan,
             verdict,
             (calm, odd),

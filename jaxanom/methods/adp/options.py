@@ -52,6 +52,8 @@ class Options(NamedTuple):
       tune: self-tuning on synthetic images.
       num_synthetic: half of them normal.
       num_settings: most settings tried.
+      standard_errors: by how many of its own the best of them must be ahead of the
+        default, see `tuning.choose`.
       stage2_steps, stage2_weight: further steps on S* with synthetic defects; 0 is off.
     """
 
@@ -87,6 +89,7 @@ class Options(NamedTuple):
     tune: bool = True
     num_synthetic: int = 256
     num_settings: int = 4096
+    standard_errors: float = 2.0
     stage2_steps: int = 0
     stage2_weight: float = 0.1
 
@@ -135,6 +138,10 @@ def _check(options: Options) -> None:
             raise ValueError(
                 f"config.adp.{key}={getattr(options, key)}; wanted at least {least}"
             )
+    if options.standard_errors < 0:
+        raise ValueError(
+            f"config.adp.standard_errors={options.standard_errors}; wanted at least 0"
+        )
     if options.temperature <= 0:
         raise ValueError(f"config.adp.temperature={options.temperature}; wanted > 0")
     if options.stage2_steps and not (options.tune and options.token == "learned"):

@@ -27,6 +27,7 @@ class Seen(NamedTuple):
 def run(
     detector: Detector,
     num_settings: int,
+    standard_errors: float,
     plan: synthesis.Plan,
     verdict: acceptance.Accepted,
     pairs: tuple[Seen, Seen],
@@ -39,6 +40,7 @@ def run(
     Args:
       detector: whose channels were looked through.
       num_settings: most settings to try.
+      standard_errors: see `tuning.choose`.
       plan, verdict: of the synthetic pairs.
       pairs: the accepted normals and the accepted anomalies.
       found: calibration of the channels.
@@ -84,6 +86,7 @@ def run(
         detector.has_language,
         num_settings,
         fits_memory,
+        standard_errors,
     )
     return tuned, {**facts, **describe(detector, tuned), "tuned": True}
 

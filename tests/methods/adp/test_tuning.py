@@ -123,6 +123,10 @@ def test_the_one_standard_error_rule():
     assert kept.kept_default and kept.settings.sigma == 0
     clear = tuning.choose(settings, np.add(per_fold, [[0], [0.2], [0]]), 64)
     assert not clear.kept_default and clear.settings.sigma == 1
+    # Ahead by 0.2 + 0.02, standard error 0.023: nine of them, and no tenth.
+    ahead = np.add(per_fold, [[0], [0.2], [0]])
+    assert not tuning.choose(settings, ahead, 64, standard_errors=9).kept_default
+    assert tuning.choose(settings, ahead, 64, standard_errors=10).kept_default
 
 
 def test_optimism_shrinks_with_the_number_of_images_and_matches_a_simulation():
@@ -167,6 +171,7 @@ def test_no_test_data_can_enter_the_tuning():
         "has_language",
         "most",
         "fits_memory",
+        "standard_errors",
     ]
     assert list(inspect.signature(complete.make_complete).parameters) == ["shop"]
     fields = complete.Workshop._fields
