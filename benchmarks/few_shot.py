@@ -31,7 +31,7 @@ import ml_collections
 import numpy as np
 from scipy import stats
 
-from benchmarks import harness
+from benchmarks import few_shot_published, harness
 from jaxanom import api, record
 from jaxanom.cli import config_file
 from jaxanom.data import catalog, folders
@@ -409,6 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         record.write_json(path, {"results": results, **surroundings})
         print(cell.key, results[cell.key]["variants"], flush=True)
     shown = [*(table(results, metric) for metric in METRICS), tuning_table(results)]
+    shown.append(few_shot_published.table())
     text = "\n\n".join(map(tables.to_markdown, shown))
     (arguments.out / "few_shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)

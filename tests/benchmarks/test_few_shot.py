@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks import few_shot
+from benchmarks import few_shot, few_shot_published
 from jaxanom.methods.adp import fusion, tuning
+from jaxanom.report import tables
 
 
 def entry(**image_auroc):
@@ -47,6 +48,20 @@ def test_gains_of_the_tuning_are_paired_by_draw():
     row = dict(zip(found.columns, found.rows[0], strict=True))
     assert row["Image AUROC"].startswith("10.0") and row["agreement"] == "0.40"
     assert row["normal accepted"] == "75 %" and row["anomaly accepted"] == "80 %"
+
+
+def test_published_lines_are_whole_and_say_where_they_are_from():
+    """A range of draws, or a star, at every figure of a method that reads shots."""
+    rows = few_shot_published.ROWS
+    of = {(row.dataset, row.shots): set() for row in rows}
+    for row in rows:
+        of[row.dataset, row.shots].add(row.method)
+        if row.shots:
+            assert all("±" in part or "*" in part for part in row[3:])
+    assert len(of) == 8 and sum(map(len, of.values())) == len(rows)
+    assert of["MVTec-AD", 1] == of["MVTec-AD", 4] == of["VisA", 2]
+    text = tables.to_markdown(few_shot_published.table())
+    assert "2303.14814" in text and "93.1 ± 2.0" in text
 
 
 def test_the_grid_is_heard_and_chosen_from_all_the_same():
