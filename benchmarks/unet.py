@@ -282,7 +282,9 @@ def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
     for form in forms:
         name, peer = f"PyTorch, {form}", eager
         if form != EAGER:
-            peer = unet_torch.make(work.folder, form, work.batch, settings.dtype)
+            peer = unet_torch.make(
+                work.folder, form, work.batch, settings.dtype, settings.calls
+            )
             found = torch_results(work, peer, settings.calls)
             errors[name] = differences(found, wanted)
         by_name[name] = torch_cases(work, peer, name)

@@ -5,7 +5,7 @@ module, as pipelines are.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,11 @@ class Peer(NamedTuple):
 
 
 def make(
-    folder: Path, form: str, batch: dict[str, np.ndarray], dtype: str = "float32"
+    folder: Path,
+    form: str,
+    batch: dict[str, np.ndarray],
+    dtype: str = "float32",
+    calls: Sequence[str] = ("forward", "train_step"),
 ) -> Peer:
     """Reads the weights and prepares the calls.
 
@@ -44,6 +48,8 @@ def make(
       form: one of `FORMS`.
       batch: `latents`, `noise` [B, h, w, C], `timesteps` [B], `context` [B, L, D].
       dtype: "bfloat16" computes under autocast; weights and moments stay float32.
+      calls: that will be made; "compiled" compiles what they need, which is a forward
+        pass for all but "train_step".
     """
     import diffusers
     import torch
@@ -109,7 +115,9 @@ def make(
 
     compile_s = {}
     if form == "compiled":
-        for name, first in (("forward", forward), ("train_step", backward)):
+        needed = [("forward", forward)] if set(calls) - {"train_step"} else []
+        needed += [("train_step", backward)] if "train_step" in calls else []
+        for name, first in needed:
             start = time.perf_counter()
             first()
             compile_s[name] = time.perf_counter() - start
