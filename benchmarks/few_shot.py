@@ -14,7 +14,8 @@ Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memo
 the default settings) of one run; "winclip" (no shots), "winclip+" and "patch memory"
 of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
 calibration or smoothing. "agreement": Spearman correlation, over the settings that
-were tried, of their J on synthetic and on test images.
+were tried, of their J on synthetic and on test images. In the record "adp, one standard
+error" is what `adp.standard_errors=1` chose, where it is not the default.
 """
 
 import argparse

@@ -5,7 +5,7 @@ region weighs the same. PRO(t) is the mean over regions of the share of their pi
 above t. It is integrated over the false-positive rate of all defect-free pixels, from
 0 to a limit (0.3 by custom), and divided by the limit, so that it lies in [0, 1].
 
-Pixels are counted in the bins of `ranking.bin_index`, region pixels with weight
+Pixels are counted in the bins of `bins.bin_index`, region pixels with weight
 1 / area: PRO is then a cumulative sum, and no anomaly map is kept.
 """
 
@@ -16,11 +16,11 @@ import numpy as np
 from scipy import ndimage
 
 from jaxanom.contracts import Metric
-from jaxanom.metrics import ranking
+from jaxanom.metrics import bins, ranking
 from jaxanom.types import Batch, Predictions
 
 FPR_LIMIT = 0.3
-_bin_index = jax.jit(ranking.bin_index, static_argnames="mantissa_bits")
+_bin_index = jax.jit(bins.bin_index, static_argnames="mantissa_bits")
 
 
 class Regions(NamedTuple):
@@ -58,7 +58,7 @@ def region_weights(mask: np.ndarray, diagonal: bool = True) -> tuple[np.ndarray,
 def per_region_overlap(
     diagonal: bool = True,
     fpr_limit: float = FPR_LIMIT,
-    mantissa_bits: int = ranking.MANTISSA_BITS,
+    mantissa_bits: int = bins.MANTISSA_BITS,
 ) -> Metric:
     """`pixel_aupro` as a streamed metric; runs on the host, image by image.
 
@@ -72,7 +72,7 @@ def per_region_overlap(
     """
     if not 0 < fpr_limit <= 1:
         raise ValueError(f"fpr_limit={fpr_limit}; choose a rate in (0, 1]")
-    num_bins = ranking.num_bins(mantissa_bits)
+    num_bins = bins.num_bins(mantissa_bits)
 
     def init() -> Regions:
         return Regions(np.zeros(num_bins, np.int64), np.zeros(num_bins), 0)
@@ -89,15 +89,15 @@ def per_region_overlap(
         valid = np.asarray(batch["valid"], bool)
         anomaly_map = np.asarray(predictions.anomaly_map, np.float32)
         ranking.refuse_nan(int(np.isnan(anomaly_map[valid]).sum()))
-        bins = np.asarray(_bin_index(anomaly_map, mantissa_bits))
+        places = np.asarray(_bin_index(anomaly_map, mantissa_bits))
         negatives, overlap = state.negatives.copy(), state.overlap.copy()
         num_regions = state.num_regions
-        for mask, bins_of_image in zip(masks[valid], bins[valid], strict=True):
+        for mask, place in zip(masks[valid], places[valid], strict=True):
             if mask.any():
                 weights, found = region_weights(mask, diagonal)
                 num_regions += found
-                np.add.at(overlap, bins_of_image[mask], weights[mask])
-            np.add.at(negatives, bins_of_image[~mask], 1)
+                np.add.at(overlap, place[mask], weights[mask])
+            np.add.at(negatives, place[~mask], 1)
         return Regions(negatives, overlap, num_regions)
 
     def finalize(state: Regions) -> dict[str, float]:

@@ -97,6 +97,13 @@ def test_entries_of_a_plan_that_share_an_image_share_its_mask_and_type(dataset):
         np.testing.assert_array_equal(request.mask, wanted.mask)
 
 
+def rows(generate, dataset, count, **options):
+    """What a stand-in for the method's `generate` draws for the plan of seed 3."""
+    mesh = meshes.make_mesh()
+    told = {"prompt": "a {defect}", "seed": 3, "mesh": mesh, **options}
+    return list(drawing.rows(generate, None, None, dataset, count, **told))
+
+
 def test_a_set_is_drawn_with_one_image_for_its_defects(dataset):
     """Five rows in batches of four, two defects an image; the last is filled up."""
     shapes = []
@@ -113,20 +120,7 @@ def test_a_set_is_drawn_with_one_image_for_its_defects(dataset):
             "mask": jnp.repeat(batch["mask"], 2, 0),
         }
 
-    found = list(
-        drawing.rows(
-            generate,
-            None,
-            None,
-            dataset,
-            5,
-            prompt="a {defect}",
-            seed=3,
-            batch_size=4,
-            mesh=meshes.make_mesh(),
-            per_image=2,
-        )
-    )
+    found = rows(generate, dataset, 5, batch_size=4, per_image=2)
     assert len(shapes) == 2 and shapes[0] == shapes[1]
     assert shapes[0]["seed"] == shapes[0]["defect_id"] == (2, 2)
     assert shapes[0]["image"][0] == shapes[0]["mask"][0] == 2
@@ -154,19 +148,7 @@ def test_pixels_that_the_final_mask_drops_are_the_normal_ones_again(dataset, pas
             "mask": blank.at[:, 2:4, 2:4].set(1.0) * batch["mask"],
         }
 
-    found = drawing.rows(
-        generate,
-        None,
-        None,
-        dataset,
-        2,
-        prompt="a {defect}",
-        seed=3,
-        batch_size=2,
-        mesh=meshes.make_mesh(),
-        least_kept=1.0,
-        paste=paste,
-    )
+    found = rows(generate, dataset, 2, batch_size=2, least_kept=1.0, paste=paste)
     for (row, _), request in zip(found, predict.plan(dataset, 2, 3), strict=True):
         normal = dataset.load(dataset.records[request.normal])[0]
         assert not row.mask.any() and request.mask.sum() > 4

@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from jaxanom.metrics import bins as binning
 from jaxanom.metrics import ranking
 from jaxanom.types import Predictions
 
@@ -171,19 +172,19 @@ def test_bins_never_reverse_an_order():
     values = np.concatenate([values, np.nextafter(values, np.float32(np.inf))])
     values = np.sort(values)
     for bits in (1, 9, 12):
-        bins = np.asarray(ranking.bin_index(values, bits))
+        bins = np.asarray(binning.bin_index(values, bits))
         assert np.all(np.diff(bins) >= 0)
         assert bins.min() >= 0
-        assert np.asarray(ranking.bin_index(np.nan, bits)) < ranking.num_bins(bits)
-        assert np.asarray(ranking.bin_index(np.nan, bits)) > bins.max()
+        assert np.asarray(binning.bin_index(np.nan, bits)) < binning.num_bins(bits)
+        assert np.asarray(binning.bin_index(np.nan, bits)) > bins.max()
 
 
 def test_bins_tell_apart_probabilities_close_to_one_as_well_as_close_to_zero():
     small = np.float32(2.0) ** -np.arange(2, 25, dtype=np.float32)
     for values in (small, 1 - small):
-        bins = np.asarray(ranking.bin_index(values))
+        bins = np.asarray(binning.bin_index(values))
         assert len(np.unique(bins)) == len(small)
-    zeros = np.asarray(ranking.bin_index(np.array([-0.0, 0.0])))
+    zeros = np.asarray(binning.bin_index(np.array([-0.0, 0.0])))
     assert zeros[0] == zeros[1]
 
 
@@ -264,7 +265,7 @@ def test_histogram_update_compiles_as_part_of_a_larger_function():
 
 def test_histogram_counts_past_thirty_two_bits():
     metric = ranking.histogram("pixel", mantissa_bits=1)
-    bins = ranking.num_bins(1)
+    bins = binning.num_bins(1)
     start = ranking.Histogram(
         np.full((2, bins), 2**30 - 1, np.int32), np.full((2, bins), 7, np.int32)
     )

@@ -8,8 +8,8 @@ parameters, frozen weights and a key.
 
 J(h) = (image AUROC + pixel AP) / 2, for every source of anomalies alone, averaged; its
 standard error comes from five folds. The best J less its error wins, unless the default
-is within `standard_errors` of it. With 1, the usual rule, the few settings that won on
-foundry's development draw lost on real defects; the default asks for 2.
+is within `standard_errors` of it. With 1, the usual rule, what won on the development
+draw lost on its test images (README); `config.adp` asks for 2.
 """
 
 import math
