@@ -40,7 +40,7 @@ def synthetic(
 def settings_of(count: int) -> fusion.Settings:
     """Lists that many settings, the default among them."""
     default = fusion.default((1.0,) * NUM_CHANNELS, has_language=False)
-    return tuning.grid((1,) * NUM_CHANNELS, default, False, count - 1)
+    return tuning.grid((1,) * NUM_CHANNELS, default, False, SIDE, count - 1)
 
 
 def loop(

@@ -9,7 +9,7 @@ from jaxanom.methods.adp import grid_objective
 
 def test_the_loop_gives_the_objective_of_the_grid_and_of_its_own_settings():
     pytest.importorskip("sklearn")
-    data = tuning_grid.synthetic(num_images=40, side=8)
+    data = tuning_grid.synthetic(num_images=40, side=16)
     ours, loop = tuning_grid.cases_of(data, 12, 4)
     assert (ours.work, loop.work) == (12, 4)
     found, wanted = np.asarray(ours.call()), loop.call()

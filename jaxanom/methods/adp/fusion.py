@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.stats import norm
 
 from jaxanom.types import Array
 
@@ -44,31 +45,43 @@ def default(weights: tuple[float, ...], has_language: bool) -> Settings:
     """Returns the untuned settings: sigma 4, the maximum, lambda 0.5.
 
     Without C1, the first channel where it is on, or where C1 has no weight, there is
-    no a_0 to trust and lambda is 0.
+    no a_0 to trust and lambda is 0. C1 alone scores images by a_0 alone, as WinCLIP
+    does without shots (arXiv 2303.14814, section 4.2): nothing of it is of the shots.
     """
-    total, speaks = sum(weights), has_language and weights[0] > 0
+    total, image_weight = sum(weights), 0.0
+    if has_language and weights[0] > 0:
+        image_weight = 1.0 if weights[0] == total else IMAGE_WEIGHTS[0]
     return Settings(
         cells=jnp.zeros(len(weights), jnp.int32),
         weights=jnp.asarray(weights, jnp.float32) / total,
         sigma=jnp.float32(SIGMAS[0]),
         share=jnp.float32(SHARES[0]),
-        image_weight=jnp.float32(IMAGE_WEIGHTS[0] if speaks else 0.0),
+        image_weight=jnp.float32(image_weight),
     )
 
 
 def smoothing(side: int, sigma: Array) -> Array:
     """Returns the matrix [side, side] of a Gaussian along one axis, rows sum to one.
 
-    A truncated kernel that is renormalised at the border, so that a constant map stays
-    constant.
+    A map is enlarged, linearly between its cells, and smoothed at its full size; this
+    is what that gives at the cells, in closed form: a cell's weight at distance d is
+    the mean of the tent max(0, 1 - |d - u|) over u ~ N(0, s^2), with s in cells. Rows
+    are renormalised at the border, so that a constant map stays constant.
 
     Args:
       side: of the map.
       sigma: scalar, in pixels of a map `SIGMA_AT` wide; 0 is the identity.
     """
-    place = jnp.arange(side, dtype=jnp.float32) * (SIGMA_AT / side)
-    squared = (place[:, None] - place) ** 2
-    weights = jnp.exp(-squared / (2 * jnp.maximum(sigma, 1e-3) ** 2))
+    spread = jnp.maximum(sigma * side / SIGMA_AT, 1e-6)
+
+    def ramp(x: Array) -> Array:  # mean of max(0, x - u)
+        return x * norm.cdf(x / spread) + spread * norm.pdf(x / spread)
+
+    place = jnp.arange(side, dtype=jnp.float32)
+    # Distances only, or the differences of large numbers would lose digits.
+    apart = jnp.abs(place[:, None] - place)
+    weights = ramp(1 - apart) - 2 * ramp(-apart) + ramp(-1 - apart)
+    weights = jnp.maximum(weights, 0)
     return weights / weights.sum(1, keepdims=True)
 
 
@@ -92,6 +105,12 @@ def top_mean(values: Array, share: Array, largest: float = max(SHARES)) -> Array
     count = jnp.clip(jnp.round(share * flat.shape[1]), 1, kept)[:, None]
     inside = jnp.arange(kept) < count
     return jnp.sum(jnp.where(inside, ranked, 0.0), axis=1) / count[:, 0]
+
+
+def distinct_shares(side: int) -> tuple[float, ...]:
+    """Returns those of `SHARES` that differ on a map of side x side values."""
+    counts = [max(1, round(share * side**2)) for share in SHARES]
+    return tuple(share for n, share in enumerate(SHARES) if counts[n] not in counts[:n])
 
 
 def image_score(values: Array, whole: Array, settings: Settings) -> Array:

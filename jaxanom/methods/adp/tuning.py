@@ -8,8 +8,9 @@ parameters, frozen weights and a key.
 
 J(h) = (image AUROC + pixel AP) / 2, for every source of anomalies alone, averaged; its
 standard error comes from five folds. The best J less its error wins, unless the default
-is within `standard_errors` of it. With 1, the usual rule, what won on the development
-draw lost on its test images (README); `config.adp` asks for 2.
+is within `standard_errors` of it. With 1, the usual rule, something replaces the
+default in half of the runs on pure noise (tests), and what won on the development draw
+lost on its test images (README); `config.adp` asks for 2.
 """
 
 import math
@@ -64,6 +65,7 @@ def grid(
     cell_counts: Sequence[int],
     default: Settings,
     has_language: bool,
+    side: int,
     most: int = 4096,
     fits_memory: bool = True,
     seed: int = 0,
@@ -76,6 +78,7 @@ def grid(
       cell_counts: variants of each channel.
       default: of `fusion.default`.
       has_language: without C1 there is no a_0, and lambda stays 0.
+      side: of the maps; small ones know fewer shares.
       most: settings beside the default.
       fits_memory: False keeps what weighs the channels against each other (weights,
         lambda, cells but C1's), see `tune`.
@@ -83,6 +86,7 @@ def grid(
     """
     weights = simplex(len(cell_counts))
     image_weights = fusion.IMAGE_WEIGHTS if has_language else (0.0,)
+    shares = np.asarray(fusion.distinct_shares(side), np.float32)
     if not fits_memory:
         weights = np.asarray(default.weights)[None]
         image_weights = (float(default.image_weight),)
@@ -93,7 +97,7 @@ def grid(
         len(weights),
         *cell_counts,
         len(fusion.SIGMAS),
-        len(fusion.SHARES),
+        len(shares),
         len(image_weights),
     )
     total = math.prod(shape)
@@ -104,7 +108,7 @@ def grid(
         cells=np.stack(cells, 1).astype(np.int32),
         weights=weights[weight],
         sigma=np.asarray(fusion.SIGMAS, np.float32)[sigma],
-        share=np.asarray(fusion.SHARES, np.float32)[share],
+        share=shares[share],
         image_weight=np.asarray(image_weights, np.float32)[image_weight],
     )
     return jax.tree.map(
@@ -151,7 +155,8 @@ def tune(
         or grid_objective.NORMAL not in synthetic.source
     ):
         raise ValueError("synthetic images hold no normal or no anomalous image")
-    settings = grid(cell_counts, default, has_language, most, fits_memory)
+    side = synthetic.maps.shape[-1]
+    settings = grid(cell_counts, default, has_language, side, most, fits_memory)
     per_fold = np.asarray(
         grid_objective.objectives(synthetic, cell_counts, settings)
     )  # [H, F]

@@ -80,32 +80,47 @@ def test_folds_hold_every_source_evenly():
 
 def test_the_grid_starts_with_the_default_and_stays_on_the_simplex():
     first = default()
-    listed = tuning.grid((2, 3), first, has_language=False, most=100)
+    listed = tuning.grid((2, 3), first, has_language=False, side=32, most=100)
     assert len(listed.sigma) == 101
     np.testing.assert_allclose(listed.weights.sum(1), 1, atol=1e-6)
     np.testing.assert_allclose(listed.weights[0], first.weights)
     assert int(listed.cells[:, 1].max()) == 2 and int(listed.cells[:, 0].max()) == 1
-    whole = tuning.grid((1, 1), first, has_language=True, most=4096)
+    whole = tuning.grid((1, 1), first, has_language=True, side=32, most=4096)
     assert len(whole.sigma) == 1 + 11 * 3 * 4 * 4
+    small = tuning.grid((1, 1), first, has_language=True, side=16, most=4096)
+    assert len(small.sigma) == 1 + 11 * 3 * 3 * 4  # two shares average the same there
 
 
 def test_one_shot_tunes_nothing_that_weighs_the_memory_against_the_text():
     """Its synthetic images all show what the memory has seen: it would always win."""
     first = fusion.default((1.0, 1.0), has_language=True)
-    listed = tuning.grid((3, 4), first, True, fits_memory=False)
+    listed = tuning.grid((3, 4), first, True, 32, fits_memory=False)
     assert len(listed.sigma) == 1 + 3 * 3 * 4
     np.testing.assert_allclose(listed.weights, 0.5)
     np.testing.assert_array_equal(listed.image_weight, first.image_weight)
     assert int(listed.cells[:, 1].max()) == 0 and int(listed.cells[:, 0].max()) == 2
 
 
-def test_the_informative_channel_is_found_and_noise_keeps_the_default():
+def test_the_informative_channel_is_found():
     tuned = tuning.tune(synthetic(120, 2, gain=3.0), (1, 1), default(), False, 200)
     assert tuned.settings.weights[0] > 0.7 and not tuned.kept_default
     assert tuned.objective > tuned.default_objective
-    noise = tuning.tune(synthetic(120, 2, gain=0.0), (1, 1), default(), False, 200)
-    assert noise.kept_default
-    np.testing.assert_allclose(noise.settings.weights, 0.5)
+
+
+def test_on_noise_two_standard_errors_keep_the_default_and_one_often_does_not():
+    """No setting is better than another there: whatever replaces the default is luck.
+
+    Twelve draws; on others too one error keeps about half of them, two most.
+    """
+    kept = {1.0: 0, 2.0: 0}
+    for seed in range(12):
+        noise = synthetic(120, 2, gain=0.0, rng=np.random.default_rng(seed))
+        settings = tuning.grid((1, 1), default(), False, SIDE, 200)
+        per_fold = np.asarray(grid_objective.objectives(noise, (1, 1), settings))
+        for errors in kept:
+            chosen = tuning.choose(settings, per_fold, 120, errors)
+            kept[errors] += chosen.kept_default
+    assert kept[1.0] <= 7 and kept[2.0] >= 9
 
 
 def test_fewer_than_64_images_are_refused():
