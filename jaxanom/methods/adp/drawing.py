@@ -49,9 +49,10 @@ def drawer(towers: model.Towers, num_steps: int) -> Callable[..., dict[str, Arra
 
     Returns:
       (params, rows) -> decoded "plain" (the view), "normal" and "anomalous",
-      [B, s, s, 3] each. `rows` is a dict of `view`, `region`, `patch`, `is_pasted` [B],
-      `null` [B, L, D] and, for both walks, `base` and `defect` dicts of `level` (a
-      place in `start_levels`), `context` [B, L, D], `guidance`, `noise` [B, h, w, C].
+      [B, s, s, 3] each. `rows` is a dict of `view`, `region`, `patch`, `is_pasted` and
+      `is_free` [B], `null` [B, L, D] and, for both walks, `base` and `defect` dicts of
+      `level` (a place in `start_levels`), `context` [B, L, D], `guidance` and `noise`
+      [B, h, w, C].
     """
     table = walks.tables(towers.alphas_cumprod, start_levels(towers), num_steps)
 
@@ -67,7 +68,9 @@ def drawer(towers: model.Towers, num_steps: int) -> Callable[..., dict[str, Arra
             return walks.denoise(noise_fn, latents, how["noise"], moves, mask)
 
         plain = model.moments(towers, params, rows["view"]).mean
-        normal = walk(plain, rows["base"], None)
+        # The highest level still shows what it was made of: a free base has nothing.
+        is_free = rows["is_free"][:, None, None, None] > 0.5
+        normal = walk(jnp.where(is_free, 0.0, plain), rows["base"], None)
         shown = model.decode(towers, params, normal)
         mask = _cells(rows["region"], plain.shape[1])
         inside = (rows["region"] > 0.5)[..., None]
@@ -142,6 +145,7 @@ def draw(
         "patch": small(rows.patch),
         "region": (small(rows.region[..., None])[..., 0] > 0.25).astype(np.float32),
         "is_pasted": (rows.source == pasted).astype(np.float32),
+        "is_free": rows.is_free.astype(np.float32),
         "base": walk(rows.base, 0),
         "defect": walk(rows.defect, 1),
     }

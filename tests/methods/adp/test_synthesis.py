@@ -6,6 +6,7 @@ from jaxanom.methods.adp import (
     bank,
     complete,
     drawing,
+    model,
     regions,
     synthesis,
 )
@@ -121,6 +122,28 @@ def test_what_a_defect_adds_is_added_to_the_normal_of_its_pair():
     np.testing.assert_allclose(drawn.normal[6], found["normal"][6], atol=1e-6)  # free
     wanted = 0.5 + found["normal"][3] - found["plain"][3]
     np.testing.assert_allclose(drawn.normal[3], wanted, atol=1e-6)  # redrawn
+
+
+def test_a_free_base_shows_nothing_of_its_view_and_the_others_do(parts):
+    """The highest noise level keeps 7 % of what it was made of (alpha 0.0047)."""
+    size = parts.towers.size
+    rng = np.random.default_rng(3)
+    shots = rng.uniform(size=(2, size, size, 3)).astype(np.float32)
+    rows = synthesis.plan(shots, 9, 2, seed=0)
+    draw_fn = drawing.drawer(parts.towers, 2)
+    length, depth = parts.towers.text_length, model.token_table(parts.params).shape[1]
+    contexts = rng.normal(size=(9, length, depth)).astype(np.float32)
+
+    def normals(plan):
+        return drawing.draw(
+            draw_fn, parts.towers, parts.params, contexts, plan, 0
+        ).normal
+
+    shown = normals(rows)
+    others = normals(rows._replace(view=1 - rows.view))
+    gaps = np.abs(shown - others).max((1, 2, 3))
+    # Equal programs on equal input; the control is every other base.
+    assert (gaps[rows.is_free] == 0).all() and (gaps[~rows.is_free] > 0.01).all()
 
 
 def test_nothing_is_drawn_for_images_finer_than_the_autoencoder(parts):
