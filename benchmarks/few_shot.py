@@ -73,6 +73,8 @@ METRICS = {
     "pixel_aupro": "AU-PRO",
 }
 TEXTURES = ("magnetic_tile", "mvtec_grid_mini", "marble", "cork")
+VERSION = 2
+"""Counts changes of the method that results of before do not know."""
 FOUNDRY_POOL = 16
 """Normal images of a procedural category that shots are drawn from."""
 
@@ -390,7 +392,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = arguments.data / "mobilenet_v2"
     weights = weights if (weights / mobilenet_v2.WEIGHTS).is_file() else None
     path = (harness.RECORDS if arguments.record else arguments.out) / "few_shot.json"
-    results = record.read_json(path)["results"] if path.is_file() else {}
+    facts = {"scale": arguments.scale, "version": VERSION}
+    results = harness.kept_results(path, facts)
     # Draws go round last: what an interrupted call leaves covers all sets and shots.
     entries = itertools.product(range(arguments.draws), arguments.shots, arguments.sets)
     for draw, shots, name in entries:
@@ -406,8 +409,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             without_shots(results, name),
         )
         results[cell.key] = harness.without_nan(found)
-        surroundings = harness.surroundings() | {"scale": arguments.scale}
-        record.write_json(path, {"results": results, **surroundings})
+        record.write_json(path, {"results": results, **harness.surroundings(), **facts})
         print(cell.key, results[cell.key]["variants"], flush=True)
     shown = [*(table(results, metric) for metric in METRICS), tuning_table(results)]
     shown.append(few_shot_published.table())

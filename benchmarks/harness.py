@@ -219,6 +219,29 @@ def report(
     return lines
 
 
+def kept_results(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the results that an earlier call left, to go on from; {} without any.
+
+    Args:
+      path: of a JSON file with "results" and what they were measured with.
+      facts: settings of this call, of the same names.
+
+    Raises:
+      ValueError: they were measured with other settings.
+    """
+    if not path.is_file():
+        return {}
+    kept = record.read_json(path)
+    wanted = json.loads(json.dumps(facts))
+    for name, value in wanted.items():
+        if kept.get(name) != value:
+            raise ValueError(
+                f"{path} was measured with {name}={kept.get(name)!r}, asked for is "
+                f"{value!r}: choose another --out, or move that file away"
+            )
+    return kept["results"]
+
+
 def without_nan(value: Any) -> Any:
     """Rounds floats to six digits and turns NaN into null, for JSON."""
     if isinstance(value, Mapping):

@@ -198,7 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=120)
     arguments = parser.parse_args(argv)
     path = arguments.out / "posterior_few_shot.json"
-    results = record.read_json(path)["results"] if path.is_file() else {}
+    facts = {"steps": arguments.steps}
+    results = harness.kept_results(path, facts)
     for task in arguments.tasks:
         if task == "caltech" and not (arguments.data / "caltech101_small").is_dir():
             continue
@@ -206,7 +207,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             results[task] = harness.without_nan(
                 measure(task, arguments.data, arguments.steps, arguments.out)
             )
-            record.write_json(path, {"results": results, **harness.surroundings()})
+            around = harness.surroundings() | facts
+            record.write_json(path, {"results": results, **around})
     written = text(results)
     (arguments.out / "posterior_few_shot.md").write_text(written, encoding="utf-8")
     print(written)

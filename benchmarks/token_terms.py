@@ -363,7 +363,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
     settings = parse(arguments)
     settings.out.mkdir(parents=True, exist_ok=True)
     path = (harness.RECORDS if settings.record else settings.out) / "token_terms.json"
-    results = record.read_json(path)["results"] if path.is_file() else {}
+    facts = {
+        name: getattr(settings, name)
+        for name in ("steps", "seeds", "data_seed", "categories")
+    }
+    results = harness.kept_results(path, facts)
     given = bench()
     seen = {
         category: unseen(given, category, settings.data_seed)
@@ -373,7 +377,6 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         if name in results:
             continue
         results[name] = run_case(given, CASES[name], settings, seen)
-        facts = {"steps": settings.steps, "data_seed": settings.data_seed}
         record.write_json(path, {"results": results, **harness.surroundings(), **facts})
         print(name, measures.spread([r["windows"] for r in results[name]["token"]]))
     text = tables.to_markdown(table(results))

@@ -235,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--scale", type=float, default=1.0, help="of steps and images")
     arguments = parser.parse_args(argv)
     path = arguments.out / "zero_shot.json"
-    results = record.read_json(path)["results"] if path.is_file() else {}
+    facts = {"scale": arguments.scale}
+    results = harness.kept_results(path, facts)
     for images in arguments.sets:
         for seed in arguments.seeds:
             for variant in arguments.variants:
@@ -243,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 if cell.key in results:
                     continue
                 results[cell.key] = harness.without_nan(measure(cell, arguments))
-                around = harness.surroundings() | {"scale": arguments.scale}
+                around = harness.surroundings() | facts
                 record.write_json(path, {"results": results, **around})
                 print(cell.key, results[cell.key]["mean"], flush=True)
     shown = [overview(results, images) for images in arguments.sets]

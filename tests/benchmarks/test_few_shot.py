@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from benchmarks import few_shot, few_shot_published
-from jaxanom.methods.adp import fusion, tuning
+from jaxanom.methods.adp import fusion, options, tuning
 from jaxanom.report import tables
 
 
@@ -22,7 +22,13 @@ def test_only_what_reads_no_shot_is_taken_over_and_from_its_own_set():
     found = few_shot.without_shots(results, "pill")
     assert found == {"winclip": {"image_auroc": 0.7}}
     assert few_shot.without_shots(results, "cork") == {}
-    assert few_shot.BASELINES["winclip"] == "winclip"  # text alone, see `options`
+    # Text alone, and images by the whole image's answer: calibration, which is of the
+    # shots, then moves and scales all scores of a kind alike.
+    chosen = options.read({"baseline": few_shot.BASELINES["winclip"]})
+    settings = fusion.default(options.default_weights(chosen), has_language=True)
+    assert chosen.channels == ("language",) and settings.image_weight == 1
+    plus = options.read({"baseline": few_shot.BASELINES["winclip+"]})
+    assert fusion.default(options.default_weights(plus), True).image_weight < 1
 
 
 def test_the_table_shows_mean_and_deviation_over_draws():

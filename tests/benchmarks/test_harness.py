@@ -69,3 +69,15 @@ def test_nan_travels_through_json_as_null():
 def test_refuses_two_cases_of_one_name():
     with pytest.raises(ValueError, match="distinct"):
         harness.run([logged("a", []), logged("a", [])])
+
+
+def test_results_of_other_settings_are_not_gone_on_from(tmp_path):
+    path = tmp_path / "results.json"
+    facts = {"scale": 0.1, "categories": ("pill",)}
+    assert harness.kept_results(path, facts) == {}
+    record.write_json(path, {"results": {"a": 1}, **facts})
+    assert harness.kept_results(path, facts) == {"a": 1}
+    with pytest.raises(ValueError, match=r"results\.json was measured with scale=0\.1"):
+        harness.kept_results(path, facts | {"scale": 1.0})
+    with pytest.raises(ValueError, match="steps=None"):  # an older file
+        harness.kept_results(path, facts | {"steps": 3})
