@@ -6,7 +6,9 @@
 Sets are folders of `--data` in the MVTec layout, scored with MobileNetV2 features in C2
 where `<data>/mobilenet_v2` is there, and procedural categories that the embedded towers
 never saw. Every (set, shots, draw) is kept in --out, or with --record beside the other
-records: a later call goes on with what is missing. Writes `few_shot.md` and
+records: a later call goes on with what is missing. Procedural categories of a kind are
+one run, whose tokens train side by side; the token of a photograph has no say beside
+MobileNetV2 (`adp.primary`), and is not learned. Writes `few_shot.md` and
 `few_shot.json`. Draws are `data.split_seed` 0, 1, ... of `data.fewshot`; draw 0 of
 `--shots 2` was used for development.
 
@@ -14,8 +16,8 @@ Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memo
 the default settings) of one run; "winclip" (no shots), "winclip+" and "patch memory"
 of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
 calibration or smoothing. "agreement": Spearman correlation, over the settings that
-were tried, of their J on synthetic and on test images. In the record "adp, one standard
-error" is what `adp.standard_errors=1` chose, where it is not the default.
+were tried, of their J on synthetic and on test images. "adp, one standard error" is
+what `adp.standard_errors=1` would have chosen.
 """
 
 import argparse
@@ -80,25 +82,53 @@ FOUNDRY_POOL = 16
 
 
 class Cell(NamedTuple):
-    """One entry of the protocol."""
+    """One run of the protocol: sets that are learned side by side."""
 
-    name: str
+    names: tuple[str, ...]
     shots: int
     draw: int
 
     @property
     def key(self) -> str:
-        """Of files and results."""
-        return f"{self.name}-{self.shots}-{self.draw}"
+        """Of the run's files."""
+        return f"{'+'.join(self.names)}-{self.shots}-{self.draw}"
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Returns {set: key of its results}."""
+        return {name: f"{name}-{self.shots}-{self.draw}" for name in self.names}
 
 
-def dataset_directory(name: str, data: Path, out: Path) -> Path:
-    """Returns a set's folder; a procedural category is written out first."""
-    if name not in FOUNDRY:
-        return data / name
-    root = out / "foundry" / name
-    if (root / name / "test").is_dir():
-        return root
+def cells(
+    sets: Sequence[str], shots: Sequence[int], num_draws: int, known: Mapping[str, Any]
+) -> Iterator[Cell]:
+    """Yields the runs of what is not known.
+
+    Draws go round last: what an interrupted call leaves covers all sets and shots.
+    Turned copies are an option of a run, so textures and objects are two.
+    """
+    groups = [(name,) for name in sets if name not in FOUNDRY]
+    ours = [name for name in sets if name in FOUNDRY]
+    for is_texture in (True, False):
+        groups.append(tuple(n for n in ours if (n in TEXTURES) is is_texture))
+    for draw, count, group in itertools.product(range(num_draws), shots, groups):
+        keys = Cell(group, count, draw).keys
+        missing = tuple(name for name in group if keys[name] not in known)
+        if missing:
+            yield Cell(missing, count, draw)
+
+
+def dataset_directory(cell: Cell, data: Path, out: Path) -> Path:
+    """Returns a set's folder; procedural categories are written out first."""
+    if cell.names[0] not in FOUNDRY:
+        return data / cell.names[0]
+    for name in cell.names:
+        if not (out / "foundry" / name / "test").is_dir():
+            _render(name, out / "foundry")
+    return out / "foundry"
+
+
+def _render(name: str, root: Path) -> None:
     dataset = catalog.open_dataset(
         "foundry", None, (name,), 64, 11, FOUNDRY_POOL, 24, 6
     )
@@ -111,7 +141,6 @@ def dataset_directory(name: str, data: Path, out: Path) -> Path:
             truth = root / name / "ground_truth" / item.defect_type
             truth.mkdir(parents=True, exist_ok=True)
             _save(truth / f"{images_at.stem}_mask.png", mask * 255)
-    return root
 
 
 def _save(path: Path, array: np.ndarray) -> None:
@@ -123,59 +152,74 @@ def _save(path: Path, array: np.ndarray) -> None:
 def config_of(
     cell: Cell, directory: Path, weights: Path | None, scale: float
 ) -> ml_collections.ConfigDict:
-    """Returns the recipe for one entry."""
+    """Returns the recipe for one run."""
     config = config_file.load("configs/adp/folder.py")
-    real = cell.name not in FOUNDRY
+    real = cell.names[0] not in FOUNDRY
     config.data.directory = str(directory)
     config.data.num_train, config.data.split_seed = cell.shots, cell.draw
     config.seed = config.train.seed = cell.draw
-    config.adp.turns = (0, 1, 2, 3) if cell.name in TEXTURES else (0,)
+    config.adp.turns = (0, 1, 2, 3) if cell.names[0] in TEXTURES else (0,)
     if real and weights is not None:
         config.adp.feature_tower = str(weights)
         config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
         config.adp.primary = "reference"
+        config.phases.invert.num_steps = 0
     if not real:
+        config.data.categories = cell.names
         config.data.image_size, config.adp.map_size = 64, 16
     if scale < 1:
-        config.phases.invert.num_steps = max(2, round(400 * scale))
+        steps = config.phases.invert.num_steps
+        config.phases.invert.num_steps = min(steps, max(2, round(400 * scale)))
         config.adp.num_synthetic = max(8, round(256 * scale))
         config.adp.num_settings = max(8, round(4096 * scale))
     return config
 
 
 def measure(
-    cell: Cell,
-    data: Path,
-    out: Path,
-    weights: Path | None,
-    scale: float,
-    known: Mapping[str, Mapping[str, float]],
-) -> dict[str, Any]:
-    """Trains and evaluates every variant of one entry but those that are known."""
-    directory = dataset_directory(cell.name, data, out)
+    cell: Cell, data: Path, out: Path, weights: Path | None, scale: float
+) -> dict[str, dict[str, Any]]:
+    """Trains and evaluates every variant of one run: {set: what was found}."""
+    directory = dataset_directory(cell, data, out)
     config = config_of(cell, directory, weights, scale)
     with listening() as heard:
         run = api.train(config, out / "runs" / cell.key)
     facts = record.read_json(run.directory / record.RECORD)
-    found = {"adp": scores(run)}
-    # Where nothing was tuned, the settings are the default's already.
-    found["adp, default"] = (
-        scores(with_default_settings(run)) if heard else dict(found["adp"])
+    names = run.prepared.dataset.categories
+    grids = dict(
+        zip([n for n in names if facts["adp"][n]["tuned"]], heard, strict=True)
     )
-    found.update(known)
+    variants = {"adp": scores(run)}
+    for shown, chosen in (("default", {}), ("one standard error", of_one_error(grids))):
+        # Where nothing was tuned, the settings are the default's already.
+        other = with_settings(run, chosen)
+        variants[f"adp, {shown}"] = scores(other) if grids else variants["adp"]
     for name, baseline in BASELINES.items():
-        if name in known:
-            continue
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
-        trained = api.train(plain, out / "runs" / f"{cell.key}-{baseline}")
-        found[name] = scores(trained)
-    found["plain"] = scores(run, plain_predict(run))
+        variants[name] = scores(
+            api.train(plain, out / "runs" / f"{cell.key}-{baseline}")
+        )
+    variants["plain"] = scores(run, plain_predict(run))
+    found = {}
+    for number, (name, known) in enumerate(zip(cell.names, names, strict=True)):
+        grid = grids.get(known)
+        found[name] = {
+            "variants": {variant: rows[known] for variant, rows in variants.items()},
+            "tuning": {known: facts["adp"][known]},
+            "agreement": agreement(run, number, *grid) if grid else None,
+            "train_seconds": facts["train_seconds"],
+            "side_by_side": len(names),
+        }
+    return found
+
+
+def of_one_error(
+    grids: Mapping[str, tuple[fusion.Settings, np.ndarray]],
+) -> dict[str, fusion.Settings]:
+    """Returns what the one-standard-error rule chooses, by category."""
     return {
-        "variants": found,
-        "tuning": facts["adp"],
-        "agreement": agreement(run, *heard[0]) if heard else None,
-        "train_seconds": facts["train_seconds"],
+        name: tuning.choose(settings, per_fold, 0, 1.0).settings
+        for name, (settings, per_fold) in grids.items()
     }
 
 
@@ -192,17 +236,22 @@ def listening() -> Iterator[list[tuple[fusion.Settings, np.ndarray]]]:
         yield heard
 
 
-def agreement(run: api.Run, settings: fusion.Settings, per_fold: np.ndarray) -> float:
+def agreement(
+    run: api.Run, number: int, settings: fusion.Settings, per_fold: np.ndarray
+) -> float:
     """Spearman correlation over the grid: J on synthetic and on the test images.
 
     Args:
-      run: of one category.
+      run: of these categories.
+      number: of one of them.
       settings: leaves [H, ...].
       per_fold: [H, F], J on synthetic images.
     """
     prepared = run.prepared
-    dataset, numbers = prepared.dataset, prepared.division.test
-    pairs = [dataset.load(dataset.records[number]) for number in numbers]
+    dataset = prepared.dataset
+    records = [dataset.records[place] for place in prepared.division.test]
+    known = dataset.categories[number]
+    pairs = [dataset.load(item) for item in records if item.category == known]
     chosen = options.read(prepared.config.adp)
     towers, _ = model.load(prepared.config.model, chosen.diffusion_size)
     detector = adp.make_detector(chosen, towers)
@@ -214,11 +263,11 @@ def agreement(run: api.Run, settings: fusion.Settings, per_fold: np.ndarray) -> 
         lambda *rows: look(scoring, run.frozen, *rows),
         8,
         images,
-        np.zeros(len(images), np.int32),
+        np.full(len(images), number, np.int32),
         nobody,
     )
     found = calibration.Calibration(
-        *(np.asarray(leaf[0]) for leaf in scoring[2:6])  # centre to image_spread
+        *(np.asarray(leaf[number]) for leaf in scoring[2:6])  # centre to image_spread
     )
     masks = np.stack([mask for _, mask in pairs]) > 0
     covered = crops.cell_means(masks, detector.side)
@@ -233,21 +282,22 @@ def agreement(run: api.Run, settings: fusion.Settings, per_fold: np.ndarray) -> 
     return float(ranked.statistic)
 
 
-def scores(run: api.Run, predict_fn: Any = None) -> dict[str, float]:
-    """Evaluates a run, or another detector on its test images."""
+def scores(run: api.Run, predict_fn: Any = None) -> dict[str, dict[str, float]]:
+    """Evaluates a run, or another detector on its test images, by category."""
     if predict_fn is not None:
         method = run.prepared.method._replace(predict=predict_fn)
         run = run._replace(prepared=run.prepared._replace(method=method))
-    return dict(api.evaluate(run, num_examples=0)["mean"])
+    return dict(api.evaluate(run, num_examples=0)["per_category"])
 
 
-def with_default_settings(run: api.Run) -> api.Run:
-    """Returns the run with its tuned settings put back to the default."""
+def with_settings(run: api.Run, chosen: Mapping[str, fusion.Settings]) -> api.Run:
+    """Returns the run with other settings; categories that are not named get the
+    default."""
     scoring = predict.from_tree(run.params["scoring"])
-    count = len(scoring.settings.sigma)
     weights = options.default_weights(options.read(run.prepared.config.adp))
     default = fusion.default(weights, has_language=True)
-    settings = jax.tree.map(lambda leaf: jnp.stack([leaf] * count), default)
+    rows = [chosen.get(name, default) for name in run.prepared.dataset.categories]
+    settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     tree = predict.as_tree(scoring._replace(settings=settings))
     return run._replace(params={**run.params, "scoring": tree})
 
@@ -302,16 +352,6 @@ def clip_plain_predict(run: api.Run) -> Any:
         return Predictions(fusion.to_image(distance, size), jnp.max(distance, (1, 2)))
 
     return call
-
-
-def without_shots(
-    results: Mapping[str, Mapping[str, Any]], name: str
-) -> dict[str, Mapping[str, float]]:
-    """Returns what is known of a set whatever the shots are: zero-shot WinCLIP."""
-    for key, entry in results.items():
-        if key.rsplit("-", 2)[0] == name:
-            return {"winclip": entry["variants"]["winclip"]}
-    return {}
 
 
 def table(results: Mapping[str, Mapping[str, Any]], metric: str) -> tables.Table:
@@ -394,23 +434,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = (harness.RECORDS if arguments.record else arguments.out) / "few_shot.json"
     facts = {"scale": arguments.scale, "version": VERSION}
     results = harness.kept_results(path, facts)
-    # Draws go round last: what an interrupted call leaves covers all sets and shots.
-    entries = itertools.product(range(arguments.draws), arguments.shots, arguments.sets)
-    for draw, shots, name in entries:
-        cell = Cell(name, shots, draw)
-        if cell.key in results:
-            continue
-        found = measure(
-            cell,
-            arguments.data,
-            arguments.out,
-            weights,
-            arguments.scale,
-            without_shots(results, name),
-        )
-        results[cell.key] = harness.without_nan(found)
+    runs = list(cells(arguments.sets, arguments.shots, arguments.draws, results))
+    for cell in runs:
+        found = measure(cell, arguments.data, arguments.out, weights, arguments.scale)
+        for name, key in cell.keys.items():
+            results[key] = harness.without_nan(found[name])
         record.write_json(path, {"results": results, **harness.surroundings(), **facts})
-        print(cell.key, results[cell.key]["variants"], flush=True)
+        print(cell.key, {name: found[name]["variants"]["adp"] for name in found})
     shown = [*(table(results, metric) for metric in METRICS), tuning_table(results)]
     shown.append(few_shot_published.table())
     text = "\n\n".join(map(tables.to_markdown, shown))

@@ -61,10 +61,12 @@ def loop(
     fold = grid_objective.folds(data.source)
 
     def one(number: int) -> list[float]:
-        maps = smoothed[float(sigmas[number])]
-        values = np.tensordot(weights[number], maps, 1).reshape(truth.shape)
+        values, plain = (
+            np.tensordot(weights[number], maps, 1).reshape(truth.shape)
+            for maps in (smoothed[float(sigmas[number])], data.maps)
+        )
         kept = max(1, round(float(shares[number]) * side**2))
-        ranked = np.sort(values, axis=1)[:, -kept:].mean(1)
+        ranked = np.sort(plain, axis=1)[:, -kept:].mean(1)
         found = []
         for f in range(grid_objective.NUM_FOLDS):
             parts = []

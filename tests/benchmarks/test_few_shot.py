@@ -17,18 +17,35 @@ def entry(**image_auroc):
     }
 
 
-def test_only_what_reads_no_shot_is_taken_over_and_from_its_own_set():
-    results = {"pill-1-0": entry(adp=0.5, winclip=0.7)}
-    found = few_shot.without_shots(results, "pill")
-    assert found == {"winclip": {"image_auroc": 0.7}}
-    assert few_shot.without_shots(results, "cork") == {}
-    # Text alone, and images by the whole image's answer: calibration, which is of the
-    # shots, then moves and scales all scores of a kind alike.
+def test_what_is_missing_is_run_textures_and_objects_apart():
+    known = {"pill-1-0": {}, "marble-1-0": {}, "cork-1-0": {}, "bottle-1-1": {}}
+    sets = ("bottle", "marble", "pill", "cork", "gear")
+    found = list(few_shot.cells(sets, (1,), 2, known))
+    assert found == [
+        few_shot.Cell(("bottle",), 1, 0),
+        few_shot.Cell(("gear",), 1, 0),
+        few_shot.Cell(("marble", "cork"), 1, 1),
+        few_shot.Cell(("pill", "gear"), 1, 1),
+    ]
+    assert found[2].keys == {"marble": "marble-1-1", "cork": "cork-1-1"}
+
+
+def test_text_alone_needs_no_shots():
+    """Calibration, which is of the shots, moves and scales scores of a kind alike."""
     chosen = options.read({"baseline": few_shot.BASELINES["winclip"]})
     settings = fusion.default(options.default_weights(chosen), has_language=True)
     assert chosen.channels == ("language",) and settings.image_weight == 1
     plus = options.read({"baseline": few_shot.BASELINES["winclip+"]})
     assert fusion.default(options.default_weights(plus), True).image_weight < 1
+
+
+def test_one_standard_error_chooses_from_the_grid_that_was_heard():
+    first = fusion.default((1.0, 1.0), has_language=True)
+    both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), first)
+    per_fold = np.array([[0.1, 0.2, 0.3, 0.2, 0.2], [0.25, 0.2, 0.3, 0.2, 0.4]])
+    found = few_shot.of_one_error({"pill": (both, per_fold)})
+    assert found["pill"].sigma == first.sigma + 1
+    assert tuning.choose(both, per_fold, 0, 2.0).kept_default
 
 
 def test_the_table_shows_mean_and_deviation_over_draws():
@@ -84,7 +101,7 @@ def test_the_grid_is_heard_and_chosen_from_all_the_same():
 
 @pytest.mark.parametrize("name", few_shot.REAL)
 def test_photographs_are_scored_by_the_features_they_are_given(name, tmp_path):
-    cell = few_shot.Cell(name, 2, 3)
+    cell = few_shot.Cell((name,), 2, 3)
     config = few_shot.config_of(cell, tmp_path, tmp_path / "features", 1.0)
     assert config.adp.primary == "reference"
     assert config.adp.feature_tower == str(tmp_path / "features")

@@ -117,6 +117,18 @@ def test_a_score_does_not_depend_on_its_batch(run):
     assert np.ptp(every.image_score) > 1e-3
 
 
+def test_smoothing_is_of_maps_and_images_are_scored_before_it(run):
+    trained = api.load(run)
+    image = np.random.default_rng(1).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    scoring, found = trained.params["scoring"], []
+    for sigma in (2.0, 6.0):
+        settings = {**scoring["settings"], "sigma": np.float32([sigma])}
+        params = {**trained.params, "scoring": {**scoring, "settings": settings}}
+        found.append(api.predict(trained._replace(params=params), [image]))
+    assert found[0].image_score == found[1].image_score
+    assert np.abs(found[0].anomaly_map - found[1].anomaly_map).max() > 1e-3
+
+
 def test_a_run_holds_the_moved_token_and_what_scores_and_no_tower(run):
     """V3: the towers are no parameters, so no step can have moved them."""
     trained = api.load(run)

@@ -1,8 +1,10 @@
 """From calibrated channel maps to one map and one number: the settings h of a run.
 
-Fused map M = sum_c w_c (m_c - mu_c) / sd_c, smoothed; image score = (1 - lambda) * mean
-of the top share q of M + lambda * calibrated a_0. The mu and sd are those of normal
-material that is not in the memory (`calibration.py`).
+Fused map M = sum_c w_c (m_c - mu_c) / sd_c; image score = (1 - lambda) * mean of the
+top share q of M + lambda * calibrated a_0. The mu and sd are those of normal material
+that is not in the memory (`calibration.py`). Pixels are told apart by M smoothed, images
+by M as it is, as WinCLIP and PatchCore do: on procedural images smoothing helps the one
+and costs the other (`benchmarks/few_shot_smoothing.py`).
 """
 
 import math
@@ -114,7 +116,7 @@ def distinct_shares(side: int) -> tuple[float, ...]:
 
 
 def image_score(values: Array, whole: Array, settings: Settings) -> Array:
-    """Image scores of smoothed fused maps.
+    """Image scores of fused maps, not smoothed.
 
     Args:
       values: [B, m, m].

@@ -64,6 +64,7 @@ def objectives(
     )
     smoothed = np.stack([_smoothed(synthetic.maps, sigma) for sigma in fusion.SIGMAS])
     return _objectives(
+        jnp.asarray(synthetic.maps),
         jnp.asarray(smoothed),
         jnp.asarray(synthetic.whole),
         jnp.asarray(synthetic.masks),
@@ -83,11 +84,14 @@ def _smoothed(maps: np.ndarray, sigma: float) -> np.ndarray:
 
 @jax.jit
 @meshes.bound
-def _objectives(smoothed, whole, masks, group, positive, negative, starts, settings):
+def _objectives(
+    maps, smoothed, whole, masks, group, positive, negative, starts, settings
+):
     """J of every setting, [H, F].
 
     Args:
-      smoothed: [3, N, M, m, m]; whole: [Y, M]; masks: [M, m, m].
+      maps: [N, M, m, m]; smoothed: [3, N, M, m, m], by every width.
+      whole: [Y, M]; masks: [M, m, m].
       group: [M], source * F + fold.
       positive: [F, S, M] and negative: [F, M], indicators.
       starts: [C], first cell of every channel.
@@ -102,16 +106,20 @@ def _objectives(smoothed, whole, masks, group, positive, negative, starts, setti
 
     def one(row):
         width = jnp.argmin(jnp.abs(sigmas - row.sigma))
+
         # Zeros for the cells left out: a product with all of them, as a few settings
         # share it, takes half the time of gathering C maps for each.
-        chosen = width * smoothed.shape[1] + starts + row.cells
-        weights = jnp.zeros(len(flat)).at[chosen].add(row.weights)
-        values = jnp.einsum("n,nmij->mij", weights, flat)
+        def fused(array, chosen):
+            weights = jnp.zeros(len(array)).at[chosen].add(row.weights)
+            return jnp.einsum("n,nmij->mij", weights, array)
+
+        cells = starts + row.cells
+        values = fused(flat, width * len(maps) + cells)
         per_image = jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (num_images, *leaf.shape)), row
         )
         own = whole[jnp.minimum(row.cells[0], num_temperatures - 1)]
-        ranked = fusion.image_score(values, own, per_image)
+        ranked = fusion.image_score(fused(maps, cells), own, per_image)
         auroc = pair_auroc(ranked, positive, negative)  # [F, S]
         ap = source_precision(values, masks, group, num_sources, num_folds)
         return jnp.mean((auroc + ap) / 2, axis=1)

@@ -166,8 +166,9 @@ def make_predict(detector: Detector) -> PredictFn:
         settings = jax.tree.map(lambda leaf: leaf[category_id], scoring.settings)
         fused = fuse(detector, scoring, frozen, seen, settings)
         whole = whole_image(detector, scoring, seen, settings)
+        smooth = fusion.smooth(fused, settings.sigma)
         return Predictions(
-            anomaly_map=fusion.to_image(fused, image.shape[1:3]).astype(jnp.float32),
+            anomaly_map=fusion.to_image(smooth, image.shape[1:3]).astype(jnp.float32),
             image_score=fusion.image_score(fused, whole, settings).astype(jnp.float32),
         )
 
@@ -181,7 +182,7 @@ def fuse(
     seen: Evidence,
     settings: fusion.Settings,
 ) -> Array:
-    """Returns the smoothed sum of the calibrated channels, [B, m, m].
+    """Returns the weighted sum of the calibrated channels, [B, m, m].
 
     Only the chosen cell of a channel is computed, and only where it has weight.
 
@@ -205,7 +206,7 @@ def fuse(
         values = jax.lax.cond(jnp.any(weight > 0), compute, lambda: nothing)
         total += weight[:, None, None] * values
         first += len(channel.cells)
-    return fusion.smooth(total, settings.sigma)
+    return total
 
 
 def whole_image(
