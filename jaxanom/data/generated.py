@@ -88,8 +88,7 @@ def write(
       ValueError: the directory is in use, a row has a bad name, shape or type, or no
         row has a non-empty mask.
     """
-    target = Path(directory).expanduser().absolute()
-    _check_target(target, overwrite)
+    target = _target(directory, overwrite)
     target.parent.mkdir(parents=True, exist_ok=True)
     tag = uuid.uuid4().hex[:8]
     building = target.parent / f".{target.name}.{tag}.partial"
@@ -115,8 +114,7 @@ def leave_to_another(
     Raises:
       ValueError: see `write`.
     """
-    target = Path(directory).expanduser().absolute()
-    _check_target(target, overwrite)
+    target = _target(directory, overwrite)
     kept = [bool(row.mask.any()) for row in rows]
     if not any(kept):
         raise ValueError(_NOTHING.format(len(kept)))
@@ -151,11 +149,13 @@ def read_manifest(directory: str | Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in lines]
 
 
-def _check_target(target: Path, overwrite: bool) -> None:
+def _target(directory: str | Path, overwrite: bool) -> Path:
+    """Returns the folder itself, not a link to it, which a rename would replace."""
+    target = Path(directory).expanduser().resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"{target} is a file; give a new directory")
     if not target.is_dir() or not any(target.iterdir()):
-        return
+        return target
     if not overwrite:
         raise ValueError(
             f"{target} is not empty; give another directory, or overwrite=True to "
@@ -165,6 +165,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise ValueError(
             f"{target} is not a generated set (no {MANIFEST}); it is not overwritten"
         )
+    return target
 
 
 def _replace(target: Path, building: Path, old: Path) -> None:

@@ -175,6 +175,18 @@ def test_only_a_generated_set_is_overwritten_and_only_when_asked(tmp_path):
     assert generated.write(tmp_path / "empty", [make_row()]).num_images == 1
 
 
+def test_a_link_to_a_set_stays_a_link(tmp_path):
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    (disk / "set").mkdir(parents=True)
+    link.symlink_to(disk / "set")
+    for number in range(2):
+        written = generated.write(link, [make_row(number)], overwrite=True)
+        assert link.is_symlink() and written.directory == disk / "set"
+        assert generated.read_manifest(link)[0]["seed"] == number
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["disk", "link"]
+        assert [p.name for p in disk.iterdir()] == ["set"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
