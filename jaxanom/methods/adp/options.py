@@ -124,6 +124,8 @@ def _check(options: Options) -> None:
     if not options.channels:
         raise ValueError(f"config.adp.channels is empty; choose some of {CHANNELS}")
     _check_choice("primary", options.primary, CHANNELS)
+    if not options.turns:
+        raise ValueError("config.adp.turns is empty; choose some of (0, 1, 2, 3)")
     for key, least in (
         ("num_vectors", 1),
         ("batch_size", 1),
@@ -138,6 +140,11 @@ def _check(options: Options) -> None:
             raise ValueError(
                 f"config.adp.{key}={getattr(options, key)}; wanted at least {least}"
             )
+    if options.tune and options.num_synthetic < 2:
+        raise ValueError(
+            f"config.adp.num_synthetic={options.num_synthetic}; wanted at least 2, "
+            "or config.adp.tune=False"
+        )
     if options.standard_errors < 0:
         raise ValueError(
             f"config.adp.standard_errors={options.standard_errors}; wanted at least 0"
