@@ -387,5 +387,6 @@ def generated_rows(
         mesh=prepared.mesh,
         per_image=settings.get("per_image", 1),
         least_kept=settings.get("least_kept", 0.0),
+        refine=settings.get("refine", True),
         paste=settings.get("paste", False),
     )

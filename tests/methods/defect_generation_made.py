@@ -57,12 +57,14 @@ def stand_in_batch(seed=(3, 4)):
     }
 
 
-def stand_in_generator(network=stand_in, trained_as=None, **options):
+def stand_in_generator(
+    network=stand_in, trained_as=None, final_alpha=SCHEDULE.final_alpha, **options
+):
     return predict.generator(
         Blocks,
         network,
         lambda params, frozen: params,
-        SCHEDULE,
+        SCHEDULE._replace(final_alpha=final_alpha),
         predict.Options(**({"num_steps": 4, "refine": False} | options)),
         trained_as or objective.Options(),
         ((SIDE, SIDE),),

@@ -234,8 +234,9 @@ def test_the_number_of_traces_of_the_network_does_not_grow_with_the_steps():
     assert traces(3) == traces(12) <= 4
 
 
-def test_starting_from_noise_ends_in_the_encoded_background_too():
-    found = drawn(start="noise")
+@pytest.mark.parametrize("final_alpha", ["one", "first"])
+def test_starting_from_noise_ends_in_the_encoded_background_too(final_alpha):
+    found = drawn(start="noise", final_alpha=final_alpha)
     np.testing.assert_array_equal(background(found), background(found, "normal"))
     assert np.abs(found["inverted"] - drawn()["inverted"]).max() > 0.1
 
@@ -400,6 +401,13 @@ def test_final_masks_lose_their_specks():
     mask[0, 20:24, 20:24] = 1
     found = predict.final_masks(mask)
     assert found.dtype == bool and found.sum() == 16 and not found[0, 3, 3]
+
+
+def test_a_mask_that_was_not_refined_keeps_its_small_parts():
+    mask = np.zeros((1, 512, 512), np.float32)
+    mask[0, 100:111, 40:51] = 1  # 121 pixels of 262144 are under 0.05 %
+    assert not predict.final_masks(mask).any()
+    np.testing.assert_array_equal(predict.final_masks(mask, refine=False), mask > 0)
 
 
 def test_a_defect_of_which_hardly_anything_was_drawn_counts_as_none():

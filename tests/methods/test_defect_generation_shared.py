@@ -36,6 +36,7 @@ def several(network=stand_in, **options):
         {"paste": True, "inversion_time": "target", "fixed_point_iterations": 1},
         {"guidance_scale": 2.0, "solver": "dpmpp_2m"},
         {"start": "noise"},
+        {"start": "noise", "final_alpha": "first"},
     ],
 )
 def test_defects_that_share_an_inversion_are_those_drawn_one_by_one(options):
@@ -131,6 +132,18 @@ def test_a_set_is_drawn_with_one_image_for_its_defects(dataset):
         image = dataset.load(normal)[0] / np.float32(255)
         np.testing.assert_array_equal(pictures["normal"], image)
         np.testing.assert_array_equal(row.requested_mask, request.mask)
+
+
+@pytest.mark.parametrize("refine", [True, False])
+def test_only_refined_masks_are_freed_of_specks(dataset, refine, monkeypatch):
+    def generate(params, frozen, batch, key):
+        names = "image", "reference", "inverted", "change"
+        return {name: batch["image"] for name in names} | {"mask": batch["mask"]}
+
+    monkeypatch.setattr(predict.refinement, "drop_small", np.zeros_like)
+    for row, _ in rows(generate, dataset, 2, batch_size=2, refine=refine):
+        kept = np.zeros_like(row.requested_mask) if refine else row.requested_mask
+        np.testing.assert_array_equal(row.mask, kept)
 
 
 @pytest.mark.parametrize("paste", [True, False])

@@ -29,6 +29,7 @@ def rows(
     mesh: Mesh,
     per_image: int = 1,
     least_kept: float = 0.0,
+    refine: bool = True,
     paste: bool = False,
 ) -> Iterator[tuple[generated.GeneratedRow, Pictures]]:
     """Yields generated pairs with what a report shows of how they came about.
@@ -43,7 +44,7 @@ def rows(
       batch_size: rows of every call; the last batch is filled up.
       mesh: rows are spread over it.
       per_image: see `predict.plan`; a batch holds `batch_size` / `per_image` images.
-      least_kept: see `predict.final_masks`.
+      least_kept, refine: see `predict.final_masks`.
       paste: see `predict.Options`; here for what `final_masks` drops.
 
     Yields:
@@ -63,7 +64,7 @@ def rows(
             placed = placement.place_batch(placement.own_rows(batch, mesh), mesh)
             found = placement.to_host(generate(params, frozen, placed, key))
             asked = np.stack([request.mask for request in padded])
-            masks = predict.final_masks(found["mask"], asked, least_kept)
+            masks = predict.final_masks(found["mask"], asked, least_kept, refine)
             for number, request in enumerate(chosen):
                 pictures = {
                     name: found[name][number]

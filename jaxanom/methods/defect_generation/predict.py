@@ -263,15 +263,18 @@ def _row_noise(key: PRNGKey, seeds: Array, shape: tuple[int, ...]) -> Array:
 def _noised(
     normal: Array, noise: Array, mask: Array, table: schedules.Table
 ) -> tuple[Array, Array]:
-    """Noises the background at every level instead of inverting it."""
-    alphas = np.concatenate([table.alpha_from[:1], table.alpha_to])
-    alphas = alphas[:, None, None, None, None]
+    """Noises the background at every level instead of inverting it.
+
+    Row 0 of the trajectory is the clean background, as `inversion.masked_invert` has
+    it, also where the lowest level is not free of noise.
+    """
+    alphas = table.alpha_to[:, None, None, None, None]
     hidden, fresh = (
         inversion.hide_defect(normal, mask),
         inversion.hide_defect(noise, mask),
     )
-    trajectory = np.sqrt(alphas) * hidden + np.sqrt(1 - alphas) * fresh
-    return trajectory[-1], trajectory
+    noised = np.sqrt(alphas) * hidden + np.sqrt(1 - alphas) * fresh
+    return noised[-1], jnp.concatenate([hidden[None], noised])
 
 
 class Request(NamedTuple):
@@ -355,7 +358,10 @@ def _mask_banks(dataset: catalog.Dataset) -> dict[tuple[str, str], np.ndarray]:
 
 
 def final_masks(
-    masks: np.ndarray, requested: np.ndarray | None = None, least_kept: float = 0.0
+    masks: np.ndarray,
+    requested: np.ndarray | None = None,
+    least_kept: float = 0.0,
+    refine: bool = True,
 ) -> np.ndarray:
     """Drops specks from refined masks, and defects that were hardly drawn; on the host.
 
@@ -363,11 +369,14 @@ def final_masks(
       masks: [B, H, W] of 0 and 1.
       requested: [B, H, W]; needed with `least_kept`.
       least_kept: see `Options`.
+      refine: see `Options`; masks that were not refined keep their small parts.
 
     Returns:
       [B, H, W] bool.
     """
-    kept = refinement.drop_small(np.asarray(masks) > 0.5)
+    kept = np.asarray(masks) > 0.5
+    if refine:
+        kept = refinement.drop_small(kept)
     if requested is None or not least_kept:
         return kept
     share = kept.sum((1, 2)) / np.maximum((requested > 0.5).sum((1, 2)), 1)
