@@ -6,6 +6,8 @@ shortcut, "L51" the last convolution and "L52" the classifier.
 """
 
 import dataclasses
+import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -164,7 +166,7 @@ def load(directory: str | Path) -> Tower:
     """Loads the published 8-bit weights, dequantised: (codes - zero) * scale.
 
     Raises:
-      ValueError: the file is missing or holds other layers.
+      ValueError: the file is missing, is damaged or holds other layers.
     """
     path = Path(directory).expanduser() / WEIGHTS
     if not path.is_file():
@@ -173,20 +175,32 @@ def load(directory: str | Path) -> Tower:
             "published MobileNetV2 weights, or '' for CLIP"
         )
     names = [layer.name for layer in graph() if not layer.adds] + ["L52"]
-    with np.load(path) as stored:
-        found = sorted({name.split(".")[0] for name in stored.files})
-        if found != sorted(names):
-            raise ValueError(f"{path} holds layers {found}; wanted {names}")
-        params: Params = {
-            name: {
-                "kernel": jnp.asarray(_kernel(stored, name)),
-                "bias": jnp.asarray(stored[f"{name}.bias"], jnp.float32),
-            }
-            for name in names
+    stored = _arrays(path)
+    found = sorted({name.split(".")[0] for name in stored})
+    if found != sorted(names):
+        raise ValueError(f"{path} holds layers {found}; wanted {names}")
+    params: Params = {
+        name: {
+            "kernel": jnp.asarray(_kernel(stored, name)),
+            "bias": jnp.asarray(stored[f"{name}.bias"], jnp.float32),
         }
+        for name in names
+    }
     return Tower(MobileNetV2(), params)
 
 
-def _kernel(stored: Any, name: str) -> np.ndarray:
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Reads all of an archive; what numpy says of a damaged one names no file."""
+    try:
+        with zipfile.ZipFile(path), np.load(path) as stored:
+            return dict(stored)
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(
+            f"{path} is cut off, damaged or no NumPy archive; wanted the published "
+            "MobileNetV2 weights: fetch the file again"
+        ) from error
+
+
+def _kernel(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
     codes = stored[f"{name}.codes"].astype(np.int32) - stored[f"{name}.zero"]
     return (codes * stored[f"{name}.scale"]).astype(np.float32)

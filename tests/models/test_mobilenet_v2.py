@@ -1,5 +1,6 @@
 """The published weights against their stored reference; skipped where absent."""
 
+import io
 import os
 from pathlib import Path
 
@@ -41,6 +42,34 @@ def test_an_unknown_layer_is_refused():
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"uint8\.npz is missing"):
+        mobilenet_v2.load(tmp_path)
+
+
+def archive() -> bytes:
+    stored = io.BytesIO()
+    np.savez_compressed(stored, **{"L00.codes": np.arange(999)})
+    return stored.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"<html>not found</html>",
+        archive()[:-30],
+        archive().replace(archive()[200:210], bytes(10)),
+    ],
+    ids=["empty", "page", "cut off", "damaged"],
+)
+def test_damaged_weights_are_named(content, tmp_path):
+    (tmp_path / mobilenet_v2.WEIGHTS).write_bytes(content)
+    with pytest.raises(ValueError, match=r"uint8\.npz is cut off, damaged or no NumPy"):
+        mobilenet_v2.load(tmp_path)
+
+
+def test_weights_of_other_layers_are_refused(tmp_path):
+    (tmp_path / mobilenet_v2.WEIGHTS).write_bytes(archive())
+    with pytest.raises(ValueError, match=r"holds layers \['L00'\]"):
         mobilenet_v2.load(tmp_path)
 
 
