@@ -1,5 +1,7 @@
 """Detections in images of one's own: a picture and a JSON line for each."""
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from jaxanom.report import figures
 from jaxanom.types import Predictions
 
 RESULTS = "detections.jsonl"
+_PARTIAL = f".{RESULTS}.partial"
+_PICTURE = re.compile(r"\d{4,}_.*\.png", re.DOTALL)
 
 
 def write(
@@ -22,14 +26,15 @@ def write(
     found: Predictions,
     threshold: Threshold | None,
 ) -> list[dict[str, Any]]:
-    """Writes `NUMBER_NAME.png` for every image and `detections.jsonl`.
+    """Writes `NUMBER_NAME.png` for every image and, when all are, `detections.jsonl`.
 
     A picture shows the image, the anomaly map over it and, of a method that knows it,
     the standard deviation of the map. All share one colour range, so that they can be
     compared.
 
     Args:
-      directory: made where missing; earlier results in it are replaced.
+      directory: made where missing; earlier results in it are removed, their pictures
+        too.
       files: N images.
       found: of these images, with a leading axis of N.
       threshold: None calls no image anomalous or normal.
@@ -38,24 +43,47 @@ def write(
       The rows written: `image`, `image_score`, `threshold`, `false_alarm_rate`,
       `anomalous` (these three None without a threshold), `picture`, and
       `image_score_std` of a method that knows it.
+
+    Raises:
+      ValueError: a picture would be written over an image.
     """
+    pictures = [directory / f"{n:04d}_{file.stem}.png" for n, file in enumerate(files)]
+    read = {file.resolve() for file in files}
+    for picture in pictures:
+        if picture.resolve() in read:
+            raise ValueError(f"{picture} is an image to score; choose another --out")
     directory.mkdir(parents=True, exist_ok=True)
+    for picture in _earlier(directory):
+        if picture.resolve() not in read:
+            picture.unlink(missing_ok=True)
+    for name in (RESULTS, _PARTIAL):
+        (directory / name).unlink(missing_ok=True)
     limits = float(found.anomaly_map.min()), float(found.anomaly_map.max())
     std = found.anomaly_map_std
-    (directory / RESULTS).unlink(missing_ok=True)
     rows = []
-    for number, file in enumerate(files):
-        picture = directory / f"{number:04d}_{file.stem}.png"
+    for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):
         drawn = _drawn(
             images.load_image(file),
             found.anomaly_map[number],
             None if std is None else std[number],
             limits,
         )
-        Image.fromarray(drawn).save(picture)
         rows.append(_row(file, picture, found, number, threshold))
-        record.append_metrics(directory / RESULTS, rows[-1])
+        # Listed first: the next call removes what an interrupted one has drawn.
+        record.append_metrics(directory / _PARTIAL, rows[-1])
+        Image.fromarray(drawn).save(picture)
+    os.replace(directory / _PARTIAL, directory / RESULTS)
     return rows
+
+
+def _earlier(directory: Path) -> list[Path]:
+    """Lists the pictures of earlier results, by their names: a folder may be moved."""
+    names = [
+        Path(row["picture"]).name
+        for results in (RESULTS, _PARTIAL)
+        for row in record.read_metrics(directory / results)
+    ]
+    return [directory / name for name in names if _PICTURE.fullmatch(name)]
 
 
 def _drawn(
