@@ -20,10 +20,22 @@ LOOK_BATCH = 4
 
 
 def load(dataset: catalog.Dataset, category: str) -> np.ndarray:
-    """Loads the normal training images of a category, [K, H, W, 3] in [0, 1]."""
-    numbers = catalog.select(dataset, "train", category, anomalous=False)
+    """Loads the normal training images of a category, [K, H, W, 3] in [0, 1].
+
+    Raises:
+      ValueError: it has none, or images are not square.
+    """
+
+    def normal(name: str) -> list[int]:
+        return catalog.select(dataset, "train", name, anomalous=False)
+
+    numbers = normal(category)
     if not numbers:
-        raise ValueError(f"category {category!r} has no normal training image")
+        known = ", ".join(filter(normal, dataset.categories)) or "none"
+        raise ValueError(
+            f"category {category!r} has no normal training image, which method 'adp' "
+            f"needs; known: {known}"
+        )
     height, width = dataset.image_size
     if height != width:
         raise ValueError(

@@ -160,7 +160,7 @@ def layout(
       Layout over [..., L], leading axes as nested.
 
     Raises:
-      ValueError: a sentence is too long for the tower.
+      ValueError: a sentence, or the name in it, is too long for the tower.
     """
     table = np.asarray(sentences)
     made = [
@@ -170,9 +170,15 @@ def layout(
     length = longest if length is None else length
     if max(longest, length) > limit:
         which = max(made, key=lambda one: len(one.input_ids[0]))
-        text = table.ravel()[[one is which for one in made].index(True)]
+        text = str(table.ravel()[[one is which for one in made].index(True)])
+        if class_name is not None:
+            taken = len(tokenizer.words([class_name])[0])
+            raise ValueError(
+                f"the name {class_name!r} takes {taken} tokens; in {text!r} there is "
+                f"room for {taken + limit - longest}: choose a shorter name"
+            )
         raise ValueError(
-            f"{str(text)!r} takes {longest} tokens, the text tower reads {limit}; set "
+            f"{text!r} takes {longest} tokens, the text tower reads {limit}; set "
             "config.adp.prompts='foundry' or config.adp.num_vectors lower"
         )
 

@@ -42,5 +42,25 @@ def test_defect_words_join_the_anomalous_phrases():
         texts.phrases("foundry", ("rust",))
 
 
+def test_a_name_that_is_too_long_is_blamed_and_told_its_room(parts):
+    name = wording.words_of("M6-hexagonal-socket-head-cap-screw")
+    with pytest.raises(ValueError, match=f"the name '{name}' takes") as caught:
+        texts.lay_out(parts.towers, parts.words, 2, name)
+    taken, room = map(int, re.findall(r"takes (\d+) .* room for (\d+)", str(caught))[0])
+    assert len(parts.towers.tokenizer.words([name])[0]) == taken > room
+    sentences = re.findall(r"in '(.*?)' there", str(caught))
+
+    def put(word_count):
+        # "x" is one token; the sentence is full with as many as there is room for.
+        told = ("x " * word_count).strip()
+        limit = parts.towers.clip_length
+        tokens = parts.towers.tokenizer
+        return wording.layout(sentences, tokens, None, 2, told, limit).input_ids.shape
+
+    assert put(room) == (1, parts.towers.clip_length)
+    with pytest.raises(ValueError, match="choose a shorter name"):
+        put(room + 1)
+
+
 def test_folder_names_become_words():
     assert wording.words_of("metal_nut") == "metal nut"
