@@ -251,12 +251,15 @@ def detect(
       category: see `predict`.
 
     Raises:
-      ValueError: a path that is no image, or the method does not detect.
+      ValueError: a path that is no image, a normal image that was trained on, or the
+        method does not detect.
     """
     files = folders.image_files(paths)
     threshold = None
     if normal is not None:
-        calm = predict(run, images.Lazy(folders.image_files([normal])), category)
+        others = folders.image_files([normal])
+        pools.check_unseen(run.prepared.dataset, run.prepared.division, others)
+        calm = predict(run, images.Lazy(others), category)
         threshold = calibration.from_normals(calm.image_score, false_alarm_rate)
     found = predict(run, images.Lazy(files), category)
     return detections.write(Path(directory), files, found, threshold)

@@ -9,7 +9,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", help="refuse a run of any other method")
     parser.add_argument("--out", default="runs/detect", help="directory to write to")
     parser.add_argument(
-        "--normal", help="folder of normal images that set the threshold"
+        "--normal",
+        help="folder of normal images that set the threshold; none of them trained on",
     )
     parser.add_argument(
         "--false_alarm_rate",
@@ -18,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="wanted share of normal images called anomalous; default 0.05",
     )
     parser.add_argument(
-        "--category", default="", help="what the images show, known to the run or new"
+        "--category",
+        default="",
+        help="what the images show, known to the run; or, unless its method needs "
+        "images of it (adp), new",
     )
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="files or folders")
 

@@ -1,6 +1,8 @@
 """Which images a run trains on, which it is tested on, and batches drawn from them."""
 
+import filecmp
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +103,30 @@ def training_part(dataset: Dataset, division: Division) -> Dataset:
     """Returns the dataset with only the records a method may learn from."""
     numbers = division.normal + division.defect
     return dataset._replace(records=tuple(dataset.records[n] for n in numbers))
+
+
+def check_unseen(
+    dataset: Dataset, division: Division, files: Sequence[str | Path]
+) -> None:
+    """Verifies that files are none of those trained on, byte by byte.
+
+    Rendered images, which are no files, are not compared.
+
+    Raises:
+      ValueError: names the file and the one that it equals.
+    """
+    trained_on: dict[int, list[Path]] = {}
+    for number in division.normal + division.defect:
+        path = Path(dataset.records[number].image)
+        if path.is_file():
+            trained_on.setdefault(path.stat().st_size, []).append(path)
+    for file in map(Path, files):
+        for path in trained_on.get(file.stat().st_size, ()):
+            if filecmp.cmp(file, path, shallow=False):
+                raise ValueError(
+                    f"{file} was trained on (it equals {path}); what is promised of "
+                    "new images rests on others: choose normal images beside these"
+                )
 
 
 def sources(

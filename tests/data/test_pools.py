@@ -230,3 +230,23 @@ def test_spread_takes_every_kind_before_any_twice():
     assert pools.spread(data, test, 0) == ()
     assert len(pools.spread(data, test, 999)) == len(test)
     assert pools.spread(data, (), 5) == ()
+
+
+def test_a_file_that_was_trained_on_is_told_by_its_bytes(tmp_path):
+    data, records = dataset(num_good=2, num_defects=1), []
+    for number, record in enumerate(data.records):
+        path = tmp_path / f"{number:03d}.png"
+        path.write_bytes(bytes([number]))  # all of one size
+        records.append(record._replace(image=str(path)))
+    on_disk = data._replace(records=tuple(records))
+    found = pools.divide(on_disk, "none", 0, seed=0, num_normal=1)
+    files = [tmp_path / f"{n:03d}.png" for n in range(len(records))]
+    unseen = [file for n, file in enumerate(files) if n not in found.normal]
+    assert len(unseen) == len(files) - 2
+    pools.check_unseen(on_disk, found, unseen)
+    copied = tmp_path / "copy.jpg"
+    copied.write_bytes(files[found.normal[1]].read_bytes())
+    with pytest.raises(ValueError, match=r"copy\.jpg was trained on \(it equals"):
+        pools.check_unseen(on_disk, found, [*unseen, copied])
+    # Rendered images are no files.
+    pools.check_unseen(data, found, files)
