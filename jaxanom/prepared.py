@@ -1,6 +1,5 @@
 """A config brought to life: its data, method, mesh and batches; nothing is trained."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +8,7 @@ import jax
 import ml_collections
 from jax.sharding import Mesh
 
-from jaxanom import record
+from jaxanom import kept
 from jaxanom.contracts import Method
 from jaxanom.data import (
     auxiliary,
@@ -21,14 +20,11 @@ from jaxanom.data import (
     transforms,
 )
 from jaxanom.methods import by_name
-from jaxanom.models import mobilenet_v2
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.training import plan
 from jaxanom.types import Batch, Frozen
 
-IN_RUN = "run:"
-SHOTS, FEATURES = "shots", "features"
 _AUGMENTED = 17  # the random stream of augmented views, beside those of `data`
 
 
@@ -142,76 +138,9 @@ def located(
 def _read_places(value: Any, directory: Path) -> Any:
     if isinstance(value, dict):
         return {key: _read_places(item, directory) for key, item in value.items()}
-    if isinstance(value, str) and value.startswith(IN_RUN):
-        return str(directory / value.removeprefix(IN_RUN))
+    if isinstance(value, str) and value.startswith(kept.IN_RUN):
+        return str(directory / value.removeprefix(kept.IN_RUN))
     return value
-
-
-def with_shots(
-    config: ml_collections.ConfigDict,
-    files: Sequence[Path],
-    category: str,
-    directory: str | Path,
-) -> ml_collections.ConfigDict:
-    """Copies normal images into a run and points its config at them.
-
-    Args:
-      config: of a method that learns from normal images alone.
-      files: images of any sizes.
-      category: what the product is called, in words.
-      directory: of the run.
-
-    Raises:
-      ValueError: the name holds a path, or the run has other images already.
-    """
-    if not category.strip(" .") or Path(category).name != category:
-        raise ValueError(f"category name {category!r}; wanted words such as 'hex nut'")
-    place = Path(directory) / SHOTS
-    folder = place / category / "train" / "good"
-    wanted = {f"{n:03d}{file.suffix.lower()}": file for n, file in enumerate(files)}
-    found = {
-        path.relative_to(folder).as_posix() if path.is_relative_to(folder) else "": path
-        for path in place.rglob("*")
-        if path.is_file()
-    }
-    same = found.keys() == wanted.keys() and all(
-        path.read_bytes() == wanted[name].read_bytes() for name, path in found.items()
-    )
-    if found and not same:
-        if (Path(directory) / record.CONFIG).is_file():
-            raise ValueError(f"{directory} holds images of another run; choose another")
-        shutil.rmtree(place)  # left by a command that was refused
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, file in wanted.items():
-        shutil.copyfile(file, folder / name)
-    changed = ml_collections.ConfigDict(config.to_dict())
-    changed.data.name, changed.data.directory = "folder", IN_RUN + SHOTS
-    changed.data.categories, changed.data.num_train = (category,), 0
-    changed.data.defect_rule, changed.data.shots = "none", 0
-    return changed
-
-
-def with_features(
-    config: ml_collections.ConfigDict, weights: str | Path, directory: str | Path
-) -> None:
-    """Copies a feature tower's weights into a run and points `config.adp` at them.
-
-    The memory then decides unless the self-tuning finds more in the text: the embedded
-    CLIP has seen procedural images only.
-
-    Args:
-      config: of method "adp"; changed in place.
-      weights: folder of MobileNetV2 weights.
-      directory: of the run.
-    """
-    mobilenet_v2.load(weights)  # refuses what is none before anything is copied
-    folder = Path(directory) / FEATURES
-    folder.mkdir(parents=True, exist_ok=True)
-    name = mobilenet_v2.WEIGHTS
-    shutil.copyfile(Path(weights).expanduser() / name, folder / name)
-    config.adp.feature_tower = IN_RUN + FEATURES
-    config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
-    config.adp.primary = "reference"
 
 
 def _check_views(config: Any, method: Method) -> None:

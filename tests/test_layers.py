@@ -23,6 +23,7 @@ ROWS = {
     "prepared": 4,
     "report": 4,
     "deploy": 4,
+    "kept": 3,
     "methods": 3,
     "training": 3,
     "evaluation": 3,

@@ -27,7 +27,7 @@ def run(arguments: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from jaxanom import api, prepared, record
+    from jaxanom import api, kept, record
     from jaxanom.cli import config_file
     from jaxanom.data import folders
     from jaxanom.parallel import distributed
@@ -39,11 +39,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(
             f"{arguments.config} is of method {config.method!r}; wanted 'adp'"
         )
-    if arguments.features:
-        prepared.with_features(config, arguments.features, arguments.out)
-    config = prepared.with_shots(config, files, arguments.category, arguments.out)
-    trained = api.train(config, arguments.out)
-    facts = record.read_json(Path(arguments.out) / record.RECORD)["adp"]
+    out = arguments.out
+    config = kept.keep(config, files, arguments.category, out, arguments.features)
+    trained = api.train(config, out)
+    facts = record.read_json(Path(out) / record.RECORD)["adp"]
     print(json.dumps(facts, indent=2))
     print(f"{len(files)} normal images; the run is {trained.directory}. Next:")
-    print(f"jaxanom detect --weights={arguments.out} IMAGE_OR_FOLDER ...")
+    print(f"jaxanom detect --weights={out} IMAGE_OR_FOLDER ...")

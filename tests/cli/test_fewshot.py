@@ -1,24 +1,17 @@
 """From a folder of normal images to a run that works wherever it is copied."""
 
 import json
-import os
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jaxanom import api, prepared, record
-from jaxanom.cli import config_file, main
+from jaxanom import api, kept, record
+from jaxanom.cli import main
 from jaxanom.data import folders
 from jaxanom.methods.adp import acceptance, options, tuning
-from jaxanom.models import mobilenet_v2
 
 pytest.importorskip("matplotlib")
-DATA = os.environ.get(
-    "JAXANOM_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"
-)
-WEIGHTS = Path(DATA) / "mobilenet_v2"
 
 TINY = {
     "data.image_size": 16,
@@ -78,8 +71,8 @@ def test_the_run_says_how_it_was_tuned_and_how_much_it_flatters_itself(run):
 
 
 def test_the_run_keeps_its_images_and_names_no_other_place(run):
-    kept = folders.read_folder(run / prepared.SHOTS)
-    assert [(r.category, r.split) for r in kept] == [("hex bolt", "train")] * 2
+    found = folders.read_folder(run / kept.SHOTS)
+    assert [(r.category, r.split) for r in found] == [("hex bolt", "train")] * 2
     config = record.read_json(run / record.CONFIG)
     assert config["data"]["directory"] == "run:shots"
 
@@ -146,6 +139,26 @@ def test_a_run_of_other_images_is_not_overwritten(run, tiny_folder, command, cap
     assert (run / api.PARAMS).read_bytes() == before
 
 
+def test_a_threshold_is_not_set_by_images_that_were_trained_on(
+    run, tiny_folder, tmp_path, capsys
+):
+    words = ["detect", f"--weights={run}", f"--out={tmp_path / 'out'}"]
+    picture = str(next((tiny_folder / "bolt/test/scratch").iterdir()))
+    for place in (run / kept.SHOTS / "hex bolt/train/good", "bolt/train/good"):
+        normal = f"--normal={tiny_folder / place}"
+        assert main.main([*words, normal, picture]) == 2
+        assert "was trained on" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_category_that_the_run_does_not_know_is_told_what_it_knows(
+    run, tiny_folder, capsys
+):
+    words = ["detect", f"--weights={run}", "--category=Hex bolt"]
+    assert main.main([*words, str(tiny_folder / "bolt/test/good")]) == 2
+    assert "known: hex bolt" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -171,36 +184,6 @@ def test_a_wrong_option_is_refused_before_training(
     ]
     assert main.main(words) == 2
     assert said in capsys.readouterr().err
-
-
-def test_a_name_that_is_a_path_is_refused(tmp_path, tiny_folder):
-    config = config_file.load("configs/adp/folder.py")
-    files = folders.image_files([tiny_folder / "bolt/train/good"])
-    for name in ("a/b", " ", ".."):
-        with pytest.raises(ValueError, match="category name"):
-            prepared.with_shots(config, files, name, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(
-    not (WEIGHTS / mobilenet_v2.WEIGHTS).is_file(), reason="no MobileNetV2 weights"
-)
-def test_a_feature_tower_is_copied_into_the_run_and_found_there(tmp_path):
-    config = config_file.load("configs/adp/folder.py")
-    prepared.with_features(config, WEIGHTS, tmp_path / "run")
-    assert config.adp.feature_tower == "run:features"
-    found = prepared.located(config, tmp_path / "run").adp.feature_tower
-    assert mobilenet_v2.load(found).params.keys() >= {"L00", "L52"}
-    # A config that speaks of no place in a run is handed on as it is.
-    other = config_file.load("configs/adp/folder.py")
-    assert prepared.located(other, tmp_path) is other
-
-
-def test_a_folder_without_weights_is_refused_before_anything_is_copied(tmp_path):
-    config = config_file.load("configs/adp/folder.py")
-    with pytest.raises(ValueError, match="MobileNetV2"):
-        prepared.with_features(config, tmp_path, tmp_path / "run")
-    assert not (tmp_path / "run").exists() and config.adp.feature_tower == ""
 
 
 def test_a_recipe_of_another_method_is_refused(tmp_path, tiny_folder, capsys):
