@@ -35,7 +35,12 @@ from jaxanom.types import Array, Params
 PREDICTION_TYPES = noise_schedule.PREDICTION_TYPES
 ORIGINAL_MERGES = "bpe_simple_vocab_16e6.txt.gz"
 _TOKENIZER_FOLDERS = ("tokenizer", ".")
-_TOKENIZER_FILES = ("vocab.json", "tokenizer.json")
+_TOKENIZER_FILES = (
+    ("vocab.json", "merges.txt"),
+    ("tokenizer.json",),
+    (ORIGINAL_MERGES,),
+)
+_PADDING_FILES = ("special_tokens_map.json", "tokenizer_config.json")
 IMPLEMENTATIONS = ("ours", "hf_flax")
 EMBEDDED = Path(__file__).resolve().parent.parent / "assets" / "foundry"
 
@@ -89,7 +94,9 @@ def resolve(name: str) -> Path:
     Raises:
       ValueError: there is none.
     """
-    return sources.small_files(_named(name), _TOKENIZER_FOLDERS, _TOKENIZER_FILES)
+    return sources.small_files(
+        _named(name), _TOKENIZER_FOLDERS, _TOKENIZER_FILES, _PADDING_FILES
+    )
 
 
 def abstract(module: nn.Module, *example: Any) -> Params:
@@ -163,8 +170,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
         merges = path / folder / ORIGINAL_MERGES
         if merges.is_file():
             return Tokenizer.from_merges(merges)
-        if any((path / folder / name).is_file() for name in _TOKENIZER_FILES):
-            return Tokenizer(path / folder)
+        if any((path / folder / files[0]).is_file() for files in _TOKENIZER_FILES):
+            return Tokenizer(path / folder)  # says what is missing of a set
     return Tokenizer(path / _TOKENIZER_FOLDERS[0])  # says what is wanted there
 
 
@@ -304,7 +311,7 @@ def load_scheduler(directory: str | Path) -> dict[str, Any]:
       ValueError: no such file, or a value in it that cannot be honoured.
     """
     folders, file = ("scheduler", "."), "scheduler_config.json"
-    path = sources.small_files(_named(directory), folders, (file,))
+    path = sources.small_files(_named(directory), folders, ((file,),))
     if path.is_file():
         where = path
         settings = original_stable_diffusion.scheduler(weights.shapes(path))

@@ -73,7 +73,7 @@ def parts(name: str | Path) -> list[tuple[str, str]]:
     Raises:
       ValueError: there is no such checkpoint, or it holds no network known here.
     """
-    path = sources.small_files(name, (*_FOLDERS, "."), ("config.json",))
+    path = sources.small_files(name, (*_FOLDERS, "."), [("config.json",)])
     if path.is_file():
         return [("", kind) for kind in _kinds_of_file(path)]
     found = [
@@ -137,7 +137,7 @@ def schedule(name: str | Path) -> str | None:
     """
     file = "scheduler_config.json"
     folders = ("scheduler", *_FOLDERS, ".")
-    path = sources.small_files(name, folders, (file, "config.json"))
+    path = sources.small_files(name, folders, [(file,), ("config.json",)])
     if path.is_file():
         if layouts.detect(weights.shapes(path)) != "original":
             return None

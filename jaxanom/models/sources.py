@@ -42,6 +42,18 @@ class Loading(NamedTuple):
 
 PLAIN = Loading()
 
+# What tells of a checkpoint is fetched with any part of it, so that a snapshot that has
+# one part says what the others are. On the hub "*" crosses "/": whole names keep the
+# rest of a repository out.
+_DESCRIPTIONS = (
+    *("config.json", "preprocessor_config.json", "scheduler_config.json"),
+    *(f"{folder}/config.json" for folder in ("unet", "vae", "text_encoder")),
+    *(f"{tower}/config.json" for tower in ("clip", "image_encoder")),
+    *(f"{tower}/preprocessor_config.json" for tower in ("clip", "image_encoder")),
+    "scheduler/scheduler_config.json",
+)
+_NUMBER = 5 * "[0-9]"
+
 
 class Source(NamedTuple):
     """One network.
@@ -89,9 +101,11 @@ def find(
         inside = [snapshot / folder for folder in folders]
         return any(_has_weights(folder, kind, variant) for folder in inside)
 
-    small = [_below(folder, "*.json") for folder in folders]
     groups = [
-        [*small, *(_below(f, pattern) for f in folders for pattern in _patterns(names))]
+        [
+            *_DESCRIPTIONS,
+            *(_below(f, pattern) for f in folders for pattern in _patterns(names)),
+        ]
         for names in _by_format(weight_files.candidates(kind, variant))
     ]
     path = _local(name, is_complete, groups)
@@ -125,20 +139,32 @@ def read(
     )
 
 
-def small_files(name: str | Path, folders: Sequence[str], files: Sequence[str]) -> Path:
+def small_files(
+    name: str | Path,
+    folders: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    beside: Sequence[str] = (),
+) -> Path:
     """Returns the directory (or file) that a name stands for, with its small files.
 
     Args:
       name: as in `find`.
       folders: where the files may be in a directory.
-      files: names of which one at least is wanted, such as "vocab.json".
+      choices: sets of files, such as [("vocab.json", "merges.txt")], of which one at
+        least is wanted whole, in one folder.
+      beside: files that are fetched with them where they are there.
     """
 
     def is_complete(snapshot: Path) -> bool:
-        return any((snapshot / f / file).is_file() for f in folders for file in files)
+        return any(
+            all((snapshot / folder / file).is_file() for file in files)
+            for folder in folders
+            for files in choices
+        )
 
-    wanted = [_below(f, pattern) for f in folders for pattern in ("*.json", "*.txt")]
-    return _local(name, is_complete, [wanted])
+    files = dict.fromkeys([*(file for files in choices for file in files), *beside])
+    wanted = [_below(folder, file) for folder in folders for file in files]
+    return _local(name, is_complete, [[*_DESCRIPTIONS, *wanted]])
 
 
 def _local(
@@ -184,9 +210,12 @@ def _config_of_file(path: Path, kind: str) -> dict[str, Any]:
 
 
 def _has_weights(folder: Path, kind: str, variant: str | None) -> bool:
-    return (folder / "config.json").is_file() and any(
-        (folder / name).is_file() for name in weight_files.candidates(kind, variant)
-    )
+    """Says whether what `weight_files.locate` finds there is whole, with its config."""
+    names = weight_files.candidates(kind, variant)
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None or not (folder / "config.json").is_file():
+        return False
+    return weights.is_whole(found)
 
 
 def _by_format(names: Sequence[str]) -> list[list[str]]:
@@ -197,7 +226,7 @@ def _by_format(names: Sequence[str]) -> list[list[str]]:
 def _patterns(names: Sequence[str]) -> list[str]:
     single, index = names
     stem, dot, suffix = single.rpartition(".")
-    return [single, index, f"{stem}-*-of-*{dot}{suffix}"]
+    return [single, index, f"{stem}-{_NUMBER}-of-{_NUMBER}{dot}{suffix}"]
 
 
 def _below(folder: str, name: str) -> str:

@@ -63,6 +63,18 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: tensor.shape for name, tensor in tensors(path).items()}
 
 
+def is_whole(path: Path) -> bool:
+    """Says whether a weight file is there, and of an index all shards that it names.
+
+    Raises:
+      ValueError: an index that names none.
+    """
+    path = Path(path)
+    if not path.is_file() or not _INDEX.fullmatch(path.name):
+        return path.is_file()
+    return all(shard.is_file() for shard in _shards(path))
+
+
 def stream(path: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
     """Yields (name, array) one tensor at a time, so memory holds one beside the result.
 

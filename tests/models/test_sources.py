@@ -1,8 +1,11 @@
 """Backbones by hub name, by single file, by variant, onto a mesh."""
 
+import fnmatch
 import gzip
 import json
 import shutil
+import sys
+import types
 
 import jax
 import numpy as np
@@ -11,6 +14,7 @@ import pytest
 from jaxanom import record, trees
 from jaxanom.models import (
     backbones,
+    checkup,
     original_stable_diffusion,
     pretrained,
     sources,
@@ -33,6 +37,53 @@ def hub_name(tiny_backbone, tmp_path, monkeypatch):
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(COMMIT)
     return "someone/tiny"
+
+
+@pytest.fixture
+def hub_of(tmp_path, monkeypatch):
+    """(directory) -> (name, snapshot) of a hub that has it, and of an empty cache.
+
+    What is asked for is chosen by the hub's own matching of names.
+    """
+    utils = pytest.importorskip("huggingface_hub.utils")
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    folder = cache / "models--someone--far"
+    snapshot = folder / "snapshots" / COMMIT
+
+    def serve(directory):
+        def snapshot_download(name, revision, allow_patterns, cache_dir):
+            assert (name, revision, cache_dir) == ("someone/far", "main", cache)
+            paths = [path for path in directory.rglob("*") if path.is_file()]
+            names = [path.relative_to(directory).as_posix() for path in paths]
+            for wanted in utils.filter_repo_objects(
+                names, allow_patterns=allow_patterns
+            ):
+                (snapshot / wanted).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(directory / wanted, snapshot / wanted)
+            (folder / "refs").mkdir(exist_ok=True)
+            (folder / "refs" / "main").write_text(COMMIT)
+            return str(snapshot)
+
+        library = types.SimpleNamespace(snapshot_download=snapshot_download)
+        monkeypatch.setitem(sys.modules, "huggingface_hub", library)
+        return "someone/far", snapshot
+
+    return serve
+
+
+@pytest.fixture
+def sharded(tiny_backbone, tmp_path):
+    """A checkpoint with a UNet in shards, and much that no network needs."""
+    folder = shutil.copytree(tiny_backbone, tmp_path / "sharded")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = weights.read(path)
+    path.unlink()
+    weights.write(path, tensors, shard_bytes=100_000)
+    assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 1
+    for stray in ("vae/notes.json", "old/unet/config.json", "results.json"):
+        record.write_json(folder / stray, {})
+    return folder
 
 
 def assert_same(first, second):
@@ -74,10 +125,74 @@ def test_only_the_wanted_files_are_asked_of_the_hub(tmp_path, monkeypatch):
         backbones.load_unet("someone/else")
     first = asked[0]
     assert "unet/diffusion_pytorch_model.safetensors" in first
-    assert "unet/diffusion_pytorch_model-*-of-*.safetensors" in first
+    shard = "unet/diffusion_pytorch_model-00001-of-00002.safetensors"
+    assert any(fnmatch.fnmatch(shard, pattern) for pattern in first)
     assert not [pattern for pattern in first if pattern.endswith(".bin")]
     assert "unet/diffusion_pytorch_model.bin" in asked[1]
     assert "unet/diffusion_flax_model.msgpack" in asked[2]
+
+
+def test_every_part_of_a_hub_name_loads_on_an_empty_cache(sharded, hub_of):
+    name, snapshot = hub_of(sharded)
+    for load in (
+        backbones.load_text_encoder,
+        backbones.load_autoencoder,
+        backbones.load_unet,
+        backbones.load_clip,
+    ):
+        assert_same(load(name).params, load(sharded).params)
+    found = backbones.load_text_encoder(name).tokenizer
+    wanted = backbones.load_tokenizer(sharded)
+    assert (found.vocab_size, found.pad_id) == (wanted.vocab_size, wanted.pad_id)
+    np.testing.assert_array_equal(
+        backbones.load_alphas(name), backbones.load_alphas(sharded)
+    )
+    fetched = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*")}
+    assert not fetched & {"vae/notes.json", "old/unet/config.json", "results.json"}
+
+
+def test_one_part_of_a_hub_name_fetches_no_weights_of_another(sharded, hub_of):
+    name, snapshot = hub_of(sharded)
+    backbones.load_autoencoder(name)
+    weight_files = [path.parent.name for path in snapshot.rglob("*.safetensors*")]
+    assert weight_files == ["vae"]
+    # What tells of the others is there, so that a checkup knows of them.
+    assert checkup.parts(name) == checkup.parts(sharded)
+    assert checkup.schedule(name) == checkup.schedule(sharded)
+
+
+@pytest.mark.parametrize(
+    ("lost", "load"),
+    [
+        ("unet/*-00001-of-*.safetensors", backbones.load_unet),
+        ("unet/*-of-*.safetensors", backbones.load_unet),
+        ("unet/config.json", backbones.load_unet),
+        ("tokenizer/merges.txt", backbones.load_text_encoder),
+        ("tokenizer/vocab.json", backbones.load_text_encoder),
+    ],
+)
+def test_an_interrupted_download_is_taken_up_again(sharded, hub_of, lost, load):
+    name, snapshot = hub_of(sharded)
+    wanted = load(name).params
+    found = list(snapshot.glob(lost))
+    assert found
+    for path in found:
+        path.unlink()
+    assert_same(load(name).params, wanted)
+    assert all(path.is_file() for path in found)
+
+
+def test_a_clip_of_its_own_loads_by_its_hub_name(tiny_backbone, tmp_path, hub_of):
+    folder = shutil.copytree(tiny_backbone / "clip", tmp_path / "clip")
+    shutil.copytree(tiny_backbone / "tokenizer", folder, dirs_exist_ok=True)
+    record.write_json(folder / "preprocessor_config.json", {"image_mean": [0.5] * 3})
+    record.write_json(folder / "deeper" / "config.json", {})
+    name, snapshot = hub_of(folder)
+    tower = backbones.load_clip(name)
+    assert_same(tower.params, backbones.load_clip(folder).params)
+    assert tower.module.config.vision_config.image_mean == (0.5, 0.5, 0.5)
+    backbones.load_text_encoder(name)
+    assert not (snapshot / "deeper").exists()
 
 
 def test_a_variant_loads_when_it_is_named(tiny_backbone, tmp_path):
