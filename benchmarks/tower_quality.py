@@ -18,7 +18,6 @@ from jaxanom.diffusion import ddim, guidance, schedules
 from jaxanom.methods.pretraining import captions as tables
 from jaxanom.metrics import ranking
 from jaxanom.models import backbones, clip
-from jaxanom.models.tokenizer import Tokenizer
 
 SEEN = names.TRAIN_CATEGORIES
 HELD_OUT = names.HELD_OUT_CATEGORIES
@@ -108,7 +107,7 @@ class Judge:
         self.categories = tuple(categories)
         self._params = tower.params
         length = tower.module.config.text_config.max_position_embeddings
-        tokenizer = Tokenizer(backbones.resolve(str(directory)) / "tokenizer")
+        tokenizer = backbones.load_tokenizer(directory)
         groups = ((tables.NEUTRAL,), tables.STATE_GOOD, tables.STATE_DAMAGED)
         texts = [
             text.format(category=captions.words(category))

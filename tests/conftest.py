@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -214,6 +215,15 @@ def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]):
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def tiny_clip(tiny_backbone, tmp_path_factory) -> Path:
+    """Its CLIP as transformers saves one: the tokenizer's files beside the weights."""
+    folder = tmp_path_factory.mktemp("clip")
+    for part in ("clip", "tokenizer"):
+        shutil.copytree(tiny_backbone / part, folder, dirs_exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ class ClipPair(NamedTuple):
 
 
 def load(directory: str | Path, dtype: Any = jnp.float32) -> ClipPair:
-    """Opens a CLIP with `tokenizer/` beside it.
+    """Opens a CLIP with its tokenizer, which is in `tokenizer/` or beside the weights.
 
     Args:
       directory: "embedded", a directory in transformers' layout (`clip/` or itself), or
@@ -60,7 +60,7 @@ def load(directory: str | Path, dtype: Any = jnp.float32) -> ClipPair:
     residual = _residual_file(directory)
     found = _open_residual(residual) if residual else _open_transformer(directory)
     text_config, text_params, module, image_params, scale = found
-    tokenizer = Tokenizer(backbones.resolve(str(directory)) / "tokenizer")
+    tokenizer = backbones.load_tokenizer(directory)
     if tokenizer.vocab_size > text_config.vocab_size:
         raise ValueError(
             f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and its text "

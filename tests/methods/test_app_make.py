@@ -66,6 +66,15 @@ def test_shots_are_images_per_class(config_of):
     assert found.dataset.categories == CLASSES
 
 
+def test_a_clip_as_transformers_saves_it_is_the_same_clip(config_of, tiny_clip):
+    """Its tokenizer's files lie beside the weights."""
+    frozen = [
+        prepared.prepare(config).method.init(jax.random.key(0))[1]
+        for config in (config_of(), config_of(model__directory=str(tiny_clip)))
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *frozen)
+
+
 def test_a_run_on_base_classes_is_tested_on_both_halves(run, capsys):
     assert main.main(["evaluate", f"--run={run}", "--base-to-new"]) == 0
     assert "Harmonic mean" in capsys.readouterr().out

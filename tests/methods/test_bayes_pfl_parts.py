@@ -275,6 +275,13 @@ def test_the_image_head_is_the_one_asked_for_also_when_a_run_is_loaded(
     assert np.abs(mapped - pooled).max() > 1e-2
 
 
+def test_a_clip_as_transformers_saves_it_is_the_same_clip(made, tiny_clip):
+    """Its tokenizer's files lie beside the weights."""
+    method = bayes_pfl.make(config(tiny_clip), DATASET)
+    _, frozen = method.init(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, frozen, made.frozen)
+
+
 def test_towers_take_the_activation_asked_for(made):
     clip_config = made.towers.image.config
     assert made.options.clip_act == "" and clip_config.hidden_act == "quick_gelu"

@@ -182,9 +182,8 @@ def test_an_interrupted_download_is_taken_up_again(sharded, hub_of, lost, load):
     assert all(path.is_file() for path in found)
 
 
-def test_a_clip_of_its_own_loads_by_its_hub_name(tiny_backbone, tmp_path, hub_of):
-    folder = shutil.copytree(tiny_backbone / "clip", tmp_path / "clip")
-    shutil.copytree(tiny_backbone / "tokenizer", folder, dirs_exist_ok=True)
+def test_a_clip_of_its_own_loads_by_its_hub_name(tiny_clip, tmp_path, hub_of):
+    folder = shutil.copytree(tiny_clip, tmp_path / "clip")
     record.write_json(folder / "preprocessor_config.json", {"image_mean": [0.5] * 3})
     record.write_json(folder / "deeper" / "config.json", {})
     name, snapshot = hub_of(folder)

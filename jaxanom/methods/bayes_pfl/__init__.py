@@ -94,7 +94,7 @@ def make(config: Any, dataset: Any) -> Method:
         for name in dataset.categories
     ]
     rescale = predict.make_rescale(options.map_weight)
-    tokenizer = Tokenizer(backbones.resolve(backbone.directory) / "tokenizer")
+    tokenizer = backbones.load_tokenizer(backbone.directory)
     check_image_head(config.phases, options)
     stage = {"pooled": 1, "fused": 2}[options.image_head]
 
