@@ -83,6 +83,13 @@ def pretraining_data(config):
 UNSEEN = ("marble", "cork", "gear", "pill", "tray", "panel")
 
 
+# Keys of `config.model` that say how published weights are read.
+LOADING = {
+    "variant": "",  # of the weight files of every directory, such as "fp16"
+    "clip_act": "",  # of CLIP; "" as its config says. OpenCLIP's single files: "gelu"
+}
+
+
 def add_zero_shot(config):
     """Adds the sections of method "bayes_pfl", as its released code has them."""
     config.data.defect_rule = "test_split"
@@ -93,7 +100,7 @@ def add_zero_shot(config):
     config.data.augmentation = ""  # "released": as the paper's code, of every view
     config.data.mosaic = 0.0  # probability of four defective images in one
     config.model = ml_collections.ConfigDict(
-        {"directory": "embedded", "dtype": "float32"}
+        {"directory": "embedded", "variant": "", "dtype": "float32"}
     )
     config.selection = ml_collections.ConfigDict(
         {
@@ -139,7 +146,7 @@ def add_zero_shot(config):
             "sigma": 8.0,
             "image_minmax": "none",
             "projection_init": "random",
-            "clip_act": "gelu",
+            "clip_act": "gelu",  # "" as the weights' config says
             "names": "released",
             "shortcuts": True,
             "cache_features": True,
@@ -200,6 +207,7 @@ def add_generation(config):
     config.model = ml_collections.ConfigDict(
         {
             "directory": "embedded",  # or a folder in diffusers' layout
+            **LOADING,
             "autoencoder": "",  # "" takes each part from `directory`
             "text_encoder": "",
             "scheduler": "",
@@ -271,6 +279,7 @@ def add_personalisation(config):
     config.model = ml_collections.ConfigDict(
         {
             "directory": "embedded",  # or a folder in diffusers' layout
+            **LOADING,
             "clip": "",  # "" takes each part from `directory`
             "autoencoder": "",
             "text_encoder": "",
@@ -335,7 +344,7 @@ def add_prompt_posterior(config, **particles):
     """Adds the sections of method "app"; `particles` changes `config.app.particles`."""
     config.data.class_subset = "all"  # base, new: halves of the categories
     config.model = ml_collections.ConfigDict(
-        {"directory": "embedded", "dtype": "float32"}
+        {"directory": "embedded", **LOADING, "dtype": "float32"}
     )
     config.app = ml_collections.ConfigDict(
         {

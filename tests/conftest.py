@@ -13,11 +13,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom import record
+from jaxanom import record, trees
 from jaxanom.cli import config_file
 from jaxanom.data.foundry import names
 from jaxanom.methods.pretraining import captions
-from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
+from jaxanom.models import (
+    backbones,
+    clip,
+    initialise,
+    layouts,
+    networks,
+    pretrained,
+    tokenizer,
+    unet,
+    vae,
+    weights,
+)
 from jaxanom.parallel import topology
 
 # The suite compiles thousands of programs and runs each once: half of the optimiser's
@@ -224,6 +235,33 @@ def tiny_clip(tiny_backbone, tmp_path_factory) -> Path:
     for part in ("clip", "tokenizer"):
         shutil.copytree(tiny_backbone / part, folder, dirs_exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory) -> Path:
+    """A CLIP in one file under its authors' names, with a tokenizer beside it."""
+    folder = tmp_path_factory.mktemp("openai")
+    words = tokenizer.train(["a red fox", "a brown bear"], 530, folder / "tokenizer")
+    tower = {
+        "hidden_size": 64,  # a head of 64 channels, as everywhere in these files
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+    }
+    text = {"vocab_size": words.vocab_size, "max_position_embeddings": TEXT_LENGTH}
+    config = {
+        "projection_dim": 64,
+        "text_config": tower | text,
+        "vision_config": tower | {"image_size": SIZE, "patch_size": 8},
+    }
+    shapes = trees.flatten(networks.of("clip", config).shapes())
+    leaves = {path: leaf.shape for path, leaf in shapes.items()}
+    rng = np.random.default_rng(0)
+    tensors = {
+        origin.name: rng.normal(0, 0.2, origin.shape).astype(np.float32)
+        for (origin,) in layouts.origins(leaves, "clip", "openai").values()
+    }
+    return weights.write(folder / "clip.safetensors", tensors)
 
 
 @pytest.fixture(scope="session")

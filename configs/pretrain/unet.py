@@ -15,6 +15,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "tower": "unet",
             "autoencoder": "runs/pretrain/autoencoder/model",
             "text_encoder": "runs/pretrain/text",
+            **common.LOADING,
             "block_out_channels": (64, 128),
             "layers_per_block": 1,
             "num_heads": 4,

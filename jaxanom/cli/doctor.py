@@ -154,6 +154,8 @@ def _weights(arguments: argparse.Namespace) -> Iterator[str]:
 
 def _describe(part: Any) -> None:
     _say("is", part.architecture, indent=2)
+    if part.assumed:
+        _say("assumed", part.assumed, indent=2)
     stored = ", ".join(f"{count} x {name}" for name, count in part.dtypes.items())
     _say("tensors", f"{stored or 'none'}; {part.layout} names", indent=2)
     _say("parameters", f"{part.num_params:,}", indent=2)

@@ -124,7 +124,7 @@ def load_autoencoder(
         states = [tiny_autoencoder.read_state(path) for path in pair]
         config, params = tiny_autoencoder.from_state(*states)
         return Tower(tiny_autoencoder.TinyAutoencoder(config), params)
-    source = sources.find(_named(directory), ("vae", "."), "vae", loading.variant)
+    source = sources.find(_named(directory), ("vae", "."), "vae", loading)
     if source.config.get("_class_name") == "AutoencoderTiny":
         tiny = source.read_config(tiny_autoencoder.TinyConfig.from_dict)
         module, kind = tiny_autoencoder.TinyAutoencoder(tiny), "tiny_autoencoder"
@@ -141,7 +141,7 @@ def load_text_encoder(
 ) -> TextEncoder:
     """Loads the text tower (`text_encoder/`, else that of a CLIP) and `tokenizer/`."""
     folders = ("text_encoder", "clip", ".")
-    source = sources.find(_named(directory), folders, "text_encoder", loading.variant)
+    source = sources.find(_named(directory), folders, "text_encoder", loading)
     if "text_config" in source.config:
         config = source.read_config(clip.ClipConfig.from_dict).text_config
     else:
@@ -177,7 +177,7 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 
 def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
-    source = sources.find(_named(directory), ("clip", "."), "clip", loading.variant)
+    source = sources.find(_named(directory), ("clip", "."), "clip", loading)
     config = source.read_config(clip.ClipConfig.from_dict, _preprocessor(source))
     module = clip.CLIP(config)
     size, length = (
@@ -197,7 +197,7 @@ def load_image_encoder(
 ) -> Tower:
     """Loads the image tower (`image_encoder/`, else that of a CLIP)."""
     folders = ("image_encoder", "clip", ".")
-    source = sources.find(_named(directory), folders, "image_encoder", loading.variant)
+    source = sources.find(_named(directory), folders, "image_encoder", loading)
     preprocessor = _preprocessor(source)
     if "vision_config" in source.config:
         whole = source.read_config(clip.ClipConfig.from_dict, preprocessor)
@@ -216,7 +216,7 @@ def load_image_encoder(
 
 def load_unet(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads `unet/` of a checkpoint, or a UNet's own directory."""
-    source = sources.find(_named(directory), ("unet", "."), "unet", loading.variant)
+    source = sources.find(_named(directory), ("unet", "."), "unet", loading)
     config = source.read_config(unet.UNetConfig.from_dict)
     module = unet.UNet(config)
     shapes = abstract(module, *unet_example(config))

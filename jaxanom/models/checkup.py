@@ -45,6 +45,7 @@ class Part(NamedTuple):
       layout: whose names its tensors have, see `layouts.LAYOUTS`.
       shapes: its parameter tree.
       dtypes: {dtype in the file: number of tensors}.
+      assumed: what no tensor tells, see `sources.Source`.
       problems: tensors and leaves that do not fit, one line each; empty if all do.
       calls: what one forward takes, batch 1.
     """
@@ -55,6 +56,7 @@ class Part(NamedTuple):
     layout: str
     shapes: Params
     dtypes: dict[str, int]
+    assumed: str
     problems: tuple[str, ...]
     calls: tuple[Call, ...]
 
@@ -110,7 +112,8 @@ def examine(
     pair = tiny_autoencoder.pair_of_files(name)
     if pair is not None and not folder:
         return _examine_pair(*pair, image_size)
-    source = sources.find(name, (folder or ".",), kind, variant)
+    loading = sources.Loading(variant=variant)
+    source = sources.find(name, (folder or ".",), kind, loading)
     try:
         network = networks.of(kind, source.config, image_size)
     except TypeError as error:  # such as a word where a list is wanted
@@ -126,7 +129,8 @@ def examine(
     ]
     used = {origin.name for origin in fit.origins.values()}
     dtypes = Counter(tensors[name].dtype.name for name in used)
-    return _part(folder, kind, network, target, fit.layout, dtypes, problems)
+    part = _part(folder, kind, network, target, fit.layout, dtypes, problems)
+    return part._replace(assumed=source.assumed)
 
 
 def schedule(name: str | Path) -> str | None:
@@ -181,6 +185,7 @@ def _part(
         layout,
         target,
         dict(dtypes),
+        "",
         tuple(problems),
         calls,
     )

@@ -1,5 +1,6 @@
 """What CLIP's towers are made of; module names are the paths of the parameter tree."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,24 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
     "gelu": partial(nn.gelu, approximate=False),
 }
+
+
+def with_activation(config: Any, hidden_act: str) -> Any:
+    """Returns a config with another activation in its towers; "" keeps what it is.
+
+    Args:
+      config: a `clip.TextConfig`, `VisionConfig`, or `ClipConfig` of both.
+      hidden_act: a key of `ACTIVATIONS`, or "".
+    """
+    if not hidden_act:
+        return config
+    if hasattr(config, "hidden_act"):
+        return dataclasses.replace(config, hidden_act=hidden_act)
+    towers = {
+        name: with_activation(getattr(config, name), hidden_act)
+        for name in ("text_config", "vision_config")
+    }
+    return dataclasses.replace(config, **towers)
 
 
 class TextModel(nn.Module):

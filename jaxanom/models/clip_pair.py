@@ -13,6 +13,7 @@ from jaxanom.models import (
     clip,
     clip_resnet,
     pretrained,
+    sources,
     weight_files,
     weights,
 )
@@ -46,19 +47,27 @@ class ClipPair(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load(directory: str | Path, dtype: Any = jnp.float32) -> ClipPair:
+def load(
+    directory: str | Path,
+    dtype: Any = jnp.float32,
+    loading: sources.Loading = sources.PLAIN,
+) -> ClipPair:
     """Opens a CLIP with its tokenizer, which is in `tokenizer/` or beside the weights.
 
     Args:
       directory: "embedded", a directory in transformers' layout (`clip/` or itself), or
         one with a weight file of a residual CLIP under its authors' names.
       dtype: of matrix products in the image tower.
+      loading: variant and activation of the weights.
 
     Raises:
       ValueError: there is no CLIP, or no tokenizer that fits it.
     """
-    residual = _residual_file(directory)
-    found = _open_residual(residual) if residual else _open_transformer(directory)
+    residual = _residual_file(directory, loading.variant)
+    if residual:
+        found = _open_residual(residual, loading.hidden_act)
+    else:
+        found = _open_transformer(directory, loading)
     text_config, text_params, module, image_params, scale = found
     tokenizer = backbones.load_tokenizer(directory)
     if tokenizer.vocab_size > text_config.vocab_size:
@@ -95,8 +104,8 @@ def encoder(module: clip.ImageTower | clip_resnet.ResNetTower) -> EncodeImage:
     return encode
 
 
-def _open_transformer(directory: str | Path):
-    tower = backbones.load_clip(directory)
+def _open_transformer(directory: str | Path, loading: sources.Loading):
+    tower = backbones.load_clip(directory, loading)
     config, params = tower.module.config, tower.params
     width = {"projection_dim": config.projection_dim}
     text_config = dataclasses.replace(config.text_config, **width)
@@ -106,22 +115,22 @@ def _open_transformer(directory: str | Path):
     return text_config, text_params, image, image_params, params["logit_scale"]
 
 
-def _residual_file(directory: str | Path) -> Path | None:
+def _residual_file(directory: str | Path, variant: str | None) -> Path | None:
     """Returns the weight file of a residual CLIP, None where there is another one."""
     if str(directory) == "embedded" or not Path(directory).expanduser().is_dir():
         return None
     try:
-        path = weight_files.locate(Path(directory).expanduser(), "clip")
+        path = weight_files.locate(Path(directory).expanduser(), "clip", variant)
     except ValueError:
         return None
     return path if clip_resnet.recognises(weights.shapes(path)) else None
 
 
-def _open_residual(path: Path):
+def _open_residual(path: Path, hidden_act: str):
     state = weights.read(path, np.float32)
     image_config = clip_resnet.config_from_published(state)
     image_params = clip_resnet.params_from_published(state)
-    text_config = clip_resnet.text_config_from_published(state)
+    text_config = clip_resnet.text_config_from_published(state, hidden_act)
     shapes = backbones.abstract(clip.TextTower(text_config), np.zeros((1, 2), np.int32))
     others = (r"visual\..*", "logit_scale")
     text_params = pretrained.from_published(state, shapes, "clip", ignore=others)

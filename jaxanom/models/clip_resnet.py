@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
-from jaxanom.models import attention, clip
+from jaxanom.models import attention, clip, clip_layers
 from jaxanom.types import Array, Params
 
 
@@ -284,15 +284,22 @@ def config_from_published(
     )
 
 
-def text_config_from_published(state: Mapping[str, np.ndarray]) -> clip.TextConfig:
-    """Reads the sizes of the text tower beside it; its heads have 64 channels."""
+def text_config_from_published(
+    state: Mapping[str, np.ndarray], hidden_act: str = ""
+) -> clip.TextConfig:
+    """Reads the sizes of the text tower beside it; its heads have 64 channels.
+
+    Args:
+      state: {published name: array}.
+      hidden_act: its activation, which no tensor shows; "" is OpenAI's, quick_gelu.
+    """
     vocabulary, width = state["token_embedding.weight"].shape
     layers = {
         name.split(".")[2]
         for name in state
         if name.startswith("transformer.resblocks.")
     }
-    return clip.TextConfig(
+    config = clip.TextConfig(
         vocab_size=vocabulary,
         hidden_size=width,
         intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
@@ -304,6 +311,7 @@ def text_config_from_published(state: Mapping[str, np.ndarray]) -> clip.TextConf
         eos_token_id=vocabulary - 1,
         pad_token_id=0,
     )
+    return clip_layers.with_activation(config, hidden_act)
 
 
 def params_from_published(state: Mapping[str, np.ndarray]) -> Params:

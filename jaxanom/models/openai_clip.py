@@ -8,6 +8,11 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+ASSUMED = (
+    "quick_gelu, as in OpenAI's own weights; most of OpenCLIP's have gelu, which no "
+    "tensor tells: set clip_act='gelu' (config.model.clip_act, "
+    "config.bayes_pfl.clip_act)"
+)
 _BLOCKS = "transformer.resblocks."
 _WHOLE = {
     "logit_scale": "logit_scale",
@@ -92,15 +97,13 @@ def left_out(kind: str) -> list[str]:
     return patterns
 
 
-def config(
-    shapes: Mapping[str, tuple[int, ...]], hidden_act: str = "quick_gelu"
-) -> dict[str, Any]:
+def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Reads the sizes of both towers off the shapes, as a transformers config.json.
+
+    Their activation is what `ASSUMED` says.
 
     Args:
       shapes: {original name: shape}.
-      hidden_act: "quick_gelu" in OpenAI's own weights, "gelu" in most of OpenCLIP's;
-        no shape tells them apart.
 
     Raises:
       ValueError: a tensor that tells a size is missing.
@@ -118,7 +121,7 @@ def config(
     vocabulary, text_width = shapes["token_embedding.weight"]
     towers = {
         "text_config": {
-            **_tower(shapes, "", text_width, hidden_act),
+            **_tower(shapes, "", text_width),
             "vocab_size": vocabulary,
             "max_position_embeddings": shapes["positional_embedding"][0],
             # Start and end of text are the last two of CLIP's vocabulary.
@@ -126,7 +129,7 @@ def config(
             "eos_token_id": vocabulary - 1,
         },
         "vision_config": {
-            **_tower(shapes, "visual.", width, hidden_act),
+            **_tower(shapes, "visual.", width),
             "patch_size": patch,
             "image_size": side * patch,
         },
@@ -135,7 +138,7 @@ def config(
 
 
 def _tower(
-    shapes: Mapping[str, tuple[int, ...]], prefix: str, width: int, hidden_act: str
+    shapes: Mapping[str, tuple[int, ...]], prefix: str, width: int
 ) -> dict[str, Any]:
     first = f"{prefix}{_BLOCKS}0.mlp.c_fc.weight"
     numbers = {
@@ -156,5 +159,5 @@ def _tower(
         "intermediate_size": shapes[first][0],
         "num_hidden_layers": len(numbers),
         "num_attention_heads": width // 64,
-        "hidden_act": hidden_act,
+        "hidden_act": "quick_gelu",
     }

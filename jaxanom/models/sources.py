@@ -5,7 +5,7 @@ one, or a single file of weights. A single file in Stable Diffusion's or CLIP's 
 layout tells its config by its shapes; any other needs config.json beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxanom.models import (
+    clip_layers,
     hub,
     layouts,
     openai_clip,
@@ -31,16 +32,39 @@ class Loading(NamedTuple):
     Attributes:
       dtype: floating leaves are cast to it; None keeps the file's.
       variant: of the weight files, such as "fp16" for `model.fp16.safetensors`.
+      hidden_act: activation of CLIP's towers; "" is the config's.
       mesh: devices over which `parallel.rules` spreads each leaf as soon as it is read;
         None leaves them on the host.
     """
 
     dtype: Any = np.float32
     variant: str | None = None
+    hidden_act: str = ""
     mesh: Mesh | None = None
 
 
 PLAIN = Loading()
+
+
+def chosen(section: Mapping[str, Any]) -> Loading:
+    """Returns how a section of a config wants weights to be read.
+
+    Args:
+      section: `variant` and `clip_act` are read; a run's stored config may be older
+        than these keys.
+
+    Raises:
+      ValueError: an activation that is not known.
+    """
+    variant, hidden_act = section.get("variant", ""), section.get("clip_act", "")
+    known = ("", *clip_layers.ACTIVATIONS)
+    if hidden_act not in known:
+        raise ValueError(
+            f"config.model.clip_act={hidden_act!r}; choose one of {known}, where '' is "
+            "what the checkpoint says"
+        )
+    return Loading(variant=variant, hidden_act=hidden_act)
+
 
 # What tells of a checkpoint is fetched with any part of it, so that a snapshot that has
 # one part says what the others are. On the hub "*" crosses "/": whole names keep the
@@ -53,6 +77,7 @@ _DESCRIPTIONS = (
     "scheduler/scheduler_config.json",
 )
 _NUMBER = 5 * "[0-9]"
+_CLIPS = ("clip", "text_encoder", "image_encoder")
 
 
 class Source(NamedTuple):
@@ -61,27 +86,32 @@ class Source(NamedTuple):
     Attributes:
       config: its config.json, read or inferred.
       weights: a directory with its weights, or the file itself.
+      assumed: what was taken to hold because no tensor tells it, in words.
+      hidden_act: activation of CLIP's towers; "" is the config's.
     """
 
     config: dict[str, Any]
     weights: Path
+    assumed: str = ""
+    hidden_act: str = ""
 
     def read_config(self, from_dict: Callable[..., Any], *rest: Any) -> Any:
-        """Returns `from_dict(config, *rest)`.
+        """Returns `from_dict(config, *rest)`, a CLIP's with the activation chosen.
 
         Raises:
           ValueError: refused; says where the config is and what it declares itself.
         """
         try:
-            return from_dict(self.config, *rest)
+            found = from_dict(self.config, *rest)
         except ValueError as error:
             kind = self.config.get("_class_name") or self.config.get("architectures")
             declared = f", which declares {kind}" if kind else ""
             raise ValueError(f"config of {self.weights}{declared}: {error}") from error
+        return clip_layers.with_activation(found, self.hidden_act)
 
 
 def find(
-    name: str | Path, folders: Sequence[str], kind: str, variant: str | None = None
+    name: str | Path, folders: Sequence[str], kind: str, loading: Loading = PLAIN
 ) -> Source:
     """Finds one network of a checkpoint, fetching it from the hub if need be.
 
@@ -90,12 +120,15 @@ def find(
       folders: where the network may be in a directory, the likeliest first; "." is the
         directory itself.
       kind: a key of `pretrained.KINDS`.
-      variant: of the weight file, such as "fp16".
+      loading: its variant and activation are read.
 
     Raises:
       ValueError: nothing there, no config.json, or a single file of unknown sizes.
       ImportError: a hub name that is not cached, without `huggingface_hub`.
     """
+
+    variant = loading.variant
+    hidden_act = loading.hidden_act if kind in _CLIPS else ""
 
     def is_complete(snapshot: Path) -> bool:
         inside = [snapshot / folder for folder in folders]
@@ -110,9 +143,11 @@ def find(
     ]
     path = _local(name, is_complete, groups)
     if path.is_file():
-        return Source(_config_of_file(path, kind), path)
+        config, assumed = _config_of_file(path, kind)
+        return Source(config, path, "" if hidden_act else assumed, hidden_act)
     folder = _folder(path, folders)
-    return Source(pretrained.load_config(path, folder), path / folder)
+    config = pretrained.load_config(path, folder)
+    return Source(config, path / folder, hidden_act=hidden_act)
 
 
 def read(
@@ -191,18 +226,19 @@ def _folder(path: Path, folders: Sequence[str]) -> str:
     return folders[0]
 
 
-def _config_of_file(path: Path, kind: str) -> dict[str, Any]:
+def _config_of_file(path: Path, kind: str) -> tuple[dict[str, Any], str]:
+    """Returns a single file's config, and what of it no tensor tells."""
     beside = path.parent / "config.json"
     shapes = weights.shapes(path)
     layout = layouts.detect(shapes)
     if beside.is_file():
-        return pretrained.load_config(path.parent)
+        return pretrained.load_config(path.parent), ""
     if layout == "original":
         configs = original_stable_diffusion.configs(shapes)
         if kind in configs:
-            return configs[kind]
-    if layout == "openai" and kind in ("clip", "text_encoder", "image_encoder"):
-        return openai_clip.config(shapes)
+            return configs[kind], ""
+    if layout == "openai" and kind in _CLIPS:
+        return openai_clip.config(shapes), openai_clip.ASSUMED
     raise ValueError(
         f"{beside} is missing, and {path.name} (layout {layout!r}) does not tell the "
         f"config of a {kind}; put the model's config.json beside it"

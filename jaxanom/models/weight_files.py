@@ -93,11 +93,15 @@ def locate(path: Path, kind: str, variant: str | None = None) -> Path:
     for name in names:
         if (path / name).is_file():
             return path / name
-    which = f"{kind} weights of variant {variant!r}" if variant else f"{kind} weights"
+    which, hint = (
+        (f"{kind} weights of variant {variant!r}", "the plain files are variant=''")
+        if variant
+        else (f"{kind} weights", "files like name.fp16.safetensors are variant='fp16'")
+    )
     raise ValueError(
         f"{path} holds no {which}; wanted {' or '.join(names)} there, or the path of a "
-        f"weight file; {contents(path)}. For files like name.fp16.safetensors pass "
-        "variant='fp16'"
+        f"weight file; {contents(path)}. With config.model.variant (--variant of "
+        f"jaxanom doctor), {hint}"
     )
 
 

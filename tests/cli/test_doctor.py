@@ -49,6 +49,12 @@ def test_the_embedded_towers_fit(call):
     assert code == 0 and "everything fits" in said
 
 
+def test_an_activation_that_no_tensor_tells_is_told_as_assumed(call, clip_file):
+    code, said = call(f"--weights={clip_file}")
+    assert code == 0 and "everything fits" in said
+    assert "assumed" in said and "clip_act='gelu'" in said
+
+
 def test_what_does_not_fit_is_told_with_exit_code_1(call, tiny_backbone, tmp_path):
     folder = shutil.copytree(tiny_backbone, tmp_path / "b")
     path = folder / "unet" / "config.json"

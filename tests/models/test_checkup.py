@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxanom import record, trees
-from jaxanom.models import backbones, checkup, layouts, networks, stored, weights
+from jaxanom.models import backbones, checkup, stored, weights
 
 
 @pytest.fixture
@@ -122,31 +122,18 @@ def test_flax_names_of_a_class_are_the_same_class(copy):
     assert ("unet", "unet") in checkup.parts(copy)
 
 
-def test_a_single_file_of_the_original_clip_tells_what_it_is(tmp_path, unread):
-    width = 64
-    tower = {
-        "hidden_size": width,
-        "intermediate_size": 4 * width,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-    }
-    config = {
-        "projection_dim": 16,
-        "text_config": {**tower, "vocab_size": 30, "max_position_embeddings": 8},
-        "vision_config": {**tower, "image_size": 16, "patch_size": 8},
-    }
-    shapes = networks.of("clip", config).shapes()
-    leaves = {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
-    tensors = {
-        found[0].name: np.zeros(found[0].shape, np.float32)
-        for found in layouts.origins(leaves, "clip", "openai").values()
-    }
-    path = weights.write(tmp_path / "clip.safetensors", tensors)
-    assert checkup.parts(path) == [("", "clip")]
-    part = checkup.examine(path, "", "clip", image_size=32)
+def test_a_single_file_of_the_original_clip_tells_what_it_is(clip_file, unread):
+    assert checkup.parts(clip_file) == [("", "clip")]
+    part = checkup.examine(clip_file, "", "clip", image_size=32)
     assert part.problems == () and part.layout == "openai"
-    assert part.num_params == trees.num_params(shapes)
-    assert [call.name for call in part.calls] == ["image of 32 px", "text of 8 tokens"]
+    sizes = [int(np.prod(shape)) for shape in weights.shapes(clip_file).values()]
+    assert part.num_params == sum(sizes)
+    assert [call.name for call in part.calls] == ["image of 32 px", "text of 24 tokens"]
+    assert "quick_gelu" in part.assumed and "config.model.clip_act" in part.assumed
+
+
+def test_nothing_is_assumed_of_a_clip_with_a_config(tiny_backbone):
+    assert checkup.examine(tiny_backbone, "clip", "clip").assumed == ""
 
 
 def test_a_file_that_does_not_tell_wants_a_config_beside_it(copy):

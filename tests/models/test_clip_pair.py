@@ -1,12 +1,22 @@
 """Transformer and residual CLIPs behind one pair of feature functions."""
 
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from jaxanom.models import clip, clip_pair, prompts, shared_prefix, tokenizer, weights
+from jaxanom import record
+from jaxanom.models import (
+    clip,
+    clip_pair,
+    prompts,
+    shared_prefix,
+    sources,
+    tokenizer,
+    weights,
+)
 
 GOLDEN = Path(__file__).resolve().parents[1] / "parity/data/app/clip_tiny_weights.npz"
 WIDTH, LENGTH = 64, 12  # released text towers have heads of 64 channels
@@ -97,6 +107,40 @@ def test_a_transformer_clip_has_the_same_two_functions(tiny_backbone):
     assert patches.shape[:3] == (2, 2, 2)
     assert pooled.shape[-1] == features(pair).shape[-1] == pair.feature_width
     np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, rtol=1e-5)
+
+
+def test_one_file_is_computed_with_the_activation_asked_for(clip_file, tmp_path):
+    """As if a config.json beside it said so; by default with OpenAI's."""
+    image = np.random.default_rng(1).random((2, 16, 16, 3)).astype(np.float32)
+
+    def answers(path, hidden_act=""):
+        pair = clip_pair.load(path, loading=sources.Loading(hidden_act=hidden_act))
+        return features(pair), pair.encode_image(pair.image_params, image)[0]
+
+    beside = shutil.copytree(clip_file.parent, tmp_path / "told") / clip_file.name
+    config = sources.find(clip_file, (".",), "clip").config
+    for name in ("gelu", "quick_gelu"):
+        for tower in ("text_config", "vision_config"):
+            config[tower]["hidden_act"] = name
+        record.write_json(beside.parent / "config.json", config)
+        for found, wanted in zip(
+            answers(clip_file, name), answers(beside), strict=True
+        ):
+            np.testing.assert_array_equal(found, wanted)
+    for found, wanted, other in zip(
+        answers(clip_file),
+        answers(clip_file, "quick_gelu"),
+        answers(clip_file, "gelu"),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(found, wanted)
+        assert np.abs(found - other).max() > 1e-3
+
+
+def test_a_residual_clip_has_the_activation_asked_for(residual):
+    for name in ("", "gelu"):
+        pair = clip_pair.load(residual, loading=sources.Loading(hidden_act=name))
+        assert pair.text_config.hidden_act == (name or "quick_gelu")
 
 
 def test_a_tokenizer_of_another_tower_is_refused(residual, tiny_backbone, tmp_path):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import crops
-from jaxanom.models import backbones, clip, prompts, recompute, vae
+from jaxanom.models import backbones, clip, prompts, recompute, sources, vae
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Params
 
@@ -78,10 +78,11 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
       ValueError: a tower is missing, or two do not fit each other.
     """
     source = settings.directory
-    whole = backbones.load_clip(settings.clip or source)
-    text = backbones.load_text_encoder(settings.text_encoder or source)
-    autoencoder = backbones.load_autoencoder(settings.autoencoder or source)
-    network = backbones.load_unet(settings.unet or source)
+    loading = sources.chosen(settings)
+    whole = backbones.load_clip(settings.clip or source, loading)
+    text = backbones.load_text_encoder(settings.text_encoder or source, loading)
+    autoencoder = backbones.load_autoencoder(settings.autoencoder or source, loading)
+    network = backbones.load_unet(settings.unet or source, loading)
     scheduler = settings.scheduler or source
     dtype = jnp.dtype(settings.dtype)
     config = whole.module.config

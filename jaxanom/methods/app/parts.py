@@ -10,7 +10,7 @@ import numpy as np
 from jaxanom import sections
 from jaxanom.data import catalog, pipeline
 from jaxanom.methods.app import classes, coupling, model, objective, predict
-from jaxanom.models import clip_pair, shared_prefix
+from jaxanom.models import clip_pair, shared_prefix, sources
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 
@@ -73,7 +73,8 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
     )
     predict.check(answers)
     dtype = jnp.dtype(config.model.dtype)
-    pair = clip_pair.load(config.model.directory, dtype)
+    loading = sources.chosen(config.model)
+    pair = clip_pair.load(config.model.directory, dtype, loading)
     num_data = max(len(dataset.records), 1)
     return Parts(
         named=named,

@@ -64,7 +64,7 @@ from jaxanom.methods.bayes_pfl import (
     sentences,
     settings,
 )
-from jaxanom.models import backbones, clip, recompute
+from jaxanom.models import backbones, clip, clip_layers, recompute, sources
 from jaxanom.models.tokenizer import Tokenizer
 from jaxanom.types import Array, Frozen, Params, PRNGKey
 
@@ -82,7 +82,7 @@ def make(config: Any, dataset: Any) -> Method:
     """
     options = settings.read_options(config.bayes_pfl)
     backbone = config.model
-    tower = backbones.load_clip(backbone.directory)
+    tower = backbones.load_clip(backbone.directory, sources.chosen(backbone))
     towers = build_towers(tower.module.config, options, backbone.dtype)
     width = check(towers, options, dataset.image_size)
     vision_width = towers.image.config.hidden_size
@@ -174,10 +174,8 @@ def build_towers(
     """Returns the modules of both towers, with the activation asked for."""
     parts = []
     for part in (config.vision_config, config.text_config):
-        changed = {"projection_dim": config.projection_dim}
-        if options.clip_act:
-            changed["hidden_act"] = options.clip_act
-        parts.append(dataclasses.replace(part, **changed))
+        part = clip_layers.with_activation(part, options.clip_act)
+        parts.append(dataclasses.replace(part, projection_dim=config.projection_dim))
     kind = np.dtype(dtype) if dtype != "bfloat16" else jax.numpy.bfloat16
     return objective.Towers(
         image=clip.ImageTower(parts[0], dtype=kind, antialias_positions=True),

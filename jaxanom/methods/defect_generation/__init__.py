@@ -28,7 +28,7 @@ import numpy as np
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.methods.defect_generation import model, objective, predict
-from jaxanom.models import backbones, lora, recompute, unet
+from jaxanom.models import backbones, lora, recompute, sources, unet
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 
 PHASES = ("adapt", "finetune")
@@ -74,12 +74,13 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             raise ValueError(f"config.{key}={value!r}; choose one of {known}")
     implementation = _implementation(config.model.implementation, settings)
     source = config.model.directory
+    loading = sources.chosen(config.model)
     autoencoder = implementation(
-        backbones.load_autoencoder(config.model.autoencoder or source)
+        backbones.load_autoencoder(config.model.autoencoder or source, loading)
     )
     grid = backbones.latent_grid(autoencoder, dataset.image_size)
     text = implementation(
-        backbones.load_text_encoder(config.model.text_encoder or source)
+        backbones.load_text_encoder(config.model.text_encoder or source, loading)
     )
     network, fresh_params = _unet(config.model, autoencoder, text.width, config.seed)
     grids = unet.attention_resolutions(network.config, *grid)
@@ -161,7 +162,8 @@ def _implementation(name: str, settings: Any) -> Callable[[Any], Any]:
 def _unet(settings: Any, autoencoder: backbones.Tower, width: int, seed: int):
     """Returns (module, parameters): loaded, or new for this latent space."""
     if settings.unet != "scratch":
-        tower = backbones.load_unet(settings.unet or settings.directory)
+        name = settings.unet or settings.directory
+        tower = backbones.load_unet(name, sources.chosen(settings))
         wanted = backbones.latent_channels(autoencoder)
         if tower.module.config.in_channels != wanted:
             raise ValueError(

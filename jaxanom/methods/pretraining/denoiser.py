@@ -12,7 +12,7 @@ from jaxanom.data import catalog
 from jaxanom.diffusion import schedules, targets
 from jaxanom.losses import denoising
 from jaxanom.methods.pretraining import captions
-from jaxanom.models import backbones, pretrained, unet
+from jaxanom.models import backbones, pretrained, sources, unet
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -31,8 +31,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     a caption of the category alone, and no loss inside the box.
     """
     settings = config.pretraining
-    autoencoder = backbones.load_autoencoder(settings.autoencoder)
-    text = backbones.load_text_encoder(settings.text_encoder)
+    loading = sources.chosen(settings)
+    autoencoder = backbones.load_autoencoder(settings.autoencoder, loading)
+    text = backbones.load_text_encoder(settings.text_encoder, loading)
     tower = backbones.small_unet(
         backbones.latent_channels(autoencoder),
         text.width,
