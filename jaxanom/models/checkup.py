@@ -143,7 +143,9 @@ def schedule(name: str | Path) -> str | None:
     folders = ("scheduler", *_FOLDERS, ".")
     path = sources.small_files(name, folders, [(file,), ("config.json",)])
     if path.is_file():
-        if layouts.detect(weights.shapes(path)) != "original":
+        shapes = weights.shapes(path)
+        original = layouts.detect(shapes) == "original"
+        if not original or original_stable_diffusion.is_lone_autoencoder(shapes):
             return None
     elif not any((path / place / file).is_file() for place in ("scheduler", ".")):
         return None
@@ -204,11 +206,13 @@ def _count(module: nn.Module, method: str, shapes: Params, inputs: Any) -> flops
 def _kinds_of_file(path: Path) -> list[str]:
     shapes = weights.shapes(path)
     layout = layouts.detect(shapes)
-    if layout == "original":
+    is_told = (path.parent / "config.json").is_file()
+    lone = original_stable_diffusion.is_lone_autoencoder(shapes)
+    if layout == "original" and not (lone and is_told):
         return list(original_stable_diffusion.configs(shapes))
     if layout == "openai":
         return ["clip"]
-    if not (path.parent / "config.json").is_file():
+    if not is_told:
         raise ValueError(
             f"{path} does not tell what it is; put the model's config.json beside it"
         )

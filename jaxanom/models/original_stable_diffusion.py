@@ -13,6 +13,11 @@ from typing import Any
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, OPEN_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
 _PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."}
+_VAE_ENTRY = (512, 4, 3, 3)
+ASSUMED = (
+    "scaling_factor=0.18215 of Stable Diffusion 1 and 2, which no tensor tells; for "
+    "SDXL's autoencoder, of the same shapes, put its config.json beside the file"
+)
 # What training left beside the networks: averages, noise levels, discriminators.
 _TRAINING = (
     r"model_ema\..*",
@@ -113,18 +118,35 @@ def left_out(kind: str, leaves: Collection[str]) -> list[str]:
     return patterns
 
 
+def is_lone_autoencoder(names: Collection[str]) -> bool:
+    """Says whether a file of these names holds neither a UNet nor a text tower."""
+    others = (_PREFIXES["unet"], _PREFIXES["text_encoder"])
+    return not any(name.startswith(others) for name in names)
+
+
 def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """Tells Stable Diffusion 1 from 2 by shapes and returns their config.json dicts.
 
     Args:
-      shapes: {original name: shape} of a whole checkpoint.
+      shapes: {original name: shape} of a whole checkpoint, or of an autoencoder.
 
     Returns:
-      {"unet": ..., "vae": ..., "text_encoder": ...}.
+      {"unet": ..., "vae": ..., "text_encoder": ...}; of an autoencoder "vae" alone,
+      and what `ASSUMED` says.
 
     Raises:
       ValueError: it is neither; the message says what was found.
     """
+    if is_lone_autoencoder(shapes):
+        name = "decoder.conv_in.weight"
+        found = shapes.get(name, shapes.get(VAE + name))
+        if found != _VAE_ENTRY:
+            raise ValueError(
+                f"{name} is {found}; of autoencoders on their own only Stable "
+                f"Diffusion's, {_VAE_ENTRY}, is known. Put the config.json of "
+                "diffusers' AutoencoderKL beside the file"
+            )
+        return {"vae": _vae_config()}
     probe = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     found, entry = shapes.get(probe), shapes.get(f"{UNET}input_blocks.0.0.weight")
     if found not in ((320, 768), (320, 1024)) or entry is None:
@@ -140,13 +162,6 @@ def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
         "attention_head_dim": [5, 10, 20, 20] if second else 8,
         "use_linear_projection": second,
     }
-    vae = {
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "sample_size": 512,
-    }
     text = {
         "hidden_size": found[1],
         "intermediate_size": 4 * found[1],
@@ -155,7 +170,7 @@ def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
         "hidden_act": "gelu" if second else "quick_gelu",
         "projection_dim": 512 if second else 768,
     }
-    return {"unet": unet, "vae": vae, "text_encoder": text}
+    return {"unet": unet, "vae": _vae_config(), "text_encoder": text}
 
 
 def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
@@ -166,8 +181,13 @@ def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
     Raises:
       ValueError: it is Stable Diffusion 2, of which one half predicts noise and the
-        other velocities: no shape tells which.
+        other velocities: no shape tells which. Or it is an autoencoder.
     """
+    if is_lone_autoencoder(shapes):
+        raise ValueError(
+            "an autoencoder on its own has no noise levels; set config.model.scheduler "
+            "to a folder with scheduler_config.json"
+        )
     if configs(shapes)["unet"]["cross_attention_dim"] == 1024:
         raise ValueError(
             "a Stable Diffusion 2 file does not say whether it predicts noise or "
@@ -183,6 +203,17 @@ def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         "steps_offset": 1,
         "set_alpha_to_one": False,
         "prediction_type": "epsilon",
+    }
+
+
+def _vae_config() -> dict[str, Any]:
+    return {
+        "block_out_channels": [128, 256, 512, 512],
+        "down_block_types": ["DownEncoderBlock2D"] * 4,
+        "up_block_types": ["UpDecoderBlock2D"] * 4,
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "scaling_factor": 0.18215,
     }
 
 

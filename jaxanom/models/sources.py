@@ -236,7 +236,8 @@ def _config_of_file(path: Path, kind: str) -> tuple[dict[str, Any], str]:
     if layout == "original":
         configs = original_stable_diffusion.configs(shapes)
         if kind in configs:
-            return configs[kind], ""
+            lone = original_stable_diffusion.is_lone_autoencoder(shapes)
+            return configs[kind], original_stable_diffusion.ASSUMED if lone else ""
     if layout == "openai" and kind in _CLIPS:
         return openai_clip.config(shapes), openai_clip.ASSUMED
     raise ValueError(

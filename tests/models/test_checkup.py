@@ -1,12 +1,23 @@
 """What is told of a checkpoint without reading its weights."""
 
+import json
+import math
 import shutil
 
 import numpy as np
 import pytest
 
 from jaxanom import record, trees
-from jaxanom.models import backbones, checkup, stored, weights
+from jaxanom.models import (
+    backbones,
+    checkup,
+    layouts,
+    networks,
+    sources,
+    stored,
+    vae,
+    weights,
+)
 
 
 @pytest.fixture
@@ -134,6 +145,68 @@ def test_a_single_file_of_the_original_clip_tells_what_it_is(clip_file, unread):
 
 def test_nothing_is_assumed_of_a_clip_with_a_config(tiny_backbone):
     assert checkup.examine(tiny_backbone, "clip", "clip").assumed == ""
+
+
+def autoencoder(**changes):
+    """Stable Diffusion's."""
+    return vae.VaeConfig(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, **changes
+    ).to_dict()
+
+
+@pytest.fixture
+def lone_autoencoder(tmp_path):
+    """(prefix) -> one file with a whole header; its values are a hole."""
+
+    def write(prefix="", channels=4):
+        shapes = networks.of("vae", autoencoder(latent_channels=channels)).shapes()
+        leaves = {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
+        header, end = {}, 0
+        tensors = {"loss.logvar": (), "model_ema.decay": ()}
+        for found in layouts.origins(leaves, "vae", "original").values():
+            # Attention is stored as 1x1 convolutions, without a prefix the last.
+            chosen = [o for o in found if o.name.startswith("first_stage_model.")][-1]
+            name = prefix + chosen.name.removeprefix("first_stage_model.")
+            tensors[name] = chosen.shape
+        for name, shape in tensors.items():
+            start, end = end, end + 2 * math.prod(shape)
+            offsets = {"data_offsets": [start, end]}
+            header[name] = {"dtype": "F16", "shape": shape} | offsets
+        head = json.dumps(header).encode()
+        path = tmp_path / "vae-ft.safetensors"
+        with path.open("wb") as file:
+            file.write(len(head).to_bytes(8, "little") + head)
+            file.truncate(8 + len(head) + end)
+        return path
+
+    return write
+
+
+def test_an_autoencoder_on_its_own_is_stable_diffusions(lone_autoencoder, unread):
+    for prefix in ("first_stage_model.", ""):
+        path = lone_autoencoder(prefix)
+        assert checkup.parts(path) == [("", "vae")]
+    part = checkup.examine(path, "", "vae", image_size=32)
+    assert part.problems == () and part.layout == "original"
+    assert part.num_params == 83_653_863  # as counted from the published weights
+    assert "scaling_factor=0.18215" in part.assumed
+    assert checkup.schedule(path) is None
+    with pytest.raises(ValueError, match=r"autoencoder.*config\.model\.scheduler"):
+        backbones.load_schedule(path)
+
+
+def test_an_autoencoder_of_other_latents_wants_its_config(lone_autoencoder):
+    path = lone_autoencoder(channels=16)
+    for look in (checkup.parts, backbones.load_autoencoder):
+        with pytest.raises(
+            ValueError, match=r"\(512, 16, 3, 3\).*config\.json.*beside"
+        ):
+            look(path)
+    config = autoencoder(latent_channels=16, scaling_factor=0.3)
+    record.write_json(path.parent / "config.json", config)
+    assert checkup.parts(path) == [("", "vae")]
+    source = sources.find(path, ("vae", "."), "vae")
+    assert source.config == config and source.assumed == ""
 
 
 def test_a_file_that_does_not_tell_wants_a_config_beside_it(copy):
