@@ -28,6 +28,7 @@ from jaxanom.types import Array, Params
 _CLAMP = 3.0  # latents enter the decoder as 3 tanh(z / 3)
 _POOL_WIDTH = 256
 _POOL_GROUPS = 4
+_SUFFIXES = (".npz", ".safetensors", ".pth")
 _FIXED = {"act_fn": "relu", "upsample_fn": "nearest", "upsampling_scaling_factor": 2}
 # Range of the 8-bit latents of AutoencoderTiny.forward, which encode and decode skip.
 _IGNORED = ("latent_magnitude", "latent_shift", "force_upcast", "block_out_channels")
@@ -271,17 +272,30 @@ def from_state(
 def pair_of_files(directory: str | Path) -> tuple[Path, Path] | None:
     """Returns an encoder's and a decoder's file of original names, if both are there.
 
+    They are a pair by what stands before "encoder" and "decoder" in their names.
+
     Args:
       directory: looked into; anything but a local directory has none.
+
+    Raises:
+      ValueError: there are several pairs of different names.
     """
     folder = Path(directory).expanduser()
-    for suffix in ("npz", "safetensors", "pth"):
-        found = [
-            sorted(folder.glob(f"*{part}.{suffix}")) for part in ("encoder", "decoder")
-        ]
-        if all(found):
-            return found[0][0], found[1][0]
-    return None
+    pairs: dict[str, tuple[Path, Path]] = {}
+    for suffix in _SUFFIXES:
+        for encoder in sorted(folder.glob(f"*encoder{suffix}")):
+            stem = encoder.name.removesuffix(f"encoder{suffix}")
+            decoder = folder / f"{stem}decoder{suffix}"
+            if decoder.is_file():
+                # One pair in several formats is the same weights.
+                pairs.setdefault(stem, (encoder, decoder))
+    if len(pairs) > 1:
+        listed = ", ".join(f"{one.name} and {two.name}" for one, two in pairs.values())
+        raise ValueError(
+            f"{folder} holds several tiny autoencoders: {listed}; leave one pair "
+            "there, or give a directory with one"
+        )
+    return next(iter(pairs.values()), None)
 
 
 def read_state(path: Path) -> dict[str, np.ndarray]:

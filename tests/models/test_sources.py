@@ -307,6 +307,55 @@ def test_a_pair_of_taesd_files_loads_in_each_format(tmp_path, suffix):
     assert_same(tower.params, tree)
 
 
+def write_pair(folder, name, seed):
+    """A smallest TAESD under original names; returns its states."""
+    rng = np.random.default_rng(seed)
+
+    def conv(index, rows, columns):
+        return {
+            f"{index}.weight": rng.normal(size=(rows, columns, 3, 3)).astype("f4"),
+            f"{index}.bias": rng.normal(size=rows).astype("f4"),
+        }
+
+    states = {
+        "encoder": conv(0, 8, 3) | conv(1, 4, 8),
+        "decoder": conv(1, 8, 4) | conv(3, 3, 8),
+    }
+    for part, state in states.items():
+        weights.write(folder / f"{name}{part}.safetensors", state)
+    return states
+
+
+def test_a_pair_of_taesd_files_is_of_one_name(tmp_path):
+    states = write_pair(tmp_path, "taesd_", 0)
+    wanted = tiny_autoencoder.from_state(states["encoder"], states["decoder"])[1]
+    # Neither half of a pair: a text tower, and an encoder and a decoder left alone.
+    for name in ("text_encoder", "a_encoder", "sd_decoder"):
+        weights.write(tmp_path / f"{name}.safetensors", {"x": np.zeros(1, "f4")})
+    assert_same(backbones.load_autoencoder(tmp_path).params, wanted)
+    # The same pair in another format is no other pair.
+    for part, state in states.items():
+        np.savez(tmp_path / f"taesd_{part}.npz", **state)
+    assert_same(backbones.load_autoencoder(tmp_path).params, wanted)
+
+
+def test_one_of_several_taesd_pairs_is_not_taken_in_silence(tmp_path):
+    for seed, name in enumerate(("taesd_", "taesdxl_")):
+        write_pair(tmp_path, name, seed)
+    message = r"several.*taesd_encoder.*taesd_decoder.*taesdxl_encoder.*taesdxl_decoder"
+    for look in (backbones.load_autoencoder, checkup.parts):
+        with pytest.raises(ValueError, match=message):
+            look(tmp_path)
+
+
+def test_an_encoder_and_a_decoder_of_two_names_are_no_pair(tmp_path):
+    write_pair(tmp_path, "taesd_", 0)
+    write_pair(tmp_path, "taesdxl_", 1)
+    (tmp_path / "taesd_decoder.safetensors").unlink()
+    (tmp_path / "taesdxl_encoder.safetensors").unlink()
+    assert tiny_autoencoder.pair_of_files(tmp_path) is None
+
+
 def test_the_whole_tokenizer_of_a_text_tower_is_checked(tiny_backbone, tmp_path):
     copy = shutil.copytree(tiny_backbone, tmp_path / "b")
     vocab = json.loads((copy / "tokenizer" / "vocab.json").read_text())
