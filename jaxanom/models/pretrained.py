@@ -253,18 +253,33 @@ def save_component(
       shard_bytes: the most bytes of one safetensors file; None writes one.
 
     Raises:
-      ValueError: an unknown format, or a value that `dtype` cannot hold.
+      ValueError: an unknown format, a value that `dtype` cannot hold, or weights in
+        another form are there and would be read instead.
     """
     folder = Path(directory) / component
     layout = weight_files.kind_of(kind)
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; wanted one of {FORMATS}")
     if format == "flax":
-        weights.write_flax(folder / f"{layout.flax_stem}.msgpack", tree, dtype)
+        path = folder / f"{layout.flax_stem}.msgpack"
+        _refuse_hidden(path, kind)
+        weights.write_flax(path, tree, dtype)
     else:
         path, metadata = folder / f"{layout.stem}.safetensors", {"format": "pt"}
         weights.write(path, _outward(tree, kind), dtype, metadata, shard_bytes)
     record.write_json(folder / "config.json", {**layout.identity, **config})
+
+
+def _refuse_hidden(path: Path, kind: str) -> None:
+    """Raises ValueError where `weight_files.locate` would prefer another file."""
+    for name in weight_files.candidates(kind):
+        if name == path.name:
+            return
+        if path.with_name(name).is_file():
+            raise ValueError(
+                f"{path.parent} already holds {name}, which would be read instead of "
+                f"{path.name}; remove it, or write to another directory"
+            )
 
 
 def _matched(

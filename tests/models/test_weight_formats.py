@@ -118,6 +118,28 @@ def test_a_tower_saved_by_transformers_from_5_6_on_loads(kind, tmp_path):
         pretrained.load_params(tmp_path, kind, tree)
 
 
+@pytest.mark.parametrize("limit", [None, 1500])
+def test_flax_weights_are_not_written_where_others_hide_them(tmp_path, limit):
+    tree = tree_of("text_encoder")
+    other = jax.tree.map(lambda leaf: leaf + 1, tree)
+
+    def save(tree, **form):
+        pretrained.save_component(tmp_path, "", {}, tree, "text_encoder", **form)
+
+    def load():
+        return pretrained.load_params(tmp_path, "text_encoder", tree, dtype=None)
+
+    save(other, format="flax")
+    save(other, format="flax")  # one's own file is replaced
+    assert_same_bits(load(), other)
+    save(tree, shard_bytes=limit)
+    before = (tmp_path / "flax_model.msgpack").read_bytes()
+    with pytest.raises(ValueError, match=r"already holds model\.safetensors"):
+        save(other, format="flax")
+    assert (tmp_path / "flax_model.msgpack").read_bytes() == before
+    assert_same_bits(load(), tree)
+
+
 def test_a_variant_is_read_when_asked_for_only(tmp_path):
     tree = tree_of("text_encoder", np.float16)
     pretrained.save_component(tmp_path, "", {}, tree, "text_encoder")
