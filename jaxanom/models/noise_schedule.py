@@ -41,6 +41,10 @@ _REFUSED = {
     "use_flow_sigmas": "flow matching",
 }
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
+_CLASS_BETAS = dict.fromkeys(_SPACING, (1e-4, 0.02, "linear")) | {
+    "HeunDiscreteScheduler": (0.00085, 0.012, "linear"),
+    "LCMScheduler": (0.00085, 0.012, "scaled_linear"),
+}
 
 
 class NoiseSchedule(NamedTuple):
@@ -107,8 +111,7 @@ def _alphas(raw: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(f"num_train_timesteps={count!r}; wanted a count")
     given = raw.get("trained_betas")
     if given is None:
-        known = {name: raw[name] for name in _BETAS if raw.get(name) is not None}
-        return schedules.alphas_cumprod(count, **known)
+        return schedules.alphas_cumprod(count, **_betas(raw))
     betas = np.asarray(given, np.float64)
     if betas.shape != (count,) or not np.all((betas > 0) & (betas < 1)):
         raise ValueError(
@@ -116,6 +119,21 @@ def _alphas(raw: Mapping[str, Any]) -> np.ndarray:
             f"{count}; wanted {count} values between 0 and 1"
         )
     return np.cumprod(1 - betas)
+
+
+def _betas(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys of the betas, absent ones as the file's class has them.
+
+    A file without a class is ours, and Stable Diffusion's values are its defaults.
+    """
+    known = {name: raw[name] for name in _BETAS if raw.get(name) is not None}
+    kind = raw.get("_class_name")
+    if kind is None or len(known) == len(_BETAS):
+        return known
+    if kind not in _CLASS_BETAS:
+        absent = sorted(set(_BETAS) - set(known))
+        raise ValueError(f"{absent} of {kind} are not known; set them")
+    return dict(zip(_BETAS, _CLASS_BETAS[kind], strict=True)) | known
 
 
 def _set_alpha_to_one(raw: Mapping[str, Any]) -> bool:

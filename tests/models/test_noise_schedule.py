@@ -64,6 +64,13 @@ def test_defaults_of_absent_keys_are_those_of_each_class():
         wanted = "one" if config.get("set_alpha_to_one", True) else "first"
         bare = noise_schedule.read({"_class_name": name}, "x")
         assert bare.final_alpha == wanted, name
+        whole = {key: config[key] for key in noise_schedule._BETAS}
+        told = noise_schedule.read({"_class_name": name} | whole, "x")
+        np.testing.assert_array_equal(bare.alphas_cumprod, told.alphas_cumprod, name)
+        for key in whole:
+            rest = {k: v for k, v in whole.items() if k != key}
+            part = noise_schedule.read({"_class_name": name} | rest, "x")
+            np.testing.assert_array_equal(part.alphas_cumprod, told.alphas_cumprod)
 
 
 def test_given_betas_win_over_the_named_schedule():
@@ -92,6 +99,10 @@ def test_an_offset_is_ignored_by_other_spacings_as_in_diffusers():
         ({"num_train_timesteps": 0}, "num_train_timesteps=0"),
         ({"timestep_spacing": "random"}, "timestep_spacing='random'"),
         ({"_class_name": "OwnScheduler"}, "timestep_spacing=None of OwnScheduler"),
+        (
+            {"_class_name": "OwnScheduler", "beta_end": None},
+            r"\['beta_end'\] of OwnScheduler are not known",
+        ),
         ({"steps_offset": -1}, "steps_offset=-1"),
         ({"steps_offset": 1.5}, "steps_offset=1.5"),
         ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr=True asks for"),
