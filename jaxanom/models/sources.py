@@ -126,7 +126,6 @@ def find(
       ValueError: nothing there, no config.json, or a single file of unknown sizes.
       ImportError: a hub name that is not cached, without `huggingface_hub`.
     """
-
     variant = loading.variant
     hidden_act = loading.hidden_act if kind in _CLIPS else ""
 
