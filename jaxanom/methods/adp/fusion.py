@@ -2,9 +2,9 @@
 
 Fused map M = sum_c w_c (m_c - mu_c) / sd_c; image score = (1 - lambda) * mean of the
 top share q of M + lambda * calibrated a_0. The mu and sd are those of normal material
-that is not in the memory (`calibration.py`). Pixels are told apart by M smoothed, images
-by M as it is, as WinCLIP and PatchCore do: on procedural images smoothing helps the one
-and costs the other (`benchmarks/few_shot_smoothing.py`).
+that is not in the memory (`calibration.py`). Pixels are told apart by M smoothed and
+images by M as it is, as in WinCLIP and PatchCore: on procedural images smoothing helps
+the one and costs the other (`benchmarks/few_shot_smoothing.py`).
 """
 
 import math
