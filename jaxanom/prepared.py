@@ -100,17 +100,18 @@ def prepare(
 def _bound(method: Method, mesh: Mesh) -> Method:
     """Returns the method with its programs bound to the mesh.
 
-    Once: jax knows a function that it has compiled by its identity.
+    Once: jax knows a function that it has compiled by its identity. `encode` runs over
+    the data in each process, before there is anything to share.
     """
 
-    def bound(function):
+    def bound(function, mesh=mesh):
         return function and meshes.bound(function, mesh)
 
     measured = method.measured and {
         phase: bound(function) for phase, function in method.measured.items()
     }
     return method._replace(
-        encode=bound(method.encode),
+        encode=bound(method.encode, meshes.of_process(mesh)),
         predict=bound(method.predict),
         generate=bound(method.generate),
         measured=measured,

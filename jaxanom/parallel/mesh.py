@@ -52,6 +52,17 @@ def make_mesh(
     return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
 
 
+def of_process(mesh: Mesh) -> Mesh:
+    """Returns the mesh of programs that every process of a run starts by itself.
+
+    A process alone has the whole mesh. Of several, each would wait for the others, and
+    could read its own part of a result only.
+    """
+    if jax.process_count() == 1:
+        return mesh
+    return make_mesh(devices=jax.local_devices()[:1])
+
+
 def num_batch_shards(mesh: Mesh) -> int:
     """Returns into how many parts the rows of a batch are split."""
     return int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
