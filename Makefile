@@ -9,8 +9,9 @@ EXTRAS ?=
 # Test processes side by side; files are not split, so that their fixtures run once.
 WORKERS ?= auto
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
 comma := ,
+# Other extras are another installation.
+STAMP := $(VENV)/.installed$(if $(EXTRAS),.$(subst $(comma),.,$(EXTRAS)))
 RUNTIME := $(if $(EXTRAS),[$(EXTRAS)],)
 
 # Compiled programs are kept between commands: the second start is quick.

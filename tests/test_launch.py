@@ -118,3 +118,20 @@ def test_a_sweep_trains_each_line_in_its_own_directory(place):
     assert call(place, "sweep.sh", grid, *WORDS, SLURM_ARRAY_TASK_ID="2").wait() == 0
     (said,) = calls(place)
     assert "--run=runs/some/2" in said
+
+
+def test_other_extras_are_installed_anew(tmp_path):
+    """What `make` would run, where a plain installation is."""
+    (tmp_path / "bin").mkdir()
+    for name in ("bin/python", ".installed", ".installed-test"):
+        (tmp_path / name).touch()
+
+    def told(target, *words):
+        words = ["make", "--dry-run", target, f"VENV={tmp_path}", *words]
+        return subprocess.check_output(words, cwd=LAUNCH.parent, text=True)
+
+    assert "pip install" not in told("quickstart") + told("test")
+    installed = told("quickstart", "EXTRAS=cuda,data")
+    assert "--editable '.[cuda,data]'" in installed
+    assert f"touch {tmp_path}/.installed.cuda.data\n" in installed
+    assert "--editable '.[cuda,test,hf]'" in told("test", "EXTRAS=cuda")
