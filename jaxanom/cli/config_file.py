@@ -11,6 +11,9 @@ from typing import Any
 
 import ml_collections
 
+EMPTY_OF_NUMBERS = ("compare_layers",)
+"""Keys whose empty tuple is one of numbers; all others are of words."""
+
 
 def configs_directory() -> Path:
     """Returns the folder of recipes: beside the package, or inside an installed one."""
@@ -124,7 +127,10 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
         raise ValueError(f"--config.{key} is a section; set a key in it: {inside}")
     wanted = node.get_type(last)
     try:
-        node[last] = _parse(text, wanted)
+        if wanted is tuple:
+            node[last] = _parse_tuple(text, _holds_words(last, node[last]))
+        else:
+            node[last] = _parse(text, wanted)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"--config.{key}={text}: wanted {wanted.__name__}, such as {node[last]!r}"
@@ -144,12 +150,25 @@ def _parse(text: str, wanted: type) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError("write true or false")
         return text.lower() == "true"
-    if wanted is tuple:
-        try:
-            value = ast.literal_eval(text)
-        except (ValueError, SyntaxError):  # plain words: pill, nut
-            words = (part.strip() for part in text.strip("()[]").split(","))
-            value = tuple(word for word in words if word)
-        return tuple(value) if isinstance(value, tuple | list) else (value,)
     # int("2.5") and float("true") raise, where int(2.5) would drop a half in silence.
     return wanted(text)
+
+
+def _holds_words(key: str, current: tuple) -> bool:
+    """Returns whether a tuple is one of words, which may look like numbers: 4711."""
+    if not current:
+        return key not in EMPTY_OF_NUMBERS
+    return all(isinstance(value, str) for value in current)
+
+
+def _parse_tuple(text: str, words: bool) -> tuple:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):  # plain words: pill, nut
+        value = None
+    if value is not None:
+        value = tuple(value) if isinstance(value, tuple | list) else (value,)
+        if not words or all(isinstance(word, str) for word in value):
+            return value
+    parts = (part.strip().strip("'\"") for part in text.strip("()[]").split(","))
+    return tuple(part for part in parts if part)

@@ -12,6 +12,8 @@ def config():
             "count": 8,
             "rate": 1e-3,
             "words": (),
+            "names": ("nut", "pill"),
+            "compare_layers": (),
             "sizes": (64, 128),
             "data": {"batch_size": 16, "directory": ""},
         }
@@ -42,6 +44,11 @@ def overridden(key, text):
         ("words", "['pill', 'nut']", ("pill", "nut")),
         ("words", "01,02", ("01", "02")),
         ("words", "", ()),
+        ("words", "4711", ("4711",)),
+        ("words", "4711,1_0, 1e5", ("4711", "1_0", "1e5")),
+        ("words", "('4711', nut)", ("4711", "nut")),
+        ("names", "4711", ("4711",)),
+        ("compare_layers", "2,3", (2, 3)),
         ("sizes", "32", (32,)),
         ("sizes", "(32, 64)", (32, 64)),
         ("data.batch_size", "4", 4),
@@ -99,7 +106,7 @@ def test_a_section_is_not_a_value():
 def test_every_path_is_listed_and_looking_changes_nothing():
     found = config()
     paths = list(config_file.key_paths(found))
-    assert "data" in paths and "data.batch_size" in paths and len(paths) == 9
+    assert "data" in paths and "data.batch_size" in paths and len(paths) == 11
     assert found == config()
 
 
