@@ -111,10 +111,12 @@ def header_size(path: str | Path) -> tuple[int, int]:
     """
     try:
         with Image.open(path) as image:
+            if not _ends_whole(path, _END_MARKERS.get(image.format)):
+                # Pillow itself turns some formats, when it decodes them or before.
+                image.load()
+                return ImageOps.exif_transpose(image).size
             width, height = image.size
             turned = _orientation(image) in (5, 6, 7, 8)
-            if not _ends_whole(path, _END_MARKERS.get(image.format)):
-                image.load()
     except _DAMAGE as error:
         raise ValueError(f"cannot read image {path}: {error}") from error
     return (height, width) if turned else (width, height)

@@ -66,7 +66,7 @@ def test_transparency_lies_over_white(tmp_path):
     np.testing.assert_array_equal(images.load_image(tmp_path / "a.png"), expected)
 
 
-@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_exif_orientation_is_applied_to_pixels_and_header_size(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its side: turn clockwise to look at it
