@@ -67,7 +67,10 @@ def write(
     """
     path = Path(path)
     for side in PICTURE_SIDES:
-        content = render(title, sections, subtitle, side).encode()
+        # Names of files need not be UTF-8: Python keeps their bytes as surrogates.
+        content = render(title, sections, subtitle, side).encode(
+            errors="backslashreplace"
+        )
         if len(content) < max_bytes:
             break
     else:

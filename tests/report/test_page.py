@@ -1,4 +1,5 @@
 import html.parser
+import os
 import re
 
 import numpy as np
@@ -144,6 +145,13 @@ def test_a_page_that_cannot_fit_is_an_error_and_leaves_the_old_file(tmp_path):
         page.write(path, "new", [page.text("t", "x" * 20_000)], max_bytes=20_000)
     assert "<title>old</title>" in path.read_text()
     assert [entry.name for entry in path.parent.iterdir()] == ["page.html"]
+
+
+def test_a_name_that_is_no_utf_8_is_shown_by_its_bytes(tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    sections = [page.text(name, name), page.details("Record", {"file": name})]
+    written = page.write(tmp_path / "a.html", name, sections)
+    assert r"caf\udce9.png" in written.read_text(encoding="utf-8")
 
 
 def test_equal_runs_write_equal_pages(tmp_path):
