@@ -66,7 +66,7 @@ def measure(settings: argparse.Namespace, name: str) -> dict[str, Any]:
         scores = []
         for seed in range(settings.num_seeds):
             base.seed = base.train.seed = seed
-            chosen = prepared.detector_config(base, str(made) if share else "", share)
+            chosen = workflow.detector_config(base, str(made) if share else "", share)
             where = out / f"{variant}_{seed}"
             scores.append(api.evaluate(runs.trained(chosen, where))["mean"])
         found[variant] = {

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import tier_b_background
 from benchmarks import tier_b_measures as measures
 from benchmarks import tier_b_runs as runs
-from jaxanom import api, prepared
+from jaxanom import api, workflow
 from jaxanom.data import catalog, generated, pipeline
 from jaxanom.data.foundry import render
 
@@ -289,7 +289,7 @@ def b5(job: runs.Job) -> dict[str, Any]:
             base.seed = base.train.seed = 100 * job.seed + number
             base.detector.phase.num_steps = job.steps(DETECTOR_STEPS)
             made = str(sets / name) if share else ""
-            settings = prepared.detector_config(base, made, share)
+            settings = workflow.detector_config(base, made, share)
             where = job.out / "detectors" / f"{name}_{number}"
             scores.append(api.evaluate(runs.trained(settings, where))["mean"])
         found[name] = {

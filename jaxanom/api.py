@@ -13,7 +13,7 @@ from jaxanom import prepared as prepared_config
 from jaxanom import record, trees
 from jaxanom.contracts import Metric
 from jaxanom.data import catalog, folders, generated, images, pipeline, pools
-from jaxanom.evaluation import calibration, protocols, runner, validation
+from jaxanom.evaluation import calibration, protocols, runner
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import distributed, placement, rules
@@ -52,7 +52,7 @@ def train(
     # The record keeps "run:" as it is: a copied run looks in its own folder.
     prepared = prepared_config.prepare(prepared_config.located(config, directory))
     sources, mixtures = prepared_config.pools_of(prepared)
-    chosen, selecting = _selection(prepared, directory)
+    chosen, selecting = prepared_config.selection_of(prepared, directory)
     # Only now: a config that was refused must not stand in the way of the next one.
     writes = distributed.is_writer()
     record.claim(directory, config, writes)
@@ -106,38 +106,6 @@ def train(
         record.update_json(directory / record.RECORD, facts)
     distributed.wait_for_all(f"{directory} is written")
     return Run(directory, prepared, params, info["frozen"])
-
-
-def _selection(
-    prepared: prepared_config.Prepared, directory: Path
-) -> tuple[selection.Selection | None, dict[str, Any]]:
-    """Returns what chooses parameters by labelled test images, if that is asked for.
-
-    With it comes what the run record has to say of that: which categories they are.
-    """
-    config, method = prepared.config, prepared.method
-    asked = selection.read(config.get("selection"))
-    if asked.rule == "last":
-        return None, {}
-    numbers = validation.labelled(
-        prepared.dataset, prepared.division.test, asked.categories
-    )
-    facts = {
-        "rule": asked.rule,
-        "labelled_test_categories": list(asked.categories),
-        "num_images": len(numbers),
-    }
-    measure = validation.make_measure(
-        method.measured or {phase.name: method.predict for phase in method.phases},
-        prepared.dataset,
-        numbers,
-        asked.metrics,
-        config.data.batch_size,
-        prepared.mesh,
-        config.seed,
-    )
-    found = selection.by_measure(directory, measure, asked.every, asked.patience)
-    return found, {"selection": facts}
 
 
 def load(

@@ -19,10 +19,11 @@ from jaxanom.data import (
     resident,
     transforms,
 )
+from jaxanom.evaluation import validation
 from jaxanom.methods import by_name
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
-from jaxanom.training import plan
+from jaxanom.training import plan, selection
 from jaxanom.types import Batch, Frozen
 
 _AUGMENTED = 17  # the random stream of augmented views, beside those of `data`
@@ -83,17 +84,18 @@ def prepare(
     sizes = {axis: shape[axis] for axis in meshes.AXES}
     mesh = meshes.make_mesh(**sizes, devices=devices)
     placement.check_batch_size(config.data.batch_size, mesh)
+    data = config.data
     dataset, division = open_data(config)
     if category and category not in dataset.categories:
         dataset = dataset._replace(categories=(*dataset.categories, category))
     method = by_name.make(config, pools.training_part(dataset, division))
-    _check_views(config, method)
+    transforms.check_views(data, config.method, method.encode is not None)
     _transform(config, dataset, division)
-    resident.check(config.data.get("feature_memory", "host"))
+    resident.check(data.get("feature_memory", "host"))
     plan.TrainConfig.from_config(config.train)
     for stage in plan.stages(method, config.phases):
         accumulate = stage.config.accumulate
-        placement.check_batch_size(config.data.batch_size, mesh, accumulate)
+        placement.check_batch_size(data.batch_size, mesh, accumulate)
     return Prepared(config, dataset, division, _bound(method, mesh), mesh)
 
 
@@ -144,31 +146,6 @@ def _read_places(value: Any, directory: Path) -> Any:
     return value
 
 
-def _check_views(config: Any, method: Method) -> None:
-    """Refuses views that nobody would make."""
-    data = config.data
-    asked = data.num_views != 1 or tuple(data.flips) or data.shift
-    if asked and method.encode is None:
-        raise ValueError(
-            f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
-            f"{data.shift}: these views are of methods that encode images once; "
-            f"{config.method!r} augments by its own keys: set them to 1, () and 0.0"
-        )
-    if data.get("feature_cache", "") and method.encode is None:
-        raise ValueError(
-            f"config.data.feature_cache={data.feature_cache!r}, but {config.method!r} "
-            "encodes no images ahead of training; set it to ''"
-        )
-    augmented = data.get("augmentation", "") or data.get("mosaic", 0.0)
-    if augmented and method.encode is not None and data.num_views < 2:
-        raise ValueError(
-            f"config.data.augmentation={data.augmentation!r}, mosaic={data.mosaic}: "
-            "images are encoded once, and of one view each the first is the image "
-            "itself; raise config.data.num_views, or set the method's cache_features "
-            "to False to draw anew in every step"
-        )
-
-
 def pools_of(
     prepared: Prepared,
 ) -> tuple[dict[str, catalog.Source], dict[str, dict[str, float]]]:
@@ -177,11 +154,47 @@ def pools_of(
     Raises:
       ValueError: a weight without images, or a generated set that does not fit.
     """
-    config = prepared.config
-    sources = pools.sources(prepared.dataset, prepared.division, config.data.generated)
+    config, dataset, division = prepared.config, prepared.dataset, prepared.division
+    sources = pools.sources(dataset, division, config.data.generated)
     mixtures = {phase: dict(mix) for phase, mix in config.mixture.items()}
     pools.check_mixtures(sources, mixtures, [p.name for p in prepared.method.phases])
     return sources, mixtures
+
+
+def selection_of(
+    prepared: Prepared, directory: Path
+) -> tuple[selection.Selection | None, dict[str, Any]]:
+    """Returns what chooses parameters by labelled test images, if that is asked for.
+
+    With it comes what the run record has to say of that: which categories they are.
+
+    Args:
+      prepared: a prepared config.
+      directory: of the run.
+    """
+    config, method = prepared.config, prepared.method
+    asked = selection.read(config.get("selection"))
+    if asked.rule == "last":
+        return None, {}
+    numbers = validation.labelled(
+        prepared.dataset, prepared.division.test, asked.categories
+    )
+    facts = {
+        "rule": asked.rule,
+        "labelled_test_categories": list(asked.categories),
+        "num_images": len(numbers),
+    }
+    measure = validation.make_measure(
+        method.measured or {phase.name: method.predict for phase in method.phases},
+        prepared.dataset,
+        numbers,
+        asked.metrics,
+        config.data.batch_size,
+        prepared.mesh,
+        config.seed,
+    )
+    found = selection.by_measure(directory, measure, asked.every, asked.patience)
+    return found, {"selection": facts}
 
 
 def batch_maker(
@@ -280,41 +293,6 @@ def encoded(
             [name for name in fields if name in first],
         )
     return pipeline.encoded(source, encode_batch, data.batch_size, data.num_views, view)
-
-
-def detector_config(
-    config: ml_collections.ConfigDict, generated_directory: str, share: float
-) -> ml_collections.ConfigDict:
-    """Returns the config of the downstream detector on the same data and split.
-
-    Args:
-      config: of the generator, with its section `detector`.
-      generated_directory: of a generated set, or "".
-      share: of defective rows that are drawn from the generated set.
-    """
-    detector = config.detector
-    settings = ml_collections.ConfigDict(
-        {
-            "method": "downstream",
-            "seed": config.seed,
-            "data": config.data.to_dict(),
-            "mesh": config.mesh.to_dict(),
-            "train": config.train.to_dict(),
-            "downstream": detector.downstream.to_dict(),
-            "phases": {"segment": detector.phase.to_dict()},
-            "mixture": {
-                "segment": {
-                    "normal": 0.5,
-                    "defect": 0.5 * (1 - share),
-                    "generated": 0.5 * share,
-                }
-            },
-        }
-    )
-    settings.data.generated = generated_directory
-    settings.data.num_views, settings.data.flips, settings.data.shift = 1, (), 0.0
-    settings.data.batch_size = detector.batch_size
-    return settings
 
 
 def without(

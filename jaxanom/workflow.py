@@ -45,7 +45,7 @@ def generate_then_detect(
             "'defect_generation' with a section `detector`; this one is for train"
         )
     checked = prepared_config.prepare(prepared_config.without(config, "detector"))
-    prepared_config.prepare(prepared_config.detector_config(config, "", 0.0))
+    prepared_config.prepare(detector_config(config, "", 0.0))
     drawing.check(config.generate, config.generate.num_images, checked.mesh)
     generator = api.train(checked.config, directory / JOB_RUNS[0])
     shown_in = generator.directory / runs.GENERATION
@@ -59,9 +59,7 @@ def generate_then_detect(
         runs.write_generation(generator.directory, shown)
     results = {}
     for name, share in zip(JOB_RUNS[1:], (0.0, config.detector.share), strict=True):
-        settings = prepared_config.detector_config(
-            config, str(made) if share else "", share
-        )
+        settings = detector_config(config, str(made) if share else "", share)
         detector = api.train(settings, directory / name)
         results[name] = api.evaluate(detector)
     table = runs.detection_table(
@@ -76,6 +74,41 @@ def generate_then_detect(
         [page.table("Real against real + generated", table)],
     )
     return written, table
+
+
+def detector_config(
+    config: ml_collections.ConfigDict, generated_directory: str, share: float
+) -> ml_collections.ConfigDict:
+    """Returns the config of the downstream detector on the same data and split.
+
+    Args:
+      config: of the generator, with its section `detector`.
+      generated_directory: of a generated set, or "".
+      share: of defective rows that are drawn from the generated set.
+    """
+    detector = config.detector
+    settings = ml_collections.ConfigDict(
+        {
+            "method": "downstream",
+            "seed": config.seed,
+            "data": config.data.to_dict(),
+            "mesh": config.mesh.to_dict(),
+            "train": config.train.to_dict(),
+            "downstream": detector.downstream.to_dict(),
+            "phases": {"segment": detector.phase.to_dict()},
+            "mixture": {
+                "segment": {
+                    "normal": 0.5,
+                    "defect": 0.5 * (1 - share),
+                    "generated": 0.5 * share,
+                }
+            },
+        }
+    )
+    settings.data.generated = generated_directory
+    settings.data.num_views, settings.data.flips, settings.data.shift = 1, (), 0.0
+    settings.data.batch_size = detector.batch_size
+    return settings
 
 
 def showing(

@@ -11,6 +11,7 @@ ground truth) keeps both.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -227,6 +228,36 @@ def views(
         return example
     rng = pipeline.generator(seed, _VIEWS, int(example["index"]), view)
     return augment(example, rng, flips, shift, affine)
+
+
+def check_views(data: Any, method: str, encodes: bool) -> None:
+    """Refuses views that nobody would make.
+
+    Args:
+      data: `config.data`.
+      method: its name.
+      encodes: whether it encodes images once.
+    """
+    asked = data.num_views != 1 or tuple(data.flips) or data.shift
+    if asked and not encodes:
+        raise ValueError(
+            f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
+            f"{data.shift}: these views are of methods that encode images once; "
+            f"{method!r} augments by its own keys: set them to 1, () and 0.0"
+        )
+    if data.get("feature_cache", "") and not encodes:
+        raise ValueError(
+            f"config.data.feature_cache={data.feature_cache!r}, but {method!r} "
+            "encodes no images ahead of training; set it to ''"
+        )
+    augmented = data.get("augmentation", "") or data.get("mosaic", 0.0)
+    if augmented and encodes and data.num_views < 2:
+        raise ValueError(
+            f"config.data.augmentation={data.augmentation!r}, mosaic={data.mosaic}: "
+            "images are encoded once, and of one view each the first is the image "
+            "itself; raise config.data.num_views, or set the method's cache_features "
+            "to False to draw anew in every step"
+        )
 
 
 def _moved(
