@@ -160,8 +160,8 @@ def predict(
       Maps at the run's image size [N, h, w] and scores [N], numpy float32.
 
     Raises:
-      ValueError: the method only generates, there is no picture, or the category is
-        not known.
+      ValueError: the method only generates, there is no picture or one of another type
+        or shape, or the category is not known.
     """
     _check_detects(run)
     count = len(pictures)
@@ -181,20 +181,15 @@ def predict(
         # The last batch is filled up with its own rows: one shape, one program.
         rows = [min(start + place, count - 1) for place in range(size)]
         chosen = [pictures[row] for row in rows]
-        batch = _batch_of(chosen, run.prepared.dataset.image_size, number)
+        batch = {
+            "image": images.to_batch(chosen, run.prepared.dataset.image_size),
+            "category_id": np.full(size, number, np.int32),
+            "valid": np.ones(size, bool),
+        }
         found = apply(run.params, run.frozen, batch, jax.random.key(0))
         kept = min(size, count - start)
         parts.append(jax.tree.map(lambda array, n=kept: np.asarray(array)[:n], found))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
-
-
-def _batch_of(pictures: Sequence[np.ndarray], size: tuple[int, int], category_id: int):
-    resized = [images.resize_image(picture, size) for picture in pictures]
-    return {
-        "image": (np.stack(resized) / 255.0).astype(np.float32),
-        "category_id": np.full(len(resized), category_id, np.int32),
-        "valid": np.ones(len(resized), bool),
-    }
 
 
 def detect(

@@ -83,6 +83,30 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(resized)
 
 
+def to_batch(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """Resizes pictures of any sizes; values become [0, 1].
+
+    Args:
+      pictures: uint8 [H, W, 3] each.
+      size: (height, width).
+
+    Returns:
+      float32 [N, height, width, 3].
+
+    Raises:
+      ValueError: a picture of another type or shape.
+    """
+    pictures = [np.asarray(picture) for picture in pictures]
+    for picture in pictures:
+        if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+            raise ValueError(
+                f"a picture is {picture.dtype} {list(picture.shape)}; wanted uint8 "
+                "[H, W, 3], red, green and blue from 0 to 255"
+            )
+    resized = [resize_image(picture, size) for picture in pictures]
+    return (np.stack(resized) / 255.0).astype(np.float32)
+
+
 def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resizes uint8 {0, 1} [H, W] to `size` = (height, width) without losing a defect.
 
