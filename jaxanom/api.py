@@ -251,7 +251,8 @@ def evaluate(
     apply = jax.jit(prepared.method.predict)
     rescale = prepared.method.rescale
     protocol = protocols.image_detection(rescale)
-    if catalog.has_masks(dataset, division.test):
+    without_masks = sorted(catalog.unmasked(dataset, division.test))
+    if not without_masks:
         protocol = protocols.few_shot_supervised(rescale=rescale)
         protocol = protocols.with_spread(protocol)
     protocol, pooled = protocols.with_classes(protocol, prepared.method.target)
@@ -277,6 +278,8 @@ def evaluate(
     if rescale is not None:  # scores depend on the other test images: say so
         results["transductive"] = True
     asked = selection.read(prepared.config.get("selection"))
+    if without_masks:  # pixels were not measured: say why
+        results["without_masks"] = without_masks
     if asked.rule != "last":  # parameters were chosen by labels of test images
         results["selected_on"] = list(asked.categories)
     if distributed.is_writer():

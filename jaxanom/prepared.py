@@ -152,12 +152,15 @@ def pools_of(
     """Returns the pools of training images, and each phase's weights of them.
 
     Raises:
-      ValueError: a weight without images, or a generated set that does not fit.
+      ValueError: a weight without images, a generated set that does not fit, or defects
+        without masks for a method that learns from pixels.
     """
     config, dataset, division = prepared.config, prepared.dataset, prepared.division
     sources = pools.sources(dataset, division, config.data.generated)
     mixtures = {phase: dict(mix) for phase, mix in config.mixture.items()}
     pools.check_mixtures(sources, mixtures, [p.name for p in prepared.method.phases])
+    if "defect" in used_pools(mixtures) and by_name.learns_pixels(config):
+        pools.check_masks(dataset, division.defect, config.method)
     return sources, mixtures
 
 

@@ -76,6 +76,11 @@ def _check(arguments: argparse.Namespace) -> None:
     for (category, split, defect_type), count in sorted(counts.items()):
         print(f"{category:20} {split:6} {defect_type:20} {count:5}")
     print(f"{len(records)} images are readable and fit their masks")
+    for folder, count in folders.unmasked(records).items():
+        print(
+            f"{folder} has no masks of {count} defective images: methods that learn "
+            "from pixels do not train on them, and no pixel is measured"
+        )
 
 
 def _tokenizer(arguments: argparse.Namespace) -> None:

@@ -42,7 +42,9 @@ def run(arguments: argparse.Namespace) -> None:
             table = base_to_new(arguments.run, arguments.on)
         else:
             results = evaluate_on(arguments.run, arguments.on)
-            table = tables.per_category(results, protocols.columns_of([results]))
+            found = [results]
+            columns, notes = protocols.columns_of(found), protocols.notes_of(found)
+            table = tables.per_category(results, columns, notes=notes)
     if distributed.is_writer():
         print(tables.to_text(table))
 

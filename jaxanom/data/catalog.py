@@ -38,7 +38,7 @@ class Dataset(NamedTuple):
       image_size: (height, width) of every decoded image.
       records: all splits and categories; a record number is a position in here.
       load: record -> (image uint8 [H, W, 3], mask uint8 {0, 1} [H, W]), read-only. A
-        defective record without a mask loads as zeros: see `has_masks`.
+        defective record without a mask loads as zeros: see `unmasked`.
     """
 
     name: str
@@ -315,14 +315,16 @@ def select(
     ]
 
 
-def has_masks(dataset: Dataset, indices: Sequence[int] | None = None) -> bool:
-    """Returns whether every defective record (of those given) has a mask.
+def unmasked(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str, int]:
+    """Counts the defective records (of those given) without a mask.
 
-    Where this is False, pixel metrics have no ground truth.
+    Where there are any, pixel metrics have no ground truth.
+
+    Returns:
+      {folder that lacks the masks: images}, see `folders.unmasked`.
     """
     numbers = range(len(dataset.records)) if indices is None else indices
-    records = [dataset.records[number] for number in numbers]
-    return all(r.mask is not None for r in records if r.defect_type != GOOD)
+    return folders.unmasked(dataset.records[number] for number in numbers)
 
 
 def _foundry(

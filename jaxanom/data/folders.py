@@ -13,6 +13,7 @@ Folders are read in place. Hidden files, files that are not images and folders o
 same on every machine.
 """
 
+import collections
 import difflib
 import os
 import re
@@ -131,6 +132,21 @@ def check(records: Sequence[Record]) -> None:
         raise ValueError(
             f"{len(problems)} of {len(records)} images are bad:\n  {shown}"
         )
+
+
+def unmasked(records: Iterable[Record]) -> dict[str, int]:
+    """Counts defective images without a mask, by the folder that lacks it.
+
+    Returns:
+      {"<category>/ground_truth/<defect_type>": images}.
+    """
+    return dict(
+        collections.Counter(
+            f"{record.category}/ground_truth/{record.defect_type}"
+            for record in records
+            if record.defect_type != GOOD and record.mask is None
+        )
+    )
 
 
 def mask_files(path: str | Path) -> list[Path]:

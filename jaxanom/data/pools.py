@@ -186,6 +186,27 @@ def check_mixtures(
             raise ValueError(f"config.mixture.{phase} gives no pool a weight")
 
 
+def check_masks(dataset: Dataset, numbers: Sequence[int], method: str) -> None:
+    """Checks that a method which learns from pixels is told where defects are.
+
+    Args:
+      dataset: all records.
+      numbers: of the defects to train on.
+      method: its name.
+
+    Raises:
+      ValueError: defects without a mask; names the folders that lack them.
+    """
+    missing = catalog.unmasked(dataset, numbers)
+    if missing:
+        raise ValueError(
+            f"{sum(missing.values())} defective images to train on have no mask, and "
+            f"{method!r} would take all of their pixels for flawless: put "
+            f"<image>_mask.png into {', '.join(missing)}, or train on no defects "
+            "(config.mixture.<phase>.defect=0)"
+        )
+
+
 def batch_maker(
     pools: Mapping[str, Source],
     mixtures: Mapping[str, Mapping[str, float]],

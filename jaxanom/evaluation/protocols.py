@@ -116,6 +116,19 @@ def columns_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
+def notes_of(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """Returns what a table of evaluations has to say about columns that it lacks.
+
+    Args:
+      results: of `api.evaluate`.
+    """
+    missing = [name for result in results for name in result.get("without_masks", ())]
+    if not missing:
+        return ()
+    folders = ", ".join(dict.fromkeys(missing))
+    return (f"Pixels were not measured where masks are missing: {folders}.",)
+
+
 def with_spread(protocol: Protocol) -> Protocol:
     """Adds whether the spread of maps finds their errors.
 

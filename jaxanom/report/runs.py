@@ -61,7 +61,8 @@ def detection_table(
     """Sets evaluations beside each other: {variant: `evaluation.json`}."""
     present = protocols.columns_of(list(results.values()))
     repeats = {name: [result["mean"]] for name, result in results.items()}
-    return tables.compare(repeats, present, caption=caption)
+    notes = protocols.notes_of(list(results.values()))
+    return tables.compare(repeats, present, caption=caption, notes=notes)
 
 
 def _detection(

@@ -81,6 +81,16 @@ def test_a_mask_of_another_size(train, folder):
     assert "000_mask.png" in said and "9 x 9" in said
 
 
+def test_defects_without_masks(train, folder, capsys):
+    shutil.rmtree(folder / "bolt" / "ground_truth" / "dent")
+    said = train(folder=folder)
+    assert "2 defective images" in said and "'downstream'" in said
+    assert "<image>_mask.png into bolt/ground_truth/dent" in said
+    assert main.main(["data", "check", str(folder)]) == 0
+    told = capsys.readouterr().out
+    assert "bolt/ground_truth/dent has no masks of 4 defective images" in told
+
+
 def test_an_unreadable_image(train, folder):
     path = folder / "bolt" / "train" / "good" / "003.png"
     path.write_bytes(path.read_bytes()[:60])
@@ -222,7 +232,8 @@ def test_a_folder_without_normal_images_is_no_dataset(capsys, folder):
 
 def test_a_good_folder_is_counted(capsys, tiny_folder):
     assert main.main(["data", "check", str(tiny_folder)]) == 0
-    assert "17 images" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "17 images" in said and "masks of" not in said
 
 
 def test_an_unknown_category_of_the_procedural_dataset(refused, tmp_path):

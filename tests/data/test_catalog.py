@@ -139,11 +139,11 @@ def test_a_dataset_can_take_the_ids_of_another(root):
 
 def test_a_defect_without_a_mask_loads_as_zeros_and_is_reported(root):
     dataset = catalog.open_dataset("folder", root, image_size=8)
-    assert catalog.has_masks(dataset)
+    assert not catalog.unmasked(dataset)
     (root / "cap" / "ground_truth" / "dent" / "0_mask.png").unlink()
     dataset = catalog.open_dataset("folder", root, image_size=8)
-    assert not catalog.has_masks(dataset)
-    assert catalog.has_masks(dataset, catalog.select(dataset, category="nut"))
+    assert catalog.unmasked(dataset) == {"cap/ground_truth/dent": 1}
+    assert not catalog.unmasked(dataset, catalog.select(dataset, category="nut"))
     dent = catalog.source(dataset, catalog.select(dataset, defect_type="dent"))[0]
     assert dent["label"] == 1 and dent["mask"].sum() == 0
 
@@ -228,7 +228,7 @@ def test_the_foundry_opens_as_a_dataset_with_masks_of_its_defects():
     for category in dataset.categories:
         assert len(catalog.select(dataset, "test", category, "good")) == 2
         assert len(catalog.select(dataset, "test", category, "crack")) == 2
-    assert catalog.has_masks(dataset)
+    assert not catalog.unmasked(dataset)
     rows = catalog.source(dataset, catalog.select(dataset, "test"))
     for row in range(len(rows)):
         assert rows[row]["image"].shape == (32, 32, 3)

@@ -103,7 +103,7 @@ def test_a_published_layout_opens_in_place(unpacked):
         assert catalog.select(dataset, "train", category, anomalous=False)
         assert catalog.select(dataset, "test", category, anomalous=False)
         assert catalog.select(dataset, "test", category, anomalous=True)
-    assert catalog.has_masks(dataset)
+    assert not catalog.unmasked(dataset)
     for record in dataset.records:
         _, mask = dataset.load(record)
         assert mask.any() == (record.defect_type != GOOD)
