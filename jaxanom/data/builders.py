@@ -49,14 +49,22 @@ def make(
       size, seed: of "foundry".
 
     Raises:
-      ValueError: an unknown name, or tensorflow-datasets is not installed.
+      ValueError: an unknown name, a dataset of that name that is there already (with
+        which categories, size and seed, its folder does not tell), or
+        tensorflow-datasets is not installed.
     """
     _check_installed()
     if name not in NAMES:
         raise ValueError(folders.unknown("dataset", name, NAMES))
     arguments = (name, Path(manual_dir) / name, tuple(categories), size, seed)
     made = _builder_class(name, functools.partial(_rows, *arguments))
-    return made(data_dir=str(data_dir), file_format=FORMAT)
+    builder = made(data_dir=str(data_dir), file_format=FORMAT)
+    if Path(builder.data_path).exists():
+        raise ValueError(
+            f"{builder.data_path} is there already, perhaps with other categories, "
+            "size or seed; choose another --out, or delete it"
+        )
+    return builder
 
 
 def _check_installed() -> None:

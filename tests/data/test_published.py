@@ -169,6 +169,21 @@ def test_through_tensorflow_datasets_every_pixel_and_name_stays(unpacked):
     assert not np.array_equal(first, second)
 
 
+def test_what_was_prepared_before_is_not_taken_for_another(tmp_path, monkeypatch):
+    from jaxanom.data import builders
+
+    class Builder:
+        def __init__(self, data_dir, file_format):
+            self.data_path = f"{data_dir}/foundry/1.0.0"
+
+    monkeypatch.setattr(builders, "_check_installed", lambda: None)
+    monkeypatch.setattr(builders, "_builder_class", lambda *arguments: Builder)
+    (tmp_path / "old" / "foundry" / "1.0.0").mkdir(parents=True)
+    assert builders.make("foundry", tmp_path / "new", seed=1)
+    with pytest.raises(ValueError, match=r"is there already.*choose another --out"):
+        builders.make("foundry", tmp_path / "old", seed=1)
+
+
 def test_foundry_through_tensorflow_datasets_is_what_is_rendered(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     from jaxanom.data import builders
