@@ -44,6 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Does the wanted part."""
+    from jaxanom.parallel import distributed
+
+    if arguments.part != "check":
+        distributed.check_alone(f"data {arguments.part}")
     parts = {"foundry": _foundry, "check": _check}
     parts |= {"tokenizer": _tokenizer, "tfds": _tfds}
     parts[arguments.part](arguments)

@@ -72,6 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxanom {arguments.verb}: {stop.message}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; start the same command again", file=sys.stderr)
         return 130
     return code or 0

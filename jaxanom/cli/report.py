@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Writes the page."""
+    from jaxanom.parallel import distributed
     from jaxanom.report import runs
 
+    distributed.check_alone("report")
     page = runs.write(arguments.out, arguments.run, arguments.title)
     print(f"report: {page}")

@@ -24,8 +24,8 @@ NOTICE_URL = "JAXANOM_NOTICE_URL"
 Google Cloud http://metadata.google.internal/computeMetadata/v1/instance/preempted"""
 
 AT_ONCE = (
-    "stopped by SIGTERM; what was finished is kept, nothing is half-written: start the "
-    "same command again"
+    "stopped by SIGTERM; nothing is half-written: start the same command again, which "
+    "begins anew what it had not finished"
 )
 _NOTICE_EVERY_S = 1.0
 _PATIENCE_S = 2.0

@@ -8,6 +8,7 @@ from PIL import Image
 
 from jaxanom import record, workflow
 from jaxanom.cli import main
+from jaxanom.parallel import distributed
 from jaxanom.training import loop
 
 DETECTOR = "--config=configs/downstream/folder.py"
@@ -245,6 +246,22 @@ def test_an_unknown_category_of_the_procedural_dataset(refused, tmp_path):
 @pytest.mark.parametrize(
     "words",
     [
+        ("report", "--run=x", "--out=y"),
+        ("data", "foundry", "--out=x"),
+        ("data", "tokenizer", "--out=x"),
+        ("data", "tfds", "visa", "--out=x"),
+    ],
+)
+def test_what_writes_and_shares_no_work_runs_in_one_process(
+    refused, monkeypatch, words
+):
+    monkeypatch.setenv(distributed.COUNT, "2")
+    assert f"{distributed.COUNT}=2: start it once" in refused(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
         [],
         ["fly"],
         ["train"],
@@ -267,4 +284,4 @@ def test_a_stop_from_the_keyboard_is_no_traceback(monkeypatch, capsys):
 
     monkeypatch.setattr("jaxanom.cli.report.run", stop)
     assert main.main(["report", "--run=x", "--out=y"]) == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "start the same command again" in capsys.readouterr().err
