@@ -1,6 +1,7 @@
 """`jaxanom evaluate --run=DIR [--on=KEY=VALUE ...] [--base-to-new]`."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,10 @@ from jaxanom.cli import profiling
 
 ELSEWHERE = "on"
 """Folder of a run that holds its results on other images."""
+
+OTHER_IMAGES = ("data.name", "data.directory")
+WHOLE_TEST = {"defect_rule": "none", "held_out": ()}
+"""Keys of `config.data` by which no image of the test split is left out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="KEY=VALUE",
         help="test on other images or with other settings, such as "
-        "data.directory=DIR or app.predict.alpha=0.7; may be given several times",
+        "data.directory=DIR, whose whole test split counts unless data.defect_rule is "
+        "given, or app.predict.alpha=0.7; may be given several times",
     )
     parser.add_argument(
         "--base-to-new",
@@ -55,7 +61,8 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
     Args:
       directory: of the run.
       changes: "key=value" strings; results then go to a folder below the run that is
-        named after them.
+        named after them. Of another dataset or directory the whole test split counts,
+        unless `data.defect_rule` or `data.held_out` is among them.
 
     Raises:
       ValueError: a key that the run's config does not have, or a bad value.
@@ -63,20 +70,46 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
     from jaxanom import api
     from jaxanom.cli import config_file
 
+    keys = {change.partition("=")[0] for change in changes}
+    elsewhere = not keys.isdisjoint(OTHER_IMAGES)
+
     def apply(config: Any) -> None:
         for change in changes:
             key, separator, value = change.partition("=")
             if not separator:
                 raise ValueError(f"--on={change}: wanted KEY=VALUE")
             config_file.apply_override(config, key, value)
+        for key, value in WHOLE_TEST.items() if elsewhere else ():
+            if f"data.{key}" not in keys and key in config.data:
+                config.data[key] = value
 
     found = api.load(directory, apply if changes else None)
     if changes:
         name = "_".join(change.replace("/", "-") for change in changes)
         target = Path(directory) / ELSEWHERE / name
         target.mkdir(parents=True, exist_ok=True)
+        if elsewhere:
+            _tell_of_equal_names(found)
         found = found._replace(directory=target)
     return api.evaluate(found)
+
+
+def _tell_of_equal_names(found: Any) -> None:
+    """Prints what looks like images that were trained on, in another place."""
+    from jaxanom import record
+    from jaxanom.data import pools
+    from jaxanom.parallel import distributed
+
+    path = found.directory / record.RECORD
+    split = record.read_json(path).get("split", {}) if path.is_file() else {}
+    tested = pools.describe(found.prepared.dataset, found.prepared.division)["test"]
+    equal = sorted(set(split.get("defect", ())).intersection(tested))
+    if equal and distributed.is_writer():
+        print(
+            f"{len(equal)} test images have names of images trained on, such as "
+            f"{equal[0]}; if they are the same, set data.defect_rule as for training",
+            file=sys.stderr,
+        )
 
 
 def base_to_new(directory: str | Path, changes: Sequence[str] = ()) -> Any:
