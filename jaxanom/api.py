@@ -40,13 +40,16 @@ def train(
 ) -> Run:
     """Trains all phases of a config; called again, it goes on where it stopped.
 
+    A finished run is loaded, and its record stays as it is.
+
     Args:
       config: of a config file.
       directory: of the run. A run with another config there is refused.
       on_log: called with every row of metrics.
 
     Raises:
-      ValueError: see `prepared.prepare`; or the directory holds another run.
+      ValueError: see `prepared.prepare`; or the directory holds another run, or one of
+        other images.
     """
     directory = Path(directory)
     # The record keeps "run:" as it is: a copied run looks in its own folder.
@@ -54,8 +57,12 @@ def train(
     sources, mixtures = prepared_config.pools_of(prepared)
     chosen, selecting = prepared_config.selection_of(prepared, directory)
     # Only now: a config that was refused must not stand in the way of the next one.
-    writes = distributed.is_writer()
+    writes, goes_on = distributed.is_writer(), (directory / record.CONFIG).is_file()
     record.claim(directory, config, writes)
+    if goes_on:
+        pools.check_recorded(prepared.dataset, prepared.division, directory)
+        if _is_finished(directory):
+            return load(directory)
     begun = {
         "method": config.method,
         "versions": record.versions(),
@@ -108,6 +115,13 @@ def train(
     return Run(directory, prepared, params, info["frozen"])
 
 
+def _is_finished(directory: Path) -> bool:
+    """Whether all that `train` writes is there; the record's last entry is the last."""
+    found = directory / record.RECORD
+    written = (directory / PARAMS).is_file() and found.is_file()
+    return written and "train_seconds" in record.read_json(found)
+
+
 def load(
     directory: str | Path,
     overrides: Callable[[Any], None] | None = None,
@@ -122,7 +136,8 @@ def load(
       category: a product it was not trained on and shall be asked about.
 
     Raises:
-      ValueError: no run, or an unfinished one.
+      ValueError: no run, an unfinished one, or images other than those that the run was
+        trained with, unless `overrides` asks for others.
     """
     directory = Path(directory)
     if not (directory / record.CONFIG).is_file():
@@ -130,12 +145,16 @@ def load(
     if not (directory / PARAMS).is_file():
         raise ValueError(f"{directory} is not finished; start its train command again")
     config = record.config_from_plain(record.read_json(directory / record.CONFIG))
+    asked = _division_asked(config)
     if overrides is not None:
         overrides(config)
     for name in config.phases:
         config.phases[name].num_steps = 0  # so that nothing is made for training
+    same_images = _division_asked(config) == asked
     config = prepared_config.located(config, directory)
     prepared = prepared_config.prepare(config, category)
+    if same_images:
+        pools.check_recorded(prepared.dataset, prepared.division, directory)
     params = trees.unflatten(weights.read(directory / PARAMS))
     fresh, frozen = prepared.method.init(jax.random.key(config.train.seed))
     trees.check_same_shapes(params, fresh, str(directory / PARAMS))
@@ -144,6 +163,10 @@ def load(
         for tree in (params, frozen)
     )
     return Run(directory, prepared, params, frozen)
+
+
+def _division_asked(config: ml_collections.ConfigDict) -> list[Any]:
+    return [config.data.get(key) for key in prepared_config.DIVIDED_BY]
 
 
 def predict(

@@ -26,6 +26,13 @@ from jaxanom.parallel import placement
 from jaxanom.training import plan, selection
 from jaxanom.types import Batch, Frozen
 
+DIVIDED_BY = (
+    *("name", "directory", "categories", "seed", "class_subset"),
+    *("num_train", "num_test_good", "num_per_defect"),
+    *("defect_rule", "shots", "split_seed", "held_out"),
+)
+"""Keys of `config.data` that decide which images are trained on and tested on."""
+
 _AUGMENTED = 17  # the random stream of augmented views, beside those of `data`
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom import record
 from jaxanom.data import catalog, fewshot, generated, pipeline, workers
 from jaxanom.data.catalog import Dataset, Source
 
@@ -97,6 +98,50 @@ def describe(dataset: Dataset, division: Division) -> dict[str, list[str]]:
         part: [dataset.records[number].name for number in numbers]
         for part, numbers in division._asdict().items()
     }
+
+
+def check_recorded(dataset: Dataset, division: Division, run: Path) -> None:
+    """Checks that images are divided as they were when a run was begun.
+
+    A division is drawn from the images that are there. With others, images that were
+    trained on may be among those to test on.
+
+    Args:
+      dataset, division: as they are now.
+      run: directory of the run; where its record, or a division in it, is missing,
+        there is nothing to compare.
+
+    Raises:
+      ValueError: they differ; names the images.
+    """
+    path = run / record.RECORD
+    recorded = record.read_json(path).get("split") if path.is_file() else None
+    if recorded is None:
+        return
+    before, now = (
+        {name: part for part, names in split.items() for name in names}
+        for split in (recorded, describe(dataset, division))
+    )
+    changes = {
+        "new": [name for name in now if name not in before],
+        "missing": [name for name in before if name not in now],
+        "moved": [
+            f"{name} (from {before[name]} to {part})"
+            for name, part in now.items()
+            if before.get(name, part) != part
+        ],
+    }
+    told = "; ".join(
+        f"{len(names)} {what}: {', '.join(names[:5])}"
+        for what, names in changes.items()
+        if names
+    )
+    if told:
+        raise ValueError(
+            f"the images are not those that {run} was trained with ({told}). Set the "
+            "folder back; keep new images in another one, for a new run or for "
+            "`evaluate --on=data.directory=DIR`"
+        )
 
 
 def training_part(dataset: Dataset, division: Division) -> Dataset:

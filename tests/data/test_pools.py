@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from jaxanom import record
 from jaxanom.data import catalog, generated, pools
 
 SIZE = (8, 8)
@@ -65,6 +66,26 @@ def test_the_test_split_trains_on_all_of_itself_and_tests_on_nothing():
     parts = [*found.normal, *found.defect]
     assert sorted(parts) == catalog.select(data, "test")
     assert kinds(data, found.normal) == {"good"} and found.test == ()
+
+
+def test_a_division_is_compared_with_the_recorded_one(tmp_path):
+    data = dataset()
+    found = pools.divide(data, "shots", 3, seed=0)
+    pools.check_recorded(data, found, tmp_path)  # nothing was recorded
+    recorded = {"split": pools.describe(data, found)}
+    record.write_json(tmp_path / record.RECORD, recorded)
+    pools.check_recorded(data, found, tmp_path)
+    moved, gone = found.defect[0], found.normal[0]
+    name, missing = (data.records[number].name for number in (moved, gone))
+    other = pools.Division(found.normal[1:], found.defect[1:], (*found.test, moved))
+    with pytest.raises(ValueError) as refused:
+        pools.check_recorded(data, other, tmp_path)
+    said = str(refused.value)
+    assert f"1 missing: {missing}; 1 moved: {name} (from defect to test)" in said
+    fewer = recorded["split"] | {"normal": recorded["split"]["normal"][1:]}
+    record.write_json(tmp_path / record.RECORD, {"split": fewer})
+    with pytest.raises(ValueError, match=rf"\(1 new: {missing}\)"):
+        pools.check_recorded(data, found, tmp_path)
 
 
 @pytest.mark.parametrize("rule", ["test_split", "all", "shots"])
