@@ -1,5 +1,6 @@
 """What a notebook needs: train, load a run, predict, generate, evaluate, report."""
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from jaxanom.evaluation import calibration, protocols, runner
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.models import weights
 from jaxanom.parallel import distributed, placement, rules
+from jaxanom.parallel import mesh as meshes
 from jaxanom.report import detections, runs
 from jaxanom.training import loop, selection
 from jaxanom.types import Frozen, Params, Predictions
@@ -127,7 +129,7 @@ def load(
     overrides: Callable[[Any], None] | None = None,
     category: str = "",
 ) -> Run:
-    """Opens a finished run.
+    """Opens a finished run, on a mesh of all devices where its own does not fit.
 
     Args:
       directory: of the run.
@@ -145,6 +147,10 @@ def load(
     if not (directory / PARAMS).is_file():
         raise ValueError(f"{directory} is not finished; start its train command again")
     config = record.config_from_plain(record.read_json(directory / record.CONFIG))
+    sizes = meshes.fitting(config.mesh, len(jax.devices()))
+    if sizes != config.mesh.to_dict() and distributed.is_writer():
+        print(f"{directory}: its mesh does not fit here; now {sizes}", file=sys.stderr)
+    config.mesh.update(sizes)
     asked = _division_asked(config)
     if overrides is not None:
         overrides(config)

@@ -90,7 +90,6 @@ def prepare(
     shape = config.mesh
     sizes = {axis: shape[axis] for axis in meshes.AXES}
     mesh = meshes.make_mesh(**sizes, devices=devices)
-    placement.check_batch_size(config.data.batch_size, mesh)
     data = config.data
     dataset, division = open_data(config)
     if category and category not in dataset.categories:

@@ -4,7 +4,7 @@ import contextlib
 import contextvars
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,6 +50,21 @@ def make_mesh(
     shape = _resolve((data, fsdp, model, particle), len(devices))
     auto = (AxisType.Auto,) * len(AXES)
     return jax.make_mesh(shape, AXES, axis_types=auto, devices=devices)
+
+
+def fitting(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
+    """Returns sizes of axes for `make_mesh`: these, or all devices along `data`.
+
+    Args:
+      sizes: of a mesh of other devices, by axis.
+      num_devices: that are here.
+    """
+    wanted = {axis: sizes[axis] for axis in AXES}
+    try:
+        _resolve(tuple(wanted.values()), num_devices)
+    except ValueError:
+        return dict.fromkeys(AXES, 1) | {"data": -1}
+    return wanted
 
 
 def of_process(mesh: Mesh) -> Mesh:

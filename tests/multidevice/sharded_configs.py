@@ -24,6 +24,12 @@ def test_a_batch_that_does_not_divide_by_the_devices_names_its_key():
     assert prepared.prepare(config(batch_size=16)).mesh.shape["data"] == 8
 
 
+def test_a_run_that_trains_no_more_takes_any_batch():
+    found = config(batch_size=12)
+    found.phases.segment.num_steps = 0
+    assert prepared.prepare(found).mesh.shape["data"] == 8
+
+
 def test_microbatches_must_divide_as_well():
     found = config(batch_size=16)
     found.phases.segment.accumulate = 4
