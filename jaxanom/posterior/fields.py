@@ -58,11 +58,12 @@ class Metric(NamedTuple):
     """A diagonal preconditioner Q, one for all particles (arXiv 1910.12794).
 
     Shared on purpose: one of each particle's own would make the kernel asymmetric. Q is
-    a running mean of squared gradients of log p over particles and steps.
+    the square root of a running mean of squared gradients of log p over particles and
+    steps, plus damping: a gradient over Q is RMSprop's.
 
     Attributes:
       decay: of the running mean, in [0, 1).
-      damping: added to its square root's place, > 0.
+      damping: added to its square root, > 0.
     """
 
     decay: float = 0.9
@@ -125,27 +126,27 @@ def velocity(
     if noise is not None and field.flow.noise is None:
         raise ValueError("this flow has no noise of its own; use svgd.flow")
     pairs = pairing.local(particles.shape[0]) if pairs is None else pairs
-    state, scale = _updated_metric(field, state, grad_log_p, pairs)
+    state, root = _updated_metric(field, state, grad_log_p, pairs)
+    # The preconditioned flow is the plain one of y = Q^(1/2) x.
+    placed, drift = particles * root, grad_log_p / root
     if not field.flow.reads_pairs:
-        drift = grad_log_p if scale is None else grad_log_p / scale
-        return drift, state, {"bandwidth": jnp.ones((), particles.dtype)}
+        return drift / root, state, {"bandwidth": jnp.ones((), particles.dtype)}
     pull_back = lambda force: force  # noqa: E731
-    seen = particles
+    seen = placed
     if embed is not None:
-        seen, back = jax.vjp(embed, particles)
+        seen, back = jax.vjp(lambda y: embed(y / root), placed)
         pull_back = lambda force: back(force)[0]  # noqa: E731
-    r2 = pairing.squared_distances(seen, pairs, scale if embed is None else None)
+    r2 = pairing.squared_distances(seen, pairs)
     bandwidth, of_rule = _bandwidth(field, state, seen, r2, pairs)
     between = field.between(seen, r2, bandwidth, pairs)
-    drift = grad_log_p if scale is None else grad_log_p / scale
     moved = field.flow.drive(drift, between, pairs)
     if field.temperature:
         push = pull_back(field.flow.push(seen, between, pairs))
         moved = moved + field.temperature * push
     info = {"bandwidth": bandwidth}
     if noise is not None:
-        info["noise"] = field.flow.noise(noise, between, pairs)
-    return moved, state._replace(bandwidth=of_rule), info
+        info["noise"] = field.flow.noise(noise, between, pairs) / root
+    return moved / root, state._replace(bandwidth=of_rule), info
 
 
 def _bandwidth(field, state, seen, r2, pairs):
@@ -158,13 +159,13 @@ def _bandwidth(field, state, seen, r2, pairs):
 
 
 def _updated_metric(field, state, grad_log_p, pairs):
-    """Returns (state, Q [D] or None)."""
+    """Returns (state, Q^(1/2)): [D], or 1 without a metric."""
     count = state.count + 1
     if field.metric is None:
-        return state._replace(count=count), None
+        return state._replace(count=count), 1.0
     decay = field.metric.decay
     squares = pairs.mean(grad_log_p**2)[0]
     mean = decay * state.metric + (1 - decay) * squares
     unbiased = mean / (1 - decay ** count.astype(mean.dtype))
     scale = jnp.sqrt(unbiased) + field.metric.damping
-    return state._replace(metric=mean, count=count), scale
+    return state._replace(metric=mean, count=count), jnp.sqrt(scale)

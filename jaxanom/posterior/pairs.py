@@ -69,9 +69,7 @@ def is_self(pairs: Pairs) -> Array:
     return pairs.rows[:, None] == jnp.arange(pairs.num_particles)
 
 
-def squared_distances(
-    particles: Array, pairs: Pairs | None = None, metric: Array | None = None
-) -> Array:
+def squared_distances(particles: Array, pairs: Pairs | None = None) -> Array:
     """Squared distances of the rows here to all particles, by one matrix product.
 
     The mean is subtracted first, or nearly coincident particles far from the origin
@@ -80,15 +78,12 @@ def squared_distances(
     Args:
       particles: [n, D].
       pairs: all of `particles` when None.
-      metric: [D] positive, the diagonal of Q in (x - y)^T Q (x - y); None is one.
 
     Returns:
       [n, P], >= 0.
     """
     pairs = local(particles.shape[0]) if pairs is None else pairs
     centred = particles - pairs.mean(particles)
-    if metric is not None:
-        centred = centred * jnp.sqrt(metric)
     inner = pairs.inner(centred, centred)  # [n, P]
     norms = diagonal(inner, pairs)
     found = norms[:, None] + pairs.gather(norms)[None, :] - 2 * inner

@@ -126,6 +126,58 @@ def test_a_metric_scales_gradients_and_distances_but_not_the_force(float64):
     assert state.metric.shape == (3,) and int(state.count) == 1
 
 
+METRIC = fields.Metric(decay=0.5, damping=0.1)
+
+
+def metric_of(grads):
+    """Q after one step."""
+    return np.sqrt(np.mean(np.square(grads), 0)) + METRIC.damping
+
+
+def test_a_metric_holds_for_the_linear_kernel_too(float64):
+    """k = x^T Q y + 1, whose force Q P x_i meets Q^-1."""
+    x, grads = starts(5, 3), starts(5, 3, seed=1)
+    found = velocity("svgd", x, grads, between=kernels.linear, metric=METRIC)
+    scale = metric_of(grads)
+    gram = (x * scale) @ x.T + 1
+    np.testing.assert_allclose(found, (gram @ (grads / scale)) / 5 + x, atol=1e-12)
+
+
+def test_a_metric_scales_a_force_found_elsewhere(float64):
+    x, grads = starts(5, 4), starts(5, 4, seed=1)
+    matrix = starts(4, 2, seed=2)
+    field = fields.Field(wgf.gfsd(), metric=METRIC)
+    found, _, _ = jax.jit(
+        lambda x, g: fields.velocity(
+            field, fields.init(field, x), x, g, embed=lambda y: y @ matrix
+        )
+    )(x, grads)
+    seen = x @ matrix
+    push = velocity("gfsd", seen, 0 * seen) @ matrix.T
+    np.testing.assert_allclose(found, (grads + push) / metric_of(grads), atol=1e-12)
+
+
+@pytest.mark.parametrize("rule", [bandwidths.median(), bandwidths.heat_equation()])
+@pytest.mark.parametrize("name", FLOWS)
+def test_a_metric_is_the_plain_flow_in_other_units(float64, name, rule):
+    """Of the particles' coordinates; at rest, so that the bandwidth settles."""
+    x, grads = starts(5, 3), starts(5, 3, seed=1)
+    root = np.sqrt(metric_of(grads))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def tenth(field, x, grads):
+        def step(state, _):
+            found, state, _ = fields.velocity(field, state, x, grads)
+            return state, found
+
+        return jax.lax.scan(step, fields.init(field, x), length=10)[1][-1]
+
+    plain = fields.Field(FLOWS[name], bandwidth=rule)
+    found = tenth(plain._replace(metric=METRIC), x, grads)
+    wanted = tenth(plain, x * root, grads / root) / root
+    np.testing.assert_allclose(found, wanted, atol=1e-9)
+
+
 def test_forces_found_elsewhere_are_pulled_back(float64):
     """With a linear embedding A the push is that of x A, times A^T."""
     x, grads = starts(5, 4), starts(5, 4, seed=1)

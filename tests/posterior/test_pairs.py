@@ -27,13 +27,6 @@ def test_digits_survive_far_from_the_origin():
     assert np.abs(careless - wanted).max() > 0.1
 
 
-def test_a_metric_weighs_columns(float64):
-    x, metric = starts(4, 3), np.array([2.0, 0.5, 3.0])
-    found = pairs.squared_distances(x, metric=metric)
-    gaps = x[:, None] - x[None]
-    np.testing.assert_allclose(found, jnp.sum(metric * gaps**2, -1), atol=1e-13)
-
-
 def test_the_mean_distance_is_over_different_particles():
     x = jnp.array([[0.0, 0.0], [3.0, 4.0]])
     assert float(pairs.mean_distance(x)) == pytest.approx(5.0, rel=1e-6)
