@@ -216,6 +216,17 @@ def test_one_particle_follows_its_gradient_in_every_flow_and_space(update, space
     np.testing.assert_allclose(found, grads["particles"]["context"], atol=1e-6)
 
 
+@pytest.mark.parametrize("rule", coupling.RULES)
+def test_every_bandwidth_rule_pushes(rule):
+    _, params, frozen, _ = world()
+    zero = jax.tree.map(jnp.zeros_like, params)
+    options = coupling.Options(bandwidth_rule=rule, temperature=20.0)
+    step = step_of(options, params, zero, frozen)
+    fixed = step_of(options._replace(bandwidth=1.0), params, zero, frozen)
+    assert np.any(np.asarray(step) != 0) and np.all(np.isfinite(step))
+    assert not np.allclose(step, fixed)
+
+
 @pytest.mark.parametrize("space", coupling.SPACES)
 def test_the_push_parts_particles_in_the_space_it_is_found_in(space):
     network, params, frozen, _ = world()

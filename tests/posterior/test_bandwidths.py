@@ -42,8 +42,12 @@ def test_the_median_rule_makes_a_typical_row_sum_to_about_two():
 
 
 RULES = [
-    *(bandwidths.median(rule) for rule in bandwidths.MEDIANS),
-    bandwidths.heat_equation(),
+    *(
+        bandwidths.median(rule, mode)
+        for rule in bandwidths.MEDIANS
+        for mode in bandwidths.MODES
+    ),
+    *(bandwidths.heat_equation(form=form) for form in bandwidths.MISFITS),
 ]
 
 
@@ -66,6 +70,18 @@ def test_all_modes_agree_on_a_cloud():
     some = bandwidth_of(bandwidths.median(mode="subsample", num_pairs=400), x)
     # The median of 400 draws lies within 2 / sqrt(400) of rank one half.
     assert some == pytest.approx(exact, rel=0.15)
+
+
+@pytest.mark.parametrize("rule", bandwidths.MEDIANS)
+@pytest.mark.parametrize("num_particles", [4, 5])
+def test_a_histogram_finds_the_median_of_its_rule(float64, rule, num_particles):
+    """A few particles have wide gaps between the middle entries."""
+    x = starts(num_particles, 6, seed=3)
+    r2 = pairs.squared_distances(x)
+    found = bandwidth_of(bandwidths.median(rule, "histogram"), x)
+    wanted = bandwidth_of(bandwidths.median(rule), x)
+    # One bin of the second count, over 2 log(P + 1) > 2.
+    assert found == pytest.approx(wanted, abs=float(r2.max()) / 512**2)
 
 
 def test_a_lagged_median_is_that_of_the_step_before():
@@ -97,9 +113,28 @@ def test_the_line_search_walks_to_a_minimum(float64):
     assert misfit(found) <= min(misfit(0.99 * found), misfit(1.01 * found)) + 1e-6
 
 
-def test_thousands_of_dimensions_do_not_overflow():
-    x = jnp.asarray(0.02 * starts(4, 8192), jnp.float32)
-    assert np.isfinite(bandwidth_of(bandwidths.heat_equation(), x, steps=3))
+@pytest.mark.parametrize("spread", [0.02, 1.0])
+def test_the_heat_equation_settles_in_thousands_of_dimensions(spread):
+    x = jnp.asarray(starts(4, 4096, spread=spread), jnp.float32)
+    earlier, later = (
+        bandwidth_of(bandwidths.heat_equation(), x, steps) for steps in (150, 200)
+    )
+    assert later == pytest.approx(earlier, rel=1e-2)
+    typical = float(bandwidths.median_of(pairs.squared_distances(x), "offdiag"))
+    assert 1 < typical / later < 100
+    # Negative control: the released form grows by its trial's factor at each step.
+    released = bandwidths.heat_equation(form="released")
+    grown = bandwidth_of(released, x, 200) / bandwidth_of(released, x, 150)
+    assert grown > 1.1**49
+
+
+def test_the_heat_equation_knows_no_unit_of_length(float64):
+    x = starts(6, 5)
+    small, large = (
+        bandwidth_of(bandwidths.heat_equation(), scale * x, 100) for scale in (1, 100)
+    )
+    # At a minimum the misfit is flat: half of the digits.
+    assert large == pytest.approx(1e4 * small, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +143,7 @@ def test_thousands_of_dimensions_do_not_overflow():
         lambda: bandwidths.fixed(0.0),
         lambda: bandwidths.median("mean"),
         lambda: bandwidths.median(mode="guess"),
+        lambda: bandwidths.heat_equation(form="a"),
     ],
 )
 def test_unknown_rules_are_refused(make):

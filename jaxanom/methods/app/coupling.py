@@ -43,6 +43,11 @@ OF_SAMPLERS = {
 """Optimiser settings under which a sampler's moves reach the particles as they are."""
 SPACES = ("ctx", "token_mean", "text_features")
 BACKENDS = ("auto", *sharded.BACKENDS)
+RULES = {
+    "median": lambda options: bandwidths.median(options.median, options.bandwidth_mode),
+    "heat_equation": lambda options: bandwidths.heat_equation(),
+    "heat_equation_released": lambda options: bandwidths.heat_equation(form="released"),
+}
 
 
 class Options(NamedTuple):
@@ -55,7 +60,8 @@ class Options(NamedTuple):
       space: where distances are measured: flattened vectors ("ctx"), their mean over
         tokens, or the normalised text features they lead to.
       bandwidth: h, or 0 for the rule.
-      bandwidth_rule: "median" or "heat_equation".
+      bandwidth_rule: "median", "heat_equation", or "heat_equation_released", whose h
+        grows without end in many dimensions, see `bandwidths.heat_misfit`.
       median: see `bandwidths.median_of`.
       bandwidth_mode: see `bandwidths.median`.
       normalise: of SVGD, "mean" or "sum".
@@ -104,7 +110,7 @@ def check(options: Options, phase: Any) -> None:
         ("rkhs", KERNELS),
         ("space", SPACES),
         ("backend", BACKENDS),
-        ("bandwidth_rule", ("median", "heat_equation")),
+        ("bandwidth_rule", tuple(RULES)),
     ):
         if getattr(options, key) not in known:
             raise ValueError(
@@ -184,10 +190,10 @@ def make(
 
 def _coupled(options, temperature, tower, mesh_config, step_size, noise):
     """Flows, and SVGD with its noise."""
-    rule = {
-        "median": lambda: bandwidths.median(options.median, options.bandwidth_mode),
-        "heat_equation": bandwidths.heat_equation,
-    }[options.bandwidth_rule]
+    if options.bandwidth:
+        rule = bandwidths.fixed(options.bandwidth)
+    else:
+        rule = RULES[options.bandwidth_rule](options)
     flow = {
         "svgd": lambda: svgd.flow(options.normalise),
         "noisy_svgd": lambda: svgd.flow(options.normalise),
@@ -198,7 +204,7 @@ def _coupled(options, temperature, tower, mesh_config, step_size, noise):
     field = fields.Field(
         flow=flow(),
         between=kernels.NAMES[options.rkhs](),
-        bandwidth=bandwidths.fixed(options.bandwidth) if options.bandwidth else rule(),
+        bandwidth=rule,
         temperature=temperature,
         metric=fields.Metric() if options.preconditioned else None,
     )

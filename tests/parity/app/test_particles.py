@@ -58,7 +58,7 @@ def field_of(said):
     rules = {
         "med": lambda: bandwidths.median("upper"),
         "fix": lambda: bandwidths.fixed(said["bwVal"]),
-        "he": bandwidths.heat_equation,
+        "he": lambda: bandwidths.heat_equation(form="released"),
     }
     flows = {
         "SVGD": lambda: svgd.flow(normalised_density=said.get("dnNormalize", False)),
