@@ -141,3 +141,25 @@ def test_the_estimated_kl_of_equal_gaussians_is_the_exact_one():
     whole = distributions.kl_image_agnostic(bent, 3, "exact")
     assert float(found - by_three) == pytest.approx(1.0, abs=1e-4)
     assert float(found - whole) == pytest.approx(3.0, abs=1e-4)
+
+
+def test_draws_of_each_image_count_their_divergence_once_and_without_padding():
+    """Two images with the draw that both may share, beside a padding row."""
+    rng = np.random.default_rng(0)
+    mean, variance = rng.normal(size=(1, 1, 4)), rng.uniform(0.3, 2, size=(1, 1, 4))
+    start = rng.normal(size=(1, 5, 4))
+    shared = distributions.Draw(mean, variance, start, 2 * start, start[..., 0])
+    rows = np.array([1.0, 1.0, 9.0])[:, None, None]
+    own = shared._replace(
+        start=rows * start, end=rows * shared.end, logdet=rows[..., 0] * shared.logdet
+    )
+    valid = np.array([True, True, False])
+    found = objective.kl_terms(distributions.Draws(own, own, own), valid, "author")
+    # With one draw for all "exact" is the mean over images.
+    exact = objective.kl_terms(distributions.Draws(own, shared, shared), valid, "exact")
+    for name in ("kl_normal", "kl_abnormal"):
+        assert float(found[name]) == pytest.approx(float(exact[name]), rel=1e-5)
+    author = objective.kl_terms(
+        distributions.Draws(own, shared, shared), valid, "author"
+    )
+    assert author["kl_normal"] != pytest.approx(float(exact["kl_normal"]), rel=1e-3)

@@ -239,11 +239,16 @@ def segmentation_terms(
 def kl_terms(draws: distributions.Draws, valid: Array, logdet: str) -> dict[str, Array]:
     """The three KL estimates, unweighted."""
     count = jnp.maximum(jnp.sum(valid), 1)
-    state = distributions.kl_image_agnostic
+
+    def state(draw: distributions.Draw) -> Array:
+        if draw.logdet.shape[0] > 1:  # iad_noise="image"
+            return distributions.kl_image_specific(draw, valid)
+        return distributions.kl_image_agnostic(draw, count, logdet)
+
     return {
         "kl_isd": distributions.kl_image_specific(draws.context, valid),
-        "kl_normal": state(draws.normal, count, logdet),
-        "kl_abnormal": state(draws.abnormal, count, logdet),
+        "kl_normal": state(draws.normal),
+        "kl_abnormal": state(draws.abnormal),
     }
 
 
