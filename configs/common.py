@@ -146,7 +146,7 @@ def add_zero_shot(config):
             "sigma": 8.0,
             "image_minmax": "none",
             "projection_init": "random",
-            "clip_act": "gelu",  # "" as the weights' config says
+            "clip_act": "released",  # exact GELU; "" as the weights' config says
             "names": "released",
             "shortcuts": True,
             "cache_features": True,

@@ -286,9 +286,17 @@ def test_towers_take_the_activation_asked_for(made):
     clip_config = made.towers.image.config
     assert made.options.clip_act == "" and clip_config.hidden_act == "quick_gelu"
     whole = backbones.clip.ClipConfig()
-    changed = settings.Options(clip_act="gelu")
-    towers = bayes_pfl.build_towers(whole, changed, "float32")
-    assert towers.text.config.hidden_act == towers.image.config.hidden_act == "gelu"
+    for changed, wanted in (
+        ({"clip_act": "gelu"}, "gelu"),
+        ({}, "gelu"),
+        ({"prompts": "captions"}, "quick_gelu"),  # plain CLIP is the weights' own
+        ({"prompts": "captions", "clip_act": "gelu"}, "gelu"),
+        ({"caption_share": 0.5}, "gelu"),
+    ):
+        options = settings.Options(**changed)
+        towers = bayes_pfl.build_towers(whole, options, "float32")
+        for tower in (towers.text, towers.image):
+            assert tower.config.hidden_act == wanted, changed
     assert isinstance(towers, objective.Towers)
 
 

@@ -31,8 +31,9 @@ abstract suggest, we follow the code by default:
 A released checkpoint is evaluated by a run without steps: `checkpoint` names the file,
 both phases have `num_steps = 0` (and `image_head` is "pooled" for a file of stage 1).
 
-`caption_share` (ours) lets plain CLIP's answer to two captions into every map: what is
-learnt on one set of images need not carry over to others.
+`caption_share` (ours) lets plain CLIP's answer to two captions into every map, with the
+activation that the method has: what is learnt on one set of images need not carry over
+to others.
 
 Two baselines are settings of the same method, so that evaluator, maps and scores are
 one: `prompts` = "learned" trains the bank alone, without distributions or draws, and
@@ -172,9 +173,9 @@ def build_towers(
     config: clip.ClipConfig, options: settings.Options, dtype: str
 ) -> objective.Towers:
     """Returns the modules of both towers, with the activation asked for."""
-    parts = []
+    parts, activation = [], settings.activation(options)
     for part in (config.vision_config, config.text_config):
-        part = clip_layers.with_activation(part, options.clip_act)
+        part = clip_layers.with_activation(part, activation)
         parts.append(dataclasses.replace(part, projection_dim=config.projection_dim))
     kind = np.dtype(dtype) if dtype != "bfloat16" else jax.numpy.bfloat16
     return objective.Towers(

@@ -3,7 +3,8 @@
 Nothing is trained. The image score compares the pooled feature with both captions, the
 map every patch token of the last layer, normed and projected as the class token is;
 both at CLIP's own temperature, upsampled, smoothed and joined as the method's are. A
-baseline, and with `caption_share` a part of the method's own answer.
+baseline, and with `caption_share` a part of the method's own answer, through its towers
+and so with their activation (`clip_act`).
 """
 
 from collections.abc import Callable

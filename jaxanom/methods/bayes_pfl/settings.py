@@ -18,7 +18,7 @@ CHOICES = {
     "iad_noise": ("run", "image"),
     "image_head": ("fused", "pooled"),
     "image_minmax": ("none", "category"),
-    "clip_act": ("", "gelu", "quick_gelu"),
+    "clip_act": ("released", "", "gelu", "quick_gelu"),
     "names": ("released", "spaced"),
     "projection_init": ("random", "clip"),
     "prompts": ("drawn", "learned", "captions"),
@@ -45,7 +45,7 @@ class Options(NamedTuple):
         that choose a model, and of predictions.
       kl_weight: of each of the three KL terms.
       iad_logdet: "author" divides the image-agnostic log-determinants by the batch
-        size, "exact" does not.
+        size, "exact" does not; with iad_noise="image" neither does.
       variance: "author" reads exp(h / 2) as the variance, "exact" exp(h).
       flow_constraint: of `flows.push`.
       train_pairs: "one" random bank entry feeds the classification and segmentation
@@ -68,7 +68,9 @@ class Options(NamedTuple):
         test images of a category: transductive, only for evaluation.
       projection_init: of the patch projections A_l; "clip" starts every layer at CLIP's
         own way into the joint space.
-      clip_act: activation of both towers; "" is that of the weights' config.
+      clip_act: activation of both towers; "" is that of the weights' config, "released"
+        exact GELU as in the authors' code, but for prompts="captions", plain CLIP, that
+        of the weights. `caption_share` looks through the method's own towers.
       names: class names as the "released" code words them, or "spaced" (underscores
         are spaces).
       shortcuts: the exact speed-ups; False computes as the released code does.
@@ -110,7 +112,7 @@ class Options(NamedTuple):
     sigma: float = 8.0
     image_minmax: str = "none"
     projection_init: str = "random"
-    clip_act: str = "gelu"
+    clip_act: str = "released"
     names: str = "released"
     shortcuts: bool = True
     cache_features: bool = True
@@ -158,6 +160,13 @@ def read_options(section: Mapping[str, Any]) -> Options:
     _check_captions(options)
     _check_baseline(options)
     return options
+
+
+def activation(options: Options) -> str:
+    """Returns the activation of both towers, "" for that of the weights' config."""
+    if options.clip_act != "released":
+        return options.clip_act
+    return "" if options.prompts == "captions" else "gelu"
 
 
 def _check_captions(options: Options) -> None:
