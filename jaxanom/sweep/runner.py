@@ -155,7 +155,7 @@ def _check(config: ml_collections.ConfigDict) -> None:
         given = config.phases.particles.to_dict()
         if update in coupling.SAMPLERS:
             given |= coupling.OF_SAMPLERS  # of the sweep's own optimiser
-        coupling.check(options._replace(update=update), given)
+        coupling.check(options._replace(update=update), given, config.app.prior)
     if options.backend != "auto":
         raise ValueError(
             f"config.app.particles.backend={options.backend!r}: a sweep spreads runs, "

@@ -171,6 +171,15 @@ def test_a_moving_average_is_fitted_and_not_felt_by_the_particles():
     assert float(metrics["prior_energy"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [objective.prior_loss, objective.particle_loss])
+def test_a_single_class_is_not_trained_on(make):
+    network, params, frozen, batch = world()
+    loss_fn = make(network, objective.Prior())
+    one = {**frozen, "columns": frozen["columns"][:, :1]}
+    with pytest.raises(ValueError, match=r"app\.task has a single class"):
+        jax.eval_shape(lambda p: loss_fn(p, one, batch, None), params)
+
+
 def test_padding_rows_change_no_loss():
     _, params, _, batch = world()
     padded = {
@@ -271,13 +280,35 @@ def test_samplers_refuse_an_optimiser_that_would_bend_their_steps(update):
         "weight_decay": 0.0,
         "clip_norm": 0.0,
     }
-    coupling.check(coupling.Options(update=update), phase)
+    options, prior = coupling.Options(update=update), objective.Prior()
+    coupling.check(options, phase, prior)
     with pytest.raises(ValueError, match=r"phases\.particles.*'momentum': 0\.9"):
-        coupling.check(coupling.Options(update=update), {**phase, "momentum": 0.9})
+        coupling.check(options, {**phase, "momentum": 0.9}, prior)
     unsaid = {key: value for key, value in phase.items() if key != "momentum"}
     with pytest.raises(ValueError, match="momentum"):  # its default is 0.9
-        coupling.check(coupling.Options(update=update), unsaid)
-    coupling.check(coupling.Options(update="svgd"), {"momentum": 0.9})
+        coupling.check(options, unsaid, prior)
+    coupling.check(coupling.Options(update="svgd"), {"momentum": 0.9}, prior)
+    for pattern, factor in ((".*", 0.5), ("particles/.*", 2.0)):
+        factors = {"rate_factors": (("prior/.*", 0.1), (pattern, factor))}
+        with pytest.raises(ValueError, match=r"rate_factors.*step_size"):
+            coupling.check(options, phase | factors, prior)
+    others = {"rate_factors": (("center/.*", 0.1), ("particles/.*", 1.0))}
+    coupling.check(options, phase | others, prior)
+
+
+@pytest.mark.parametrize(
+    ("prior", "named"),
+    [
+        (objective.Prior(train="joint"), "train='joint'"),
+        (objective.Prior(center="ema"), r"center_rate=1\.0"),
+    ],
+)
+def test_samplers_refuse_a_prior_that_learns_at_their_rate(prior, named):
+    with pytest.raises(ValueError, match=named):
+        coupling.check(coupling.Options(update="sgld"), coupling.OF_SAMPLERS, prior)
+    coupling.check(coupling.Options(update="svgd"), {}, prior)
+    slow = prior._replace(train="separate", center_rate=0.1)
+    coupling.check(coupling.Options(update="sgld"), coupling.OF_SAMPLERS, slow)
 
 
 @pytest.mark.parametrize("update", coupling.SAMPLERS)
@@ -303,12 +334,19 @@ def test_samplers_make_finite_moves_of_their_own(update):
         {"space": "token_mean", "backend": "ring"},
         {"space": "token_mean", "update": "noisy_svgd"},
         {"preconditioned": True, "update": "noisy_svgd"},
+        {"preconditioned": True, "update": "map"},
+        {"preconditioned": True, "update": "sgld"},
+        {"backend": "ring", "update": "map"},
+        {"form": "compakt"},
+        {"median": "lower"},
+        {"bandwidth_mode": "exakt"},
+        {"normalise": "max"},
     ],
     ids=str,
 )
 def test_options_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match=r"config\.app\.particles"):
-        coupling.check(coupling.Options(**wrong), {})
+        coupling.check(coupling.Options(**wrong), {}, objective.Prior())
 
 
 def logits_of(options, params=None):
@@ -331,11 +369,13 @@ def test_alpha_one_leaves_the_prior_out_and_saves_its_prompts():
 @pytest.mark.parametrize("average", predict.AVERAGES)
 @pytest.mark.parametrize("mix", predict.MIXES)
 def test_particles_that_agree_are_averaged_to_themselves(average, mix):
+    """And mixed to themselves with a prior that agrees with them."""
     _, params, _, _ = world()
     one = params["particles"]["context"][:1]
     params = {**params, "particles": {"context": jnp.repeat(one, 3, axis=0)}}
-    options = predict.Options(average=average, mix=mix, alpha=1.0)
+    options = predict.Options(average=average, mix=mix, alpha=0.7)
     found = logits_of(options, params)
+    found = found._replace(prior=found.particles[0])
     probability = jax.nn.softmax(predict.mixed_logits(found, options))
     wanted = jax.nn.softmax(found.particles[0])
     np.testing.assert_allclose(probability, wanted, atol=1e-5)

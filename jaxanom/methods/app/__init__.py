@@ -47,8 +47,10 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
       ValueError: an option, a class name or a backbone that does not fit.
     """
     found = parts.assemble(config, dataset)
-    coupling.check(found.particles, config.phases.particles)
+    coupling.check(found.particles, config.phases.particles, config.app.prior)
     num_particles = config.app.num_particles
+    if num_particles < 1:
+        raise ValueError(f"config.app.num_particles={num_particles}; wanted 1 or more")
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         return parts.params(found, key, num_particles), parts.frozen(found, dataset)

@@ -6,6 +6,7 @@ not depend on n.
 """
 
 import functools
+import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -94,13 +95,14 @@ class Options(NamedTuple):
     backend: str = "auto"
 
 
-def check(options: Options, phase: Any) -> None:
+def check(options: Options, phase: Any, prior: Any) -> None:
     """Refuses what does not fit together.
 
     Args:
       options: of the particles.
       phase: `config.phases.particles`; a sampler's moves must reach the particles as
         they are.
+      prior: `config.app.prior`.
 
     Raises:
       ValueError: names the key.
@@ -111,6 +113,10 @@ def check(options: Options, phase: Any) -> None:
         ("space", SPACES),
         ("backend", BACKENDS),
         ("bandwidth_rule", tuple(RULES)),
+        ("median", bandwidths.MEDIANS),
+        ("bandwidth_mode", bandwidths.MODES),
+        ("normalise", svgd.NORMALISATIONS),
+        ("form", wgf.GFSF_FORMS),
     ):
         if getattr(options, key) not in known:
             raise ValueError(
@@ -126,6 +132,14 @@ def check(options: Options, phase: Any) -> None:
         raise ValueError(
             f"config.app.particles.space={options.space!r} needs backend='auto'"
         )
+    if options.update not in COUPLED and (
+        options.preconditioned or options.backend != "auto"
+    ):
+        raise ValueError(
+            f"config.app.particles.preconditioned={options.preconditioned}, backend="
+            f"{options.backend!r}: update={options.update!r} heeds neither, they are "
+            f"of {COUPLED}; set them to False and 'auto'"
+        )
     if options.update == "noisy_svgd" and (
         options.space != "ctx" or options.preconditioned
     ):
@@ -133,14 +147,36 @@ def check(options: Options, phase: Any) -> None:
             "config.app.particles.update='noisy_svgd' needs space='ctx' and "
             "preconditioned=False: its noise belongs to that kernel"
         )
-    if options.update not in SAMPLERS:
-        return
+    if options.update in SAMPLERS:
+        _check_optimiser(options.update, phase, prior)
+
+
+def _check_optimiser(update: str, phase: Any, prior: Any) -> None:
+    """Refuses an optimiser that bends a sampler's moves, or whose rate bends others."""
     found = {"warmup_steps": 0, **phase}
     wrong = {k: found.get(k) for k, v in OF_SAMPLERS.items() if found.get(k) != v}
     if wrong:
         raise ValueError(
-            f"config.app.particles.update={options.update!r} makes its own steps, so "
+            f"config.app.particles.update={update!r} makes its own steps, so "
             f"config.phases.particles must hold {OF_SAMPLERS}; found {wrong}"
+        )
+    for pattern, factor in found.get("rate_factors", ()):
+        if re.fullmatch(pattern, "particles/context") and factor != 1:
+            raise ValueError(
+                f"config.phases.particles.rate_factors: {pattern!r} would scale the "
+                f"moves of update={update!r}, drift and noise alike; set "
+                "config.app.particles.step_size"
+            )
+    if prior.train == "joint":
+        raise ValueError(
+            f"config.app.prior.train='joint': with update={update!r} the learning rate "
+            "is 1, at which its network diverges; set it to 'separate'"
+        )
+    if prior.center == "ema" and not 0 < prior.center_rate < 1:
+        raise ValueError(
+            f"config.app.prior.center_rate={prior.center_rate}: with update={update!r} "
+            "the learning rate is 1, so that this is a batch's share in the moving "
+            "average; wanted above 0 and below 1"
         )
 
 

@@ -32,7 +32,8 @@ class Prior(NamedTuple):
       center: mu is phi averaged over the "batch", as released, which moves from step to
         step; over the clean training images ("dataset": a fixed target, for samplers);
         or a moving average ("ema"), fitted by the optimiser with `center_rate`.
-      center_rate: gradient of the moving average per distance to the batch's mean.
+      center_rate: gradient of the moving average per distance to the batch's mean: its
+        step is so many learning rates long, and a sampler's learning rate is 1.
       layout: see `model.LAYOUTS`.
       train: "separate": stage 1 fits phi, stage 2 leaves it; "joint": stage 2 moves phi
         too; "frozen_random": phi as drawn.
@@ -86,7 +87,7 @@ def prior_weight(rule: str, shots: float, reg: float, sigma2: float, num_data: f
 
     Args:
       rule: "shots" reg / S; "shots_squared" reg / S^2; "sigma2" 1 / (2 sigma2 n).
-      shots: S, training images per class.
+      shots: S, training images per class, n / K.
       reg: 1 in the released scripts.
       sigma2: variance of the prior.
       num_data: n.
@@ -104,11 +105,28 @@ def prior_weight(rule: str, shots: float, reg: float, sigma2: float, num_data: f
     return reg / (shots if rule == "shots" else shots**2)
 
 
+def check_classes(columns: Array) -> None:
+    """Refuses to train on one class; answering with one is no harm.
+
+    Args:
+      columns: [num_categories, T] int32.
+
+    Raises:
+      ValueError: T is 1, where the cross-entropy is 0 whatever the prompts.
+    """
+    if columns.shape[1] < 2:
+        raise ValueError(
+            "config.app.task has a single class, from which nothing is learnt; add "
+            "config.data.categories or defect types, or set config.app.task='state'"
+        )
+
+
 def prior_loss(network: Network, prior: Prior) -> LossFn:
     """Stage 1: cross-entropy of the prior network's prompts."""
 
     def loss_fn(params, frozen, batch, key):
         del key
+        check_classes(frozen["columns"])
         features = batch["image_features"]
         num_classes = network.tower.parts.suffix.input_ids.shape[0]
         vectors = model.prior_vectors(params["prior"], features)
@@ -157,6 +175,7 @@ def particle_loss(network: Network, prior: Prior) -> LossFn:
 
     def loss_fn(params, frozen, batch, key):
         del key
+        check_classes(frozen["columns"])
         context = params["particles"]["context"]
         features, valid = batch["image_features"], batch.get("valid")
         text = model.text_features(network.tower, frozen["text"], context)
