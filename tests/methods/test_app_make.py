@@ -9,8 +9,9 @@ from PIL import Image
 
 from jaxanom import api, prepared
 from jaxanom.cli import config_file, evaluate, main
-from jaxanom.data import catalog, pipeline
+from jaxanom.data import catalog, generated, pipeline, pools
 from jaxanom.methods import by_name
+from jaxanom.methods.app import parts
 
 CLASSES = ("ant", "bee", "cat")
 
@@ -144,6 +145,49 @@ def test_a_dataset_center_encodes_the_training_images(config_of):
     assert frozen["train_features"].shape == (9, made_width(frozen))
 
 
+def test_a_single_class_is_not_trained_on(config_of, tmp_path):
+    with pytest.raises(ValueError, match="single class"):
+        api.train(config_of(data__categories=("ant",)), tmp_path / "run")
+
+
+@pytest.mark.parametrize("task", ["state", "category"])
+def test_the_number_of_data_is_that_of_the_images_drawn_from(task, tmp_path):
+    """Six normal, four defective and two generated images of two categories."""
+    config = config_file.load("configs/app/foundry.py:smoke")
+    config.data.categories, config.app.task = ("nut", "pill"), task
+    config.data.num_train, config.data.num_per_defect = 3, 2
+    config.data.defect_rule, config.data.shots = "shots", 2
+    config.data.generated = str(tmp_path / "set")
+    generated.write(tmp_path / "set", map(generated_row, range(3)))
+    dataset, division = prepared.open_data(config)
+    part = pools.training_part(dataset, division)
+    assert (len(division.normal), len(division.defect)) == (6, 4)
+    weights = config.mixture.particles
+    for pooled, wanted in (
+        (("normal",), 6),
+        (("normal", "defect"), 10),
+        (("normal", "defect", "generated"), 12),
+    ):
+        for name in weights:
+            weights[name] = 1.0 if name in pooled else 0.0
+        found = parts.assemble(config, part)
+        assert found.num_data == wanted
+        # S is the mean over classes: two states of two objects, or the two objects.
+        num_classes = {"state": 4, "category": 2}[task]
+        assert found.prior.weight == pytest.approx(num_classes / wanted)
+    config.data.generated = str(tmp_path / "elsewhere")
+    assert parts.assemble(config, part).num_data == 10
+
+
+def generated_row(number):
+    """The last one holds nothing and is left out."""
+    mask = np.full((8, 8), number < 2, np.uint8)
+    image = np.zeros((8, 8, 3), np.uint8)
+    return generated.GeneratedRow(
+        "nut", "crack", image, mask, mask, "0.png", "", number
+    )
+
+
 def made_width(frozen):
     return frozen["text"]["text_projection"]["kernel"].shape[1]
 
@@ -160,6 +204,7 @@ REFUSED = {
     "app.num_vectors=30": {"app__num_vectors": 30},
     "class_subset": {"data__class_subset": "old"},
     "makes its own steps": {"app__particles__update": "sgld"},
+    "app.num_particles=0": {"app__num_particles": 0},
 }
 
 

@@ -1,6 +1,7 @@
 """`config.app` and a dataset -> what losses, transports and predictions share."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import sections
-from jaxanom.data import catalog, pipeline
+from jaxanom.data import catalog, generated, pipeline
 from jaxanom.methods.app import classes, coupling, model, objective, predict
 from jaxanom.models import clip_pair, shared_prefix, sources
 from jaxanom.parallel import mesh as meshes
@@ -27,7 +28,7 @@ class Parts(NamedTuple):
       particles: options of the transport.
       answers: options of the prediction.
       pair: both towers of CLIP.
-      num_data: n, images trained on.
+      num_data: n, images that phase "particles" draws from.
       init_std: of the first particles.
     """
 
@@ -45,7 +46,8 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
     """Reads `config.app` and opens the towers.
 
     Args:
-      config: its `app`, `model` and the number of steps of `phases.prior` are read.
+      config: its `app`, `model`, `mixture.particles`, `data.generated` and the number
+        of steps of `phases.prior` are read.
       dataset: the training part.
 
     Raises:
@@ -75,11 +77,11 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
     dtype = jnp.dtype(config.model.dtype)
     loading = sources.chosen(config.model)
     pair = clip_pair.load(config.model.directory, dtype, loading)
-    num_data = max(len(dataset.records), 1)
+    num_data = max(_num_images(config, dataset), 1)
     return Parts(
         named=named,
         network=_network(settings, named, pair, dtype),
-        prior=_prior(settings.prior, particles, num_data, len(named.targets)),
+        prior=_prior(settings.prior, particles, num_data, len(named.names)),
         particles=particles,
         answers=answers,
         pair=pair,
@@ -141,10 +143,24 @@ def encoder(parts: Parts) -> Callable[[Frozen, Batch], Batch]:
     return encode
 
 
+def _num_images(config: Any, dataset: catalog.Dataset) -> int:
+    """Counts the images of the pools with a weight in `config.mixture.particles`."""
+    weights = config.mixture.particles
+    kinds = [record.defect_type for record in dataset.records]
+    counts = {"normal": kinds.count(catalog.GOOD), "generated": 0}
+    counts["defect"] = len(kinds) - counts["normal"]
+    directory = Path(config.data.generated).expanduser()
+    # A run is predicted with also where the set it was trained on is not.
+    if weights.get("generated") and directory.is_dir():
+        rows = generated.read_manifest(directory)
+        counts["generated"] = sum(row["image"] is not None for row in rows)
+    return sum(count for name, count in counts.items() if weights.get(name))
+
+
 def _prior(
     section: Any, particles: coupling.Options, num_images: int, num_classes: int
 ) -> objective.Prior:
-    """Reads `config.app.prior`; S is the number of images per class."""
+    """Reads `config.app.prior`; S is the mean number of images per class."""
     weight = objective.prior_weight(
         section.lambda_rule,
         num_images / num_classes,
