@@ -24,7 +24,7 @@ ADP = {
 SMALL = {
     "adp/folder.py": ADP,
     "adp/foundry.py": ADP,
-    "app/folder.py": {"app.num_vectors": 2},
+    "app/folder.py": {"app.num_vectors": 2, "data.categories": ("nut", "pill")},
     "app/foundry.py": {"app.num_vectors": 2},
     "app/sweep_foundry.py": {"app.num_vectors": 2},
     "bayes_pfl/foundry.py": {"bayes_pfl.layers": (1,), "data.held_out": ()},
@@ -65,10 +65,10 @@ def set_value(config, key, value):
 def small(recipe, backbone):
     """The recipe's own `:smoke`, on 16 px and the tiny backbone."""
     config = config_file.load(f"configs/{recipe}:smoke")
-    for key, value in SMALL[recipe].items():
-        set_value(config, key, value)
     config.data.image_size = 16
     config.data.categories = ("pill",)
+    for key, value in SMALL[recipe].items():
+        set_value(config, key, value)
     for key in ("tokenizer", "autoencoder", "text_encoder"):
         if key in config.get("pretraining", {}):
             part = "tokenizer" if key == "tokenizer" else ""
