@@ -27,7 +27,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.batch_size = 32
     config.model.directory = "openai/clip-vit-large-patch14-336"
     options = config.bayes_pfl
-    options.clip_act = "released"
     options.small_categories = (
         "capsules",
         "macaroni1",

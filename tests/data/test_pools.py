@@ -255,10 +255,10 @@ def test_spread_takes_every_kind_before_any_twice():
 
 def test_a_file_that_was_trained_on_is_told_by_its_bytes(tmp_path):
     data, records = dataset(num_good=2, num_defects=1), []
-    for number, record in enumerate(data.records):
+    for number, row in enumerate(data.records):
         path = tmp_path / f"{number:03d}.png"
         path.write_bytes(bytes([number]))  # all of one size
-        records.append(record._replace(image=str(path)))
+        records.append(row._replace(image=str(path)))
     on_disk = data._replace(records=tuple(records))
     found = pools.divide(on_disk, "none", 0, seed=0, num_normal=1)
     files = [tmp_path / f"{n:03d}.png" for n in range(len(records))]
