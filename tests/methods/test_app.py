@@ -292,7 +292,7 @@ def test_samplers_refuse_an_optimiser_that_would_bend_their_steps(update):
         factors = {"rate_factors": (("prior/.*", 0.1), (pattern, factor))}
         with pytest.raises(ValueError, match=r"rate_factors.*step_size"):
             coupling.check(options, phase | factors, prior)
-    others = {"rate_factors": (("center/.*", 0.1), ("particles/.*", 1.0))}
+    others = {"rate_factors": (("particles/.*", 1.0), (".*", 0.1))}
     coupling.check(options, phase | others, prior)
 
 

@@ -160,13 +160,17 @@ def _check_optimiser(update: str, phase: Any, prior: Any) -> None:
             f"config.app.particles.update={update!r} makes its own steps, so "
             f"config.phases.particles must hold {OF_SAMPLERS}; found {wrong}"
         )
-    for pattern, factor in found.get("rate_factors", ()):
-        if re.fullmatch(pattern, "particles/context") and factor != 1:
-            raise ValueError(
-                f"config.phases.particles.rate_factors: {pattern!r} would scale the "
-                f"moves of update={update!r}, drift and noise alike; set "
-                "config.app.particles.step_size"
-            )
+    factors = [
+        factor
+        for pattern, factor in found.get("rate_factors", ())
+        if re.fullmatch(pattern, "particles/context")
+    ]
+    if factors and factors[0] != 1:  # the first match holds
+        raise ValueError(
+            f"config.phases.particles.rate_factors: {factors[0]} would scale the moves "
+            f"of update={update!r}, drift and noise alike; set "
+            "config.app.particles.step_size"
+        )
     if prior.train == "joint":
         raise ValueError(
             f"config.app.prior.train='joint': with update={update!r} the learning rate "

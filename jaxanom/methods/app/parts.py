@@ -150,7 +150,7 @@ def _num_images(config: Any, dataset: catalog.Dataset) -> int:
     counts = {"normal": kinds.count(catalog.GOOD), "generated": 0}
     counts["defect"] = len(kinds) - counts["normal"]
     directory = Path(config.data.generated).expanduser()
-    # A run is predicted with also where the set it was trained on is not.
+    # Predictions do not need n, and may be made where the set is not.
     if weights.get("generated") and directory.is_dir():
         rows = generated.read_manifest(directory)
         counts["generated"] = sum(row["image"] is not None for row in rows)

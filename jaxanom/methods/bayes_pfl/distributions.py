@@ -203,7 +203,7 @@ def kl_image_agnostic(found: Draw, num_images: Array | int, logdet: str) -> Arra
     """The KL estimate of a distribution that N images share, a scalar.
 
     Args:
-      found: over one row; with draws of each image's own it is image-specific.
+      found: over one row; where each image has draws of its own, the KL is the above.
       num_images: N, the valid rows of the batch.
       logdet: "author" divides the log-determinant by N, as the released code's
         broadcasting does; "exact" does not.
