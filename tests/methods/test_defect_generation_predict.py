@@ -425,6 +425,8 @@ def test_a_defect_of_which_hardly_anything_was_drawn_counts_as_none():
 # What the scheduler folder of stable-diffusion-v1-5 says.
 PUBLISHED = {
     "_class_name": "PNDMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
     "set_alpha_to_one": False,
     "steps_offset": 1,
