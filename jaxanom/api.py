@@ -138,8 +138,7 @@ def load(
       category: a product it was not trained on and shall be asked about.
 
     Raises:
-      ValueError: no run, an unfinished one, or images other than those that the run was
-        trained with, unless `overrides` asks for others.
+      ValueError: no run, or an unfinished one.
     """
     directory = Path(directory)
     if not (directory / record.CONFIG).is_file():
@@ -151,16 +150,12 @@ def load(
     if sizes != config.mesh.to_dict() and distributed.is_writer():
         print(f"{directory}: its mesh does not fit here; now {sizes}", file=sys.stderr)
     config.mesh.update(sizes)
-    asked = _division_asked(config)
     if overrides is not None:
         overrides(config)
     for name in config.phases:
         config.phases[name].num_steps = 0  # so that nothing is made for training
-    same_images = _division_asked(config) == asked
     config = prepared_config.located(config, directory)
     prepared = prepared_config.prepare(config, category)
-    if same_images:
-        pools.check_recorded(prepared.dataset, prepared.division, directory)
     params = trees.unflatten(weights.read(directory / PARAMS))
     fresh, frozen = prepared.method.init(jax.random.key(config.train.seed))
     trees.check_same_shapes(params, fresh, str(directory / PARAMS))
@@ -171,8 +166,21 @@ def load(
     return Run(directory, prepared, params, frozen)
 
 
-def _division_asked(config: ml_collections.ConfigDict) -> list[Any]:
-    return [config.data.get(key) for key in prepared_config.DIVIDED_BY]
+def check_images(run: Run) -> None:
+    """Checks that a run is tested on the images that it was begun with, or on others.
+
+    Raises:
+      ValueError: its own folder holds others now, see `pools.check_recorded`.
+    """
+    stored = run.directory / record.CONFIG
+    if not stored.is_file():
+        return
+    own = record.config_from_plain(record.read_json(stored))
+    own, asked = prepared_config.located(own, run.directory), run.prepared.config
+    keys = prepared_config.DIVIDED_BY
+    if all(own.data.get(key) == asked.data.get(key) for key in keys):
+        dataset, division = run.prepared.dataset, run.prepared.division
+        pools.check_recorded(dataset, division, run.directory)
 
 
 def predict(
@@ -271,9 +279,11 @@ def evaluate(
       {"mean", "per_category", "num_images", "curves"}.
 
     Raises:
-      ValueError: the method only generates, or there are no test images.
+      ValueError: the method only generates, there are no test images, or others than
+        when the run was begun.
     """
     _check_detects(run)
+    check_images(run)
     prepared = run.prepared
     dataset, division = prepared.dataset, prepared.division
     key = jax.random.key(prepared.config.seed)

@@ -34,20 +34,27 @@ def add_defect(folder):
         shutil.copy(place / name.replace("100", "000"), place / name)
 
 
-def test_a_run_is_not_used_with_images_added_to_its_own(own):
+def test_a_run_is_not_tested_on_images_added_to_its_own(own, tiny_folder):
     run, folder = own
     config = api.load(run).prepared.config
     stored = record.config_from_plain(record.read_json(run / record.CONFIG))
     before = (run / record.RECORD).read_bytes()
     add_defect(folder)
-    for use in (lambda: api.load(run), lambda: api.train(stored, run)):
+    for use in (
+        lambda: api.evaluate(api.load(run)),
+        lambda: evaluate.evaluate_on(run, ["data.batch_size=2"]),
+        lambda: api.train(stored, run),
+    ):
         with pytest.raises(ValueError, match=r"1 new: bolt/test/dent/100\.png.*--on="):
             use()
     assert (run / record.RECORD).read_bytes() == before
-    # A run that tells nothing of its images, and one asked for others, are as before.
-    assert api.load(run, lambda config: config.data.update(split_seed=5))
+    # To look for defects, and to be tested on others, the folder may have grown.
+    assert api.predict(api.load(run), [np.zeros((16, 16, 3), np.uint8)])
+    evaluate.evaluate_on(run, [f"data.directory={tiny_folder}"])
+    # A run that tells nothing of its images is as before.
     (run / record.RECORD).unlink()
     assert api.load(run).prepared.config.data == config.data
+    api.check_images(api.load(run))
 
 
 def test_training_a_finished_run_again_leaves_its_record(own):

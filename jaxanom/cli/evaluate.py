@@ -90,6 +90,7 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
         target.mkdir(parents=True, exist_ok=True)
         if elsewhere:
             _tell_of_equal_names(found)
+        api.check_images(found)
         found = found._replace(directory=target)
     return api.evaluate(found)
 
