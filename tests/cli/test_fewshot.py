@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
@@ -112,12 +113,14 @@ def test_a_score_does_not_depend_on_its_batch(run):
 
 def test_smoothing_is_of_maps_and_images_are_scored_before_it(run):
     trained = api.load(run)
-    image = np.random.default_rng(1).integers(0, 255, (16, 16, 3)).astype(np.uint8)
+    shown = np.random.default_rng(1).uniform(size=(1, 16, 16, 3)).astype(np.float32)
+    batch = {"image": shown, "category_id": np.zeros(1, np.int32)}
+    apply = jax.jit(trained.prepared.method.predict)
     scoring, found = trained.params["scoring"], []
     for sigma in (2.0, 6.0):
         settings = {**scoring["settings"], "sigma": np.float32([sigma])}
         params = {**trained.params, "scoring": {**scoring, "settings": settings}}
-        found.append(api.predict(trained._replace(params=params), [image]))
+        found.append(apply(params, trained.frozen, batch, jax.random.key(0)))
     assert found[0].image_score == found[1].image_score
     assert np.abs(found[0].anomaly_map - found[1].anomaly_map).max() > 1e-3
 
