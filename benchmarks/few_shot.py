@@ -190,9 +190,9 @@ def measure(
     )
     variants = {"adp": scores(run)}
     for shown, chosen in (("default", {}), ("one standard error", of_one_error(grids))):
-        # Where nothing was tuned, the settings are the default's already.
         other = with_settings(run, chosen)
-        variants[f"adp, {shown}"] = scores(other) if grids else variants["adp"]
+        is_same = jax.tree.all(jax.tree.map(np.array_equal, other.params, run.params))
+        variants[f"adp, {shown}"] = variants["adp"] if is_same else scores(other)
     for name, baseline in BASELINES.items():
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
@@ -291,8 +291,7 @@ def scores(run: api.Run, predict_fn: Any = None) -> dict[str, dict[str, float]]:
 
 
 def with_settings(run: api.Run, chosen: Mapping[str, fusion.Settings]) -> api.Run:
-    """Returns the run with other settings; categories that are not named get the
-    default."""
+    """Returns the run with other settings; categories not named get the default."""
     scoring = predict.from_tree(run.params["scoring"])
     weights = options.default_weights(options.read(run.prepared.config.adp))
     default = fusion.default(weights, has_language=True)
