@@ -4,6 +4,7 @@ import io
 import os
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,23 @@ def test_an_unknown_layer_is_refused():
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"uint8\.npz is missing"):
         mobilenet_v2.load(tmp_path)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("size", "extent"), [(3, (8, 8)), (3, (7, 10)), (1, (5, 6))])
+def test_shifted_images_are_a_grouped_convolution(size, extent, stride):
+    hidden = jax.random.normal(jax.random.key(0), (2, *extent, 5))
+    shifted = mobilenet_v2.DepthwiseConv(size, stride)
+    variables = shifted.init(jax.random.key(1), hidden)
+    variables["params"]["bias"] = jnp.arange(5.0)
+    grouped = nn.Conv(5, (size, size), (stride, stride), feature_group_count=5)
+    wanted = grouped.apply(variables, hidden)
+    # float32 sums of up to nine terms of size 1, in another order
+    np.testing.assert_allclose(shifted.apply(variables, hidden), wanted, atol=1e-5)
+    # Negative control: channels with each other's kernels are another convolution.
+    kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+    swapped = {"params": {"kernel": kernel[..., ::-1], "bias": bias}}
+    assert not np.allclose(shifted.apply(swapped, hidden), wanted, atol=1e-5)
 
 
 def archive() -> bytes:
