@@ -49,6 +49,11 @@ class Detector(NamedTuple):
         """Whether C2 is on."""
         return any(channel.name == "reference" for channel in self.channels)
 
+    @property
+    def remembers_windows(self) -> bool:
+        """Whether C2 reads CLIP's windows too."""
+        return self.has_reference and self.tower.params is None
+
 
 class Scoring(NamedTuple):
     """What is computed once a token is there; stacked over categories, [T, ...].
@@ -87,11 +92,25 @@ def evidence(
     image: Array,
     category_id: Array,
     left_out: Array,
+    reads_windows: Array | None = None,
 ) -> Evidence:
-    """Runs the frozen towers over images [B, H, W, 3], once for all channels."""
+    """Runs the frozen towers over images [B, H, W, 3], once for all channels.
+
+    Args:
+      detector, scoring, frozen: as they stand.
+      image: [B, H, W, 3] in [0, 1].
+      category_id, left_out: [B] int32, see `bank.distances`.
+      reads_windows: scalar bool, false where no channel with weight reads windows;
+        by default they are there.
+    """
     towers, params = detector.towers, frozen["towers"]
     found = windows.features(
-        towers, params, image, detector.sizes, detector.tower.clip_layers
+        towers,
+        params,
+        image,
+        detector.sizes,
+        detector.tower.clip_layers,
+        reads_windows,
     )
     distances = None
     if detector.has_reference:
@@ -162,8 +181,13 @@ def make_predict(detector: Detector) -> PredictFn:
         image, category_id = batch["image"], batch["category_id"]
         scoring = from_tree(params["scoring"])
         nobody = jnp.full_like(category_id, bank.NOBODY)
-        seen = evidence(detector, scoring, frozen, image, category_id, nobody)
         settings = jax.tree.map(lambda leaf: leaf[category_id], scoring.settings)
+        reads_windows = detector.remembers_windows | (
+            detector.has_language & jnp.any(settings.weights[:, 0] > 0)
+        )
+        seen = evidence(
+            detector, scoring, frozen, image, category_id, nobody, reads_windows
+        )
         fused = fuse(detector, scoring, frozen, seen, settings)
         whole = whole_image(detector, scoring, seen, settings)
         smooth = fusion.smooth(fused, settings.sigma)

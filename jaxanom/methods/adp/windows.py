@@ -6,8 +6,10 @@ windows are gathered, not masked: no token is computed that no window reads.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,6 +53,7 @@ def features(
     image: Array,
     sizes: Sequence[int],
     layers: Sequence[int] = (),
+    is_read: Array | None = None,
 ) -> Features:
     """Runs CLIP's image tower on the whole image and on its windows.
 
@@ -60,6 +63,8 @@ def features(
       sizes: patches along a window's side; 1 is the dense projection of the last
         layer's patch tokens, which plain CLIP does not align with text.
       layers: hidden layers to return.
+      is_read: scalar bool, whether anything reads the windows; where it is false the
+        tower does not run on them, and they are zeros.
     """
     tower, variables, grid = towers.clip_image, {"params": params["clip"]}, towers.grid
     tokens = tower.apply(
@@ -75,16 +80,12 @@ def features(
             )  # [B, N, K]
             found[size] = clip.normalise(dense).reshape(batch, grid, grid, -1)
             continue
-        indices = window_indices(grid, size)
-        patches = tokens[:, 1 + indices]  # [B, n * n, k * k, D]
-        first = jnp.broadcast_to(
-            tokens[:, None, :1], (*patches.shape[:2], 1, tokens.shape[-1])
-        )
-        joined = jnp.concatenate([first, patches], axis=2)
-        joined = joined.reshape(-1, 1 + size * size, tokens.shape[-1])
-        read = tower.apply(variables, joined, method="encode").image_features
-        side = grid - size + 1
-        found[size] = clip.normalise(read).reshape(batch, side, side, -1)
+        read = partial(_read_windows, towers, variables, tokens, size)
+        if is_read is None:
+            found[size] = read()
+        else:
+            nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(read))
+            found[size] = jax.lax.cond(is_read, read, lambda nothing=nothing: nothing)
     return Features(
         whole=clip.normalise(output.image_features),
         windows=found,
@@ -93,6 +94,26 @@ def features(
             for layer, state in zip(layers, output.hidden_states, strict=True)
         },
     )
+
+
+def _read_windows(
+    towers: model.Towers, variables: Params, tokens: Array, size: int
+) -> Array:
+    """Returns what CLIP says of all windows of one size, [B, n, n, K] unit.
+
+    Args:
+      towers, variables: of CLIP's image tower.
+      tokens: [B, 1 + N, D], embedded, class token first.
+      size: k patches along a window's side.
+    """
+    tower, batch, width = towers.clip_image, tokens.shape[0], tokens.shape[-1]
+    patches = tokens[:, 1 + window_indices(towers.grid, size)]  # [B, n * n, k * k, D]
+    first = jnp.broadcast_to(tokens[:, None, :1], (*patches.shape[:2], 1, width))
+    joined = jnp.concatenate([first, patches], axis=2)
+    joined = joined.reshape(-1, 1 + size * size, width)
+    read = tower.apply(variables, joined, method="encode").image_features
+    side = towers.grid - size + 1
+    return clip.normalise(read).reshape(batch, side, side, -1)
 
 
 def flatten(found: Features) -> Array:
