@@ -52,7 +52,7 @@ class Workshop(NamedTuple):
     encode: inversion.Encoders
     contexts: Callable[..., Array]
     look: Callable[..., tuple[Array, Array]]
-    draw: Callable[..., Any]
+    draw: drawing.Drawer
     texts: tuple[Texts, ...]
     names: tuple[str, ...]
     num_shots: tuple[int, ...]

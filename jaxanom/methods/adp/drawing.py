@@ -6,10 +6,10 @@ its own resolution.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import crops, model, synthesis, walks
@@ -17,6 +17,10 @@ from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
 DRAW_BATCH = 8
+SLOTS = 16
+"""Evaluations of the UNet side by side; even, for the pairs of `walks.paired`."""
+EMPTY = 3
+"""Row of the contexts that is the empty caption, see `channels.Evidence`."""
 _WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 
 
@@ -40,125 +44,158 @@ def start_levels(towers: model.Towers) -> list[int]:
     return [*sorted(known), len(towers.alphas_cumprod) - 1]
 
 
-def drawer(towers: model.Towers, num_steps: int) -> Callable[..., dict[str, Array]]:
-    """Makes the jitted function that draws a batch of pairs.
+class Drawer(NamedTuple):
+    """Jitted steps of drawing; each is compiled once, for batches of one shape.
+
+    Attributes:
+      encode: (params, images [B, s, s, 3]) -> mean latents [B, h, w, C].
+      walk: (params, slots) -> clean latents [SLOTS, h, w, C], see `walks.paired`.
+        `slots` is a dict of `latents` and `noise` [SLOTS, h, w, C], `mask`
+        [SLOTS, h, w, 1], `level` (a place in `start_levels`), `context` [SLOTS, L, D]
+        and `share`.
+      decode: (params, latents) -> images [B, s, s, 3] in [0, 1].
+    """
+
+    encode: Callable[..., Array]
+    walk: Callable[..., Array]
+    decode: Callable[..., Array]
+
+
+def drawer(towers: model.Towers, num_steps: int) -> Drawer:
+    """Makes the jitted steps.
 
     Args:
       towers: modules.
       num_steps: DDIM moves from every level.
-
-    Returns:
-      (params, rows) -> decoded "plain" (the view), "normal" and "anomalous",
-      [B, s, s, 3] each. `rows` is a dict of `view`, `region`, `patch`, `is_pasted` and
-      `is_free` [B], `null` [B, L, D] and, for both walks, `base` and `defect` dicts of
-      `level` (a place in `start_levels`), `context` [B, L, D], `guidance` and `noise`
-      [B, h, w, C].
     """
     table = walks.tables(towers.alphas_cumprod, start_levels(towers), num_steps)
 
-    def draw(params, rows):
-        def walk(latents, how, mask):
-            noise_fn = walks.guided(
-                lambda z, t, c: towers.unet(params["unet"], z, t, c),
-                how["context"],
-                rows["null"],
-                how["guidance"],
-            )
-            moves = walks.rows(table, how["level"])
-            return walks.denoise(noise_fn, latents, how["noise"], moves, mask)
+    def encode(params, images):
+        return model.moments(towers, params, images).mean
 
-        plain = model.moments(towers, params, rows["view"]).mean
-        # The highest level still shows what it was made of: a free base has nothing.
-        is_free = rows["is_free"][:, None, None, None] > 0.5
-        normal = walk(jnp.where(is_free, 0.0, plain), rows["base"], None)
-        shown = model.decode(towers, params, normal)
-        mask = _cells(rows["region"], plain.shape[1])
-        inside = (rows["region"] > 0.5)[..., None]
-        pasted = jnp.where(inside, rows["patch"], shown)
-        pasted = model.moments(towers, params, pasted).mean
-        is_pasted = rows["is_pasted"][:, None, None, None] > 0.5
-        begin = jnp.where(is_pasted & (mask > 0.5), pasted, normal)
-        drawn = walk(begin, rows["defect"], mask)
-        return {
-            "plain": model.decode(towers, params, plain),
-            "normal": shown,
-            "anomalous": model.decode(towers, params, drawn),
-        }
+    def walk(params, slots):
+        noise_fn = walks.paired(
+            model.noise_fn(towers, params, slots["context"]), slots["share"]
+        )
+        moves = walks.rows(table, slots["level"])
+        return walks.denoise(
+            noise_fn, slots["latents"], slots["noise"], moves, slots["mask"]
+        )
 
-    return jax.jit(meshes.bound(draw))
+    def decode(params, latents):
+        return model.decode(towers, params, latents)
 
-
-def _cells(region: Array, side: int) -> Array:
-    """Brings regions [B, s, s] to the latent grid: any hit counts, [B, h, w, 1]."""
-    factor = region.shape[1] // side
-    cells = region.reshape(region.shape[0], side, factor, side, factor)
-    return cells.max((2, 4))[..., None]
+    return Drawer(*(jax.jit(meshes.bound(step)) for step in (encode, walk, decode)))
 
 
 def draw(
-    draw_fn: Callable[..., dict[str, Array]],
+    steps: Drawer,
     towers: model.Towers,
     params: Params,
     contexts: np.ndarray,
     rows: synthesis.Plan,
     seed: int,
 ) -> Drawn:
-    """Draws a plan, batch by batch.
+    """Draws a plan.
 
     Args:
-      draw_fn: of `drawer`.
+      steps: of `drawer`.
       towers, params: see `model.load`.
-      contexts: [4 + E + wrong words, L, D]; row 3 is the empty caption.
+      contexts: [4 + E + wrong words, L, D]; row `EMPTY` is the empty caption.
       rows: see `synthesis.plan`.
       seed: of the noise; row n's noise is a function of (seed, n).
     """
-    levels = start_levels(towers)
 
     def small(images: np.ndarray) -> np.ndarray:
         return np.concatenate([crops.crop(x, _WHOLE, towers.size) for x in images])
 
-    shape = jax.eval_shape(
-        lambda image: model.moments(towers, params, image).mean,
-        jnp.zeros((1, towers.size, towers.size, 3)),
-    ).shape[1:]
+    def encode(images: np.ndarray) -> np.ndarray:
+        return model.batched(partial(steps.encode, params), DRAW_BATCH, images)
+
+    def decode(latents: np.ndarray) -> np.ndarray:
+        return model.batched(partial(steps.decode, params), DRAW_BATCH, latents)
+
+    plain = encode(small(rows.view))
     noise = np.stack(
         [
-            np.random.default_rng([seed, n]).standard_normal((2, *shape))
-            for n in range(len(rows.source))
+            np.random.default_rng([seed, n]).standard_normal((2, *plain.shape[1:]))
+            for n in range(len(plain))
         ]
     ).astype(np.float32)
-
-    def walk(how: synthesis.Walk, which: int) -> dict[str, np.ndarray]:
-        places = {level: place for place, level in enumerate(levels)}
-        last = len(levels) - 1
-        level = [last if v == synthesis.PURE_NOISE else places[v] for v in how.level]
-        return {
-            "level": np.asarray(level, np.int32),
-            "context": how.context,
-            "guidance": how.guidance,
-            "noise": noise[:, which],
-        }
-
-    pasted = 1 + synthesis.ANOMALIES.index("pasted")
-    table = {
-        "view": small(rows.view),
-        "patch": small(rows.patch),
-        "region": (small(rows.region[..., None])[..., 0] > 0.25).astype(np.float32),
-        "is_pasted": (rows.source == pasted).astype(np.float32),
-        "is_free": rows.is_free.astype(np.float32),
-        "base": walk(rows.base, 0),
-        "defect": walk(rows.defect, 1),
-    }
-
-    def call(numbers: np.ndarray) -> dict[str, Array]:
-        batch = jax.tree.map(lambda leaf: leaf[numbers], table)
-        for name in ("base", "defect"):
-            batch[name]["context"] = contexts[batch[name]["context"]]
-        null = np.broadcast_to(contexts[3], (len(numbers), *contexts.shape[1:]))
-        return draw_fn(params, {**batch, "null": null})
-
-    found = model.batched(call, DRAW_BATCH, np.arange(len(rows.source)))
+    walk = partial(_walk, steps, towers, params, contexts)
+    # The highest level still shows what it was made of: a free base has nothing.
+    start = np.where(rows.is_free[:, None, None, None], 0, plain)
+    normal = walk(rows.base, start, noise[:, 0], np.ones_like(plain[..., :1]))
+    shown = decode(normal)
+    region = small(rows.region[..., None]) > 0.25
+    mask = _cells(region, plain.shape[1])
+    is_pasted = rows.source == 1 + synthesis.ANOMALIES.index("pasted")
+    begin = normal.copy()
+    if is_pasted.any():
+        images = np.where(region, small(rows.patch), shown)[is_pasted]
+        begin[is_pasted] = np.where(mask[is_pasted], encode(images), normal[is_pasted])
+    drawn = walk(rows.defect, begin, noise[:, 1], mask.astype(np.float32))
+    found = {"plain": decode(plain), "normal": shown, "anomalous": decode(drawn)}
     return _composed(rows, found)
+
+
+def _walk(
+    steps: Drawer,
+    towers: model.Towers,
+    params: Params,
+    contexts: np.ndarray,
+    how: synthesis.Walk,
+    latents: np.ndarray,
+    noise: np.ndarray,
+    mask: np.ndarray,
+) -> np.ndarray:
+    """Redraws rows; one at level 0 stays as it is and costs nothing.
+
+    A guided row takes two slots, one with its caption and one with the empty one; they
+    go first, so that a pair never parts.
+
+    Args:
+      steps, towers, params, contexts: see `draw`.
+      how: N rows.
+      latents, noise: [N, h, w, C].
+      mask: [N, h, w, 1] of 0 and 1.
+    """
+    levels = start_levels(towers)
+    places = {level: place for place, level in enumerate(levels)}
+    places[synthesis.PURE_NOISE] = len(levels) - 1
+    moves, guided = how.level != 0, how.guidance != 1
+    once = np.flatnonzero(moves & ~guided)
+    twice = np.repeat(np.flatnonzero(moves & guided), 2)
+    row = np.concatenate([twice, once])
+    if not len(row):
+        return latents
+    is_empty = np.arange(len(row)) % 2 * (np.arange(len(row)) < len(twice)) > 0
+    scale = how.guidance[row]
+    context = np.where(is_empty, EMPTY, how.context[row])
+    share = np.where(is_empty, 1 - scale, scale)
+    level = np.asarray([places[n] for n in how.level[row]], np.int32)
+
+    def call(row, level, context, share):
+        slots = {
+            "latents": latents[row],
+            "noise": noise[row],
+            "mask": mask[row],
+            "level": level,
+            "context": contexts[context],
+            "share": share,
+        }
+        return steps.walk(params, slots)
+
+    found = model.batched(call, SLOTS, row, level, context, share)
+    walked = latents.copy()
+    walked[row] = found  # both slots of a pair hold the same
+    return walked
+
+
+def _cells(region: np.ndarray, side: int) -> np.ndarray:
+    """Brings regions [B, s, s, 1] to the latent grid: any hit counts, [B, h, w, 1]."""
+    factor = region.shape[1] // side
+    return region.reshape(len(region), side, factor, side, factor, 1).any((2, 4))
 
 
 def _composed(rows: synthesis.Plan, found: dict[str, np.ndarray]) -> Drawn:

@@ -112,3 +112,27 @@ def guided(
         return guidance.guide(*jnp.split(noise_pred, 2), scale[:, None, None, None])
 
     return call
+
+
+def paired(
+    noise_fn: Callable[[Array, Array], Array], share: Array
+) -> Callable[[Array, Array], Array]:
+    """Classifier-free guidance where it is wanted, at the cost of those rows alone.
+
+    Rows 2n and 2n + 1 are a pair. Each goes by its share of its own prediction and the
+    rest of the other's: with shares w and 1 - w, one caption and the empty one, both
+    hold the guided walk. A row with share 1 is unguided and alone.
+
+    Args:
+      noise_fn: (latents, timesteps) -> noise_pred [B, h, w, C], B even.
+      share: [B].
+    """
+    own = share[:, None, None, None]
+
+    def call(latents, timesteps):
+        noise_pred = noise_fn(latents, timesteps)
+        pairs = noise_pred.reshape(-1, 2, *noise_pred.shape[1:])
+        others = pairs[:, ::-1].reshape(noise_pred.shape)
+        return own * noise_pred + (1 - own) * others
+
+    return call

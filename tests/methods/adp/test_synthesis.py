@@ -9,6 +9,7 @@ from jaxanom.methods.adp import (
     model,
     regions,
     synthesis,
+    walks,
 )
 
 RNG = np.random.default_rng(9)
@@ -130,20 +131,60 @@ def test_a_free_base_shows_nothing_of_its_view_and_the_others_do(parts):
     rng = np.random.default_rng(3)
     shots = rng.uniform(size=(2, size, size, 3)).astype(np.float32)
     rows = synthesis.plan(shots, 9, 2, seed=0)
-    draw_fn = drawing.drawer(parts.towers, 2)
+    steps = drawing.drawer(parts.towers, 2)
     length, depth = parts.towers.text_length, model.token_table(parts.params).shape[1]
     contexts = rng.normal(size=(9, length, depth)).astype(np.float32)
 
     def normals(plan):
-        return drawing.draw(
-            draw_fn, parts.towers, parts.params, contexts, plan, 0
-        ).normal
+        return drawing.draw(steps, parts.towers, parts.params, contexts, plan, 0).normal
 
     shown = normals(rows)
     others = normals(rows._replace(view=1 - rows.view))
     gaps = np.abs(shown - others).max((1, 2, 3))
     # Equal programs on equal input; the control is every other base.
     assert (gaps[rows.is_free] == 0).all() and (gaps[~rows.is_free] > 0.01).all()
+
+
+def test_rows_are_packed_as_they_would_be_walked_alone(parts):
+    """More than a batch has slots: guided ones, plain ones and one that stays."""
+    towers, params = parts.towers, parts.params
+    rng = np.random.default_rng(5)
+    guidance = np.tile([3.0, 1.0, 3.0, 1.5, 3.0], 3).astype(np.float32)
+    count, levels = len(guidance), drawing.start_levels(towers)
+    level = rng.choice([*levels[1:-1], synthesis.PURE_NOISE], count).astype(np.int32)
+    level[4] = 0
+    how = synthesis.Walk(level, rng.integers(0, 9, count), guidance)
+    length, depth = towers.text_length, model.token_table(params).shape[1]
+    contexts = rng.normal(size=(9, length, depth)).astype(np.float32)
+    image = rng.uniform(size=(count, towers.size, towers.size, 3)).astype(np.float32)
+    latents = np.asarray(model.moments(towers, params, image).mean)
+    noise = rng.normal(size=latents.shape).astype(np.float32)
+    mask = (rng.random(latents[..., :1].shape) > 0.5).astype(np.float32)
+    steps = drawing.drawer(towers, 2)
+    found = drawing._walk(steps, towers, params, contexts, how, latents, noise, mask)
+
+    places = {level: place for place, level in enumerate(levels)}
+    places[synthesis.PURE_NOISE] = len(levels) - 1
+    empty = np.broadcast_to(contexts[drawing.EMPTY], (count, length, depth))
+    noise_fn = walks.guided(
+        lambda z, t, c: towers.unet(params["unet"], z, t, c),
+        contexts[how.context],
+        empty,
+        guidance,
+    )
+    table = walks.tables(towers.alphas_cumprod, levels, 2)
+    which = np.array([places[n] for n in level])
+    moves = walks.rows(table, which)
+    wanted = np.asarray(walks.denoise(noise_fn, latents, noise, moves, mask))
+    # float32, in batches of other sizes
+    np.testing.assert_allclose(found, wanted, atol=1e-4)
+    np.testing.assert_array_equal(found[4], latents[4])
+    # Negative control: without guidance the guided rows end elsewhere.
+    plain = how._replace(guidance=np.ones_like(guidance))
+    others = drawing._walk(steps, towers, params, contexts, plain, latents, noise, mask)
+    gaps = np.abs(others - wanted).max((1, 2, 3))
+    assert (gaps[(guidance != 1) & (level != 0)] > 1e-3).all()
+    assert (gaps[guidance == 1] < 1e-4).all()
 
 
 def test_nothing_is_drawn_for_images_finer_than_the_autoencoder(parts):
