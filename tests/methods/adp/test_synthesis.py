@@ -153,7 +153,7 @@ def test_rows_are_packed_as_they_would_be_walked_alone(parts):
     count, levels = len(guidance), drawing.start_levels(towers)
     level = rng.choice([*levels[1:-1], synthesis.PURE_NOISE], count).astype(np.int32)
     level[4] = 0
-    how = synthesis.Walk(level, rng.integers(0, 9, count), guidance)
+    how = synthesis.Walk(level, rng.integers(4, 9, count), guidance)
     length, depth = towers.text_length, model.token_table(params).shape[1]
     contexts = rng.normal(size=(9, length, depth)).astype(np.float32)
     image = rng.uniform(size=(count, towers.size, towers.size, 3)).astype(np.float32)
