@@ -13,8 +13,8 @@ MobileNetV2 (`adp.primary`), and is not learned. Writes `few_shot.md` and
 `--shots 2` was used for development.
 
 Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memory with
-the default settings) of one run; "winclip" (no shots), "winclip+" and "patch memory"
-of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
+the default settings) of one run; "winclip" (no shots: measured once a set),
+"winclip+" and "patch memory" of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
 calibration or smoothing. "agreement": Spearman correlation, over the settings that
 were tried, of their J on synthetic and on test images. "adp, one standard error" is
 what `adp.standard_errors=1` would have chosen.
@@ -69,6 +69,7 @@ BASELINES = {
     "winclip+": "winclip_plus",
     "patch memory": "patch_bank",
 }
+SHOTLESS = "winclip"
 METRICS = {
     "image_auroc": "Image AUROC",
     "pixel_auroc": "Pixel AUROC",
@@ -176,9 +177,17 @@ def config_of(
 
 
 def measure(
-    cell: Cell, data: Path, out: Path, weights: Path | None, scale: float
+    cell: Cell,
+    data: Path,
+    out: Path,
+    weights: Path | None,
+    scale: float,
+    results: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Trains and evaluates every variant of one run: {set: what was found}."""
+    """Trains and evaluates every variant of one run: {set: what was found}.
+
+    What uses no shots is taken from `results` of other shots and draws.
+    """
     directory = dataset_directory(cell, data, out)
     config = config_of(cell, directory, weights, scale)
     with listening() as heard:
@@ -193,7 +202,11 @@ def measure(
         other = with_settings(run, chosen)
         is_same = jax.tree.all(jax.tree.map(np.array_equal, other.params, run.params))
         variants[f"adp, {shown}"] = variants["adp"] if is_same else scores(other)
+    shotless = without_shots(results, dict(zip(cell.names, names, strict=True)))
     for name, baseline in BASELINES.items():
+        if name == SHOTLESS and shotless is not None:
+            variants[name] = shotless
+            continue
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
         variants[name] = scores(
@@ -211,6 +224,23 @@ def measure(
             "side_by_side": len(names),
         }
     return found
+
+
+def without_shots(
+    results: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]
+) -> dict[str, Any] | None:
+    """Returns the scores of `SHOTLESS` where every set has some, else None.
+
+    Args:
+      results: known so far.
+      names: {set: category}.
+    """
+    known = {key.rsplit("-", 2)[0]: entry for key, entry in results.items()}
+    if not names.keys() <= known.keys():
+        return None
+    return {
+        category: known[name]["variants"][SHOTLESS] for name, category in names.items()
+    }
 
 
 def of_one_error(
@@ -435,7 +465,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     results = harness.kept_results(path, facts)
     runs = list(cells(arguments.sets, arguments.shots, arguments.draws, results))
     for cell in runs:
-        found = measure(cell, arguments.data, arguments.out, weights, arguments.scale)
+        found = measure(
+            cell, arguments.data, arguments.out, weights, arguments.scale, results
+        )
         for name, key in cell.keys.items():
             results[key] = harness.without_nan(found[name])
         record.write_json(path, {"results": results, **harness.surroundings(), **facts})
