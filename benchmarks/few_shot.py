@@ -13,11 +13,12 @@ MobileNetV2 (`adp.primary`), and is not learned. Writes `few_shot.md` and
 `--shots 2` was used for development.
 
 Variants: "adp" (tuned) and "adp, default" (the same token, calibration and memory with
-the default settings) of one run; "winclip" (no shots: measured once a set),
-"winclip+" and "patch memory" of `adp.baseline`; "plain", a nearest-neighbour search in the same features without any
-calibration or smoothing. "agreement": Spearman correlation, over the settings that
-were tried, of their J on synthetic and on test images. "adp, one standard error" is
-what `adp.standard_errors=1` would have chosen.
+the default settings) of one run; "winclip" (no shots: measured once a set), "winclip+"
+and, where text has a say in ADP, "patch memory" of `adp.baseline`; "plain", a
+nearest-neighbour search in the same features without any calibration or smoothing.
+"agreement": Spearman correlation, over the settings that were tried, of their J on
+synthetic and on test images. "adp, one standard error" is what
+`adp.standard_errors=1` would have chosen.
 """
 
 import argparse
@@ -207,6 +208,8 @@ def measure(
         if name == SHOTLESS and shotless is not None:
             variants[name] = shotless
             continue
+        if name == "patch memory" and config.adp.primary == "reference":
+            continue  # it is ADP's memory, calibration and smoothing: "adp, default"
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
         variants[name] = scores(
