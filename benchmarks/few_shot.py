@@ -326,8 +326,9 @@ def scores(run: api.Run, predict_fn: Any = None) -> dict[str, dict[str, float]]:
 def with_settings(run: api.Run, chosen: Mapping[str, fusion.Settings]) -> api.Run:
     """Returns the run with other settings; categories not named get the default."""
     scoring = predict.from_tree(run.params["scoring"])
-    weights = options.default_weights(options.read(run.prepared.config.adp))
-    default = fusion.default(weights, has_language=True)
+    adp_options = options.read(run.prepared.config.adp)
+    weights = options.default_weights(adp_options)
+    default = fusion.default(weights, True, adp_options.sigma)
     rows = [chosen.get(name, default) for name in run.prepared.dataset.categories]
     settings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     tree = predict.as_tree(scoring._replace(settings=settings))

@@ -315,6 +315,7 @@ def add_personalisation(config):
             "feature_layers": (2, 3, 4),
             "feature_size": 0,
             "map_size": 16,
+            "sigma": 4.0,
             "diffusion_size": 0,
             "num_noises": 2,
             "walk_steps": 10,

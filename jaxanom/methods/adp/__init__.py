@@ -42,6 +42,7 @@ from jaxanom.methods.adp import (
     crops,
     drawing,
     feature_tower,
+    fusion,
     generative,
     inversion,
     model,
@@ -120,8 +121,10 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             frozen["particles"] = shots.token_data(
                 shop.encode, params, plain, pyramid, turned, start, towers, room
             )
-        weights = options.default_weights(chosen)
-        scoring = predict.placeholder(detector, params, weights, len(images))
+        settings = fusion.default(
+            options.default_weights(chosen), detector.has_language, chosen.sigma
+        )
+        scoring = predict.placeholder(detector, params, settings, len(images))
         trained = {"tokens": start}
         return {"particles": trained, "scoring": predict.as_tree(scoring)}, frozen
 

@@ -31,7 +31,7 @@ class Settings(NamedTuple):
     Attributes:
       cells: [C] int32, the variant of every channel.
       weights: [C], on the simplex.
-      sigma: smoothing in pixels of a 256 px map.
+      sigma: smoothing in pixels of a 256 px map; 0 for none.
       share: q.
       image_weight: lambda.
     """
@@ -43,8 +43,10 @@ class Settings(NamedTuple):
     image_weight: Array
 
 
-def default(weights: tuple[float, ...], has_language: bool) -> Settings:
-    """Returns the untuned settings: sigma 4, the maximum, lambda 0.5.
+def default(
+    weights: tuple[float, ...], has_language: bool, sigma: float = SIGMAS[0]
+) -> Settings:
+    """Returns the untuned settings: the maximum, lambda 0.5, sigma 4 or as given.
 
     Without C1, the first channel where it is on, or where C1 has no weight, there is
     no a_0 to trust and lambda is 0. C1 alone scores images by a_0 alone, as WinCLIP
@@ -56,7 +58,7 @@ def default(weights: tuple[float, ...], has_language: bool) -> Settings:
     return Settings(
         cells=jnp.zeros(len(weights), jnp.int32),
         weights=jnp.asarray(weights, jnp.float32) / total,
-        sigma=jnp.float32(SIGMAS[0]),
+        sigma=jnp.float32(sigma),
         share=jnp.float32(SHARES[0]),
         image_weight=jnp.float32(image_weight),
     )

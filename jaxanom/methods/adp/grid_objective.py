@@ -62,7 +62,8 @@ def objectives(
             [source == NORMAL],
         )
     )
-    smoothed = np.stack([_smoothed(synthetic.maps, sigma) for sigma in fusion.SIGMAS])
+    sigmas = np.unique(settings.sigma)
+    smoothed = np.stack([_smoothed(synthetic.maps, sigma) for sigma in sigmas])
     return _objectives(
         jnp.asarray(synthetic.maps),
         jnp.asarray(smoothed),
@@ -72,6 +73,7 @@ def objectives(
         jnp.asarray(positive.reshape(NUM_FOLDS, num_sources, -1), jnp.float32),
         jnp.asarray(negative, jnp.float32),
         jnp.asarray(starts),
+        jnp.asarray(sigmas),
         settings,
     )
 
@@ -85,19 +87,19 @@ def _smoothed(maps: np.ndarray, sigma: float) -> np.ndarray:
 @jax.jit
 @meshes.bound
 def _objectives(
-    maps, smoothed, whole, masks, group, positive, negative, starts, settings
+    maps, smoothed, whole, masks, group, positive, negative, starts, sigmas, settings
 ):
     """J of every setting, [H, F].
 
     Args:
-      maps: [N, M, m, m]; smoothed: [3, N, M, m, m], by every width.
+      maps: [N, M, m, m]; smoothed: [W, N, M, m, m], by every width.
       whole: [Y, M]; masks: [M, m, m].
       group: [M], source * F + fold.
       positive: [F, S, M] and negative: [F, M], indicators.
       starts: [C], first cell of every channel.
+      sigmas: [W], the widths.
       settings: leaves [H, ...].
     """
-    sigmas = jnp.asarray(fusion.SIGMAS)
     flat = smoothed.reshape(-1, *smoothed.shape[2:])
     num_images = masks.shape[0]
     num_folds, num_sources = positive.shape[:2]

@@ -1,5 +1,6 @@
 """The section `config.adp`, read once."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -47,6 +48,8 @@ class Options(NamedTuple):
       feature_layers: CLIP's layer numbers, or the tower's layer names.
       feature_size: side of the images of that tower; 0 takes the data's.
       map_size: side m of the maps of all channels.
+      sigma: default smoothing of maps in pixels of a 256 px map; 0 is none, for defects
+        as fine as the cells.
       diffusion_size: side of the autoencoder's images; 0 takes what it was trained on.
       num_noises, walk_steps, gap_steps, compare_layers: see `generative.Options`.
       tune: self-tuning on synthetic images.
@@ -81,6 +84,7 @@ class Options(NamedTuple):
     feature_layers: tuple[Any, ...] = (12, 18, 24)
     feature_size: int = 0
     map_size: int = 32
+    sigma: float = 4.0
     diffusion_size: int = 0
     num_noises: int = 2
     walk_steps: int = 10
@@ -149,6 +153,8 @@ def _check(options: Options) -> None:
         raise ValueError(
             f"config.adp.standard_errors={options.standard_errors}; wanted at least 0"
         )
+    if not 0 <= options.sigma < math.inf:
+        raise ValueError(f"config.adp.sigma={options.sigma}; wanted at least 0")
     if options.temperature <= 0:
         raise ValueError(f"config.adp.temperature={options.temperature}; wanted > 0")
     if options.stage2_steps and not (options.tune and options.token == "learned"):

@@ -249,7 +249,7 @@ def whole_image(
 def placeholder(
     detector: Detector,
     params: Params,
-    default_weights: tuple[float, ...],
+    settings: fusion.Settings,
     num_categories: int,
 ) -> Scoring:
     """Returns scoring of the right shapes, as it is before there is a token.
@@ -257,13 +257,12 @@ def placeholder(
     Args:
       detector: whose channels count.
       params: weights of the towers.
-      default_weights: of the channels.
+      settings: the default, of every category.
       num_categories: T.
     """
     count, num_cells = num_categories, sum(detector.cell_counts)
     num_temperatures = len(detector.temperatures)
     width = params["clip"]["text_projection"]["kernel"].shape[1]
-    settings = fusion.default(default_weights, detector.has_language)
     length, depth = detector.towers.text_length, model.token_table(params).shape[1]
     return Scoring(
         prototypes=jnp.zeros((count, 2, width)),

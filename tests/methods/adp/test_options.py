@@ -55,6 +55,8 @@ def test_another_primary_channel_takes_the_weight_of_language():
         ({"num_synthetic": 0}, "num_synthetic=0; wanted at least 2"),
         ({"turns": ()}, "turns is empty"),
         ({"standard_errors": -1.0}, "standard_errors=-1.0"),
+        ({"sigma": -1.0}, "sigma=-1.0"),
+        ({"sigma": float("nan")}, "sigma=nan"),
         ({"temperature": 0.0}, "temperature=0.0"),
         ({"stage2_steps": 5, "tune": False}, "stage2_steps=5 needs"),
     ],

@@ -5,7 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import bank, channels, feature_tower, predict, windows
+from jaxanom.methods.adp import (
+    bank,
+    channels,
+    feature_tower,
+    fusion,
+    predict,
+    windows,
+)
 
 SIZES = (2,)
 SIDE = 4
@@ -44,7 +51,8 @@ def predictions(parts, tower, weights):
     rng = np.random.default_rng(3)
     size = parts.towers.size
     image = jnp.asarray(rng.random((2, size, size, 3)), jnp.float32)
-    scoring = predict.placeholder(detector, parts.params, weights, 1)
+    settings = fusion.default(weights, has_language=True)
+    scoring = predict.placeholder(detector, parts.params, settings, 1)
     prototypes = rng.normal(size=scoring.prototypes.shape).astype(np.float32)
     scoring = scoring._replace(prototypes=jnp.asarray(prototypes))
     found = windows.features(

@@ -2,6 +2,7 @@
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -99,6 +100,22 @@ def test_one_shot_tunes_nothing_that_weighs_the_memory_against_the_text():
     np.testing.assert_allclose(listed.weights, 0.5)
     np.testing.assert_array_equal(listed.image_weight, first.image_weight)
     assert int(listed.cells[:, 1].max()) == 0 and int(listed.cells[:, 0].max()) == 2
+
+
+def test_a_default_of_another_width_is_scored_by_its_own():
+    """Widths of defaults need not be among those that are tried."""
+    data = synthetic(60, 2, gain=1.0)
+    narrow = fusion.default((1.0, 1.0), has_language=False, sigma=0.0)
+    listed = tuning.grid((1, 1), narrow, False, SIDE, most=20)
+    found = grid_objective.objectives(data, (1, 1), listed)
+    alone = jax.tree.map(lambda leaf: leaf[None], narrow)
+    wanted = grid_objective.objectives(data, (1, 1), alone)
+    # float32, other batches
+    np.testing.assert_allclose(found[0], wanted[0], atol=1e-5)
+    # Negative control: another width is another score.
+    wide = alone._replace(sigma=jnp.full(1, 40.0))
+    others = grid_objective.objectives(data, (1, 1), wide)
+    assert np.abs(others[0] - wanted[0]).max() > 1e-3
 
 
 def test_the_informative_channel_is_found():
