@@ -12,15 +12,13 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxanom.methods.adp import crops, model, synthesis, walks
+from jaxanom.methods.adp import crops, generative, model, synthesis, walks
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
 DRAW_BATCH = 8
 SLOTS = 16
 """Evaluations of the UNet side by side; even, for the pairs of `walks.paired`."""
-EMPTY = 3
-"""Row of the contexts that is the empty caption, see `channels.Evidence`."""
 _WHOLE = np.array([[0, 0, 1, 1]], np.float32)
 
 
@@ -101,7 +99,8 @@ def draw(
     Args:
       steps: of `drawer`.
       towers, params: see `model.load`.
-      contexts: [4 + E + wrong words, L, D]; row `EMPTY` is the empty caption.
+      contexts: [4 + E + wrong words, L, D]; row `generative.EMPTY` has no
+        caption.
       rows: see `synthesis.plan`.
       seed: of the noise; row n's noise is a function of (seed, n).
     """
@@ -135,7 +134,11 @@ def draw(
         images = np.where(region, small(rows.patch), shown)[is_pasted]
         begin[is_pasted] = np.where(mask[is_pasted], encode(images), normal[is_pasted])
     drawn = walk(rows.defect, begin, noise[:, 1], mask.astype(np.float32))
-    found = {"plain": decode(plain), "normal": shown, "anomalous": decode(drawn)}
+    unchanged = shown.copy()  # a kept base is its view, and a free one has none
+    is_redrawn = rows.kind == synthesis.BASES.index("redrawn")
+    if is_redrawn.any():
+        unchanged[is_redrawn] = decode(plain[is_redrawn])
+    found = {"plain": unchanged, "normal": shown, "anomalous": decode(drawn)}
     return _composed(rows, found)
 
 
@@ -169,9 +172,10 @@ def _walk(
     row = np.concatenate([twice, once])
     if not len(row):
         return latents
-    is_empty = np.arange(len(row)) % 2 * (np.arange(len(row)) < len(twice)) > 0
+    is_empty = np.zeros(len(row), bool)
+    is_empty[1 : len(twice) : 2] = True
     scale = how.guidance[row]
-    context = np.where(is_empty, EMPTY, how.context[row])
+    context = np.where(is_empty, generative.EMPTY, how.context[row])
     share = np.where(is_empty, 1 - scale, scale)
     level = np.asarray([places[n] for n in how.level[row]], np.int32)
 

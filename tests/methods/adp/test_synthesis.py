@@ -6,6 +6,7 @@ from jaxanom.methods.adp import (
     bank,
     complete,
     drawing,
+    generative,
     model,
     regions,
     synthesis,
@@ -165,7 +166,7 @@ def test_rows_are_packed_as_they_would_be_walked_alone(parts):
 
     places = {level: place for place, level in enumerate(levels)}
     places[synthesis.PURE_NOISE] = len(levels) - 1
-    empty = np.broadcast_to(contexts[drawing.EMPTY], (count, length, depth))
+    empty = np.broadcast_to(contexts[generative.EMPTY], (count, length, depth))
     noise_fn = walks.guided(
         lambda z, t, c: towers.unet(params["unet"], z, t, c),
         contexts[how.context],
