@@ -48,7 +48,7 @@ setup(
             "grain>=0.2.18",
         ],
         "hf": ["transformers==4.57.6", "diffusers==0.39.0", "huggingface_hub>=0.36"],
-        "test": ["pytest>=9", "pytest-xdist>=3.6", "scikit-learn>=1.5"],
+        "test": ["pytest>=9", "pytest-xdist>=3.7", "scikit-learn>=1.5"],
         "bench": [
             "torch==2.13.0",
             "accelerate>=1.15",
