@@ -81,7 +81,7 @@ SECTIONS = (
         "attention",
         "Attention",
         "Gradients of attention by query, key and value in each form of "
-        "`jaxanom.models.attention`; `choose` takes one by backend and shape.",
+        "`jaxanom.models.ops.attention`; `choose` takes one by backend and shape.",
         {
             "case": "case",
             **_TIMES,

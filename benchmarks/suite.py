@@ -22,7 +22,7 @@ class Entry(NamedTuple):
     """One command.
 
     Attributes:
-      module: below `benchmarks`.
+      module: below `benchmarks.speed`.
       words: its arguments besides `--record`.
     """
 
@@ -63,7 +63,7 @@ SUITES = {
 
 def run(entry: Entry) -> int:
     """Runs one command with this interpreter; returns its exit status."""
-    words = [sys.executable, "-m", f"benchmarks.{entry.module}", *entry.words]
+    words = [sys.executable, "-m", f"benchmarks.speed.{entry.module}", *entry.words]
     return subprocess.run([*words, "--record"]).returncode
 
 

@@ -268,7 +268,7 @@ def add_generation(config):
         {
             "share": 0.5,  # of the defective rows, drawn from the generated set
             "batch_size": 16,
-            "downstream": detector_options(),
+            "options": detector_options(),
             "phase": detector_phase(400),
         }
     )
@@ -467,7 +467,7 @@ def add_prompt_posterior_sweep(config, num_steps_1, num_steps_2, mixture):
 
 
 def detector_options():
-    """Section `downstream`."""
+    """Section `detector`."""
     return {
         "width": 16,
         "depth": 3,

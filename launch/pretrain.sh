@@ -13,9 +13,9 @@ SEEN=$(python -c 'from configs import common; print(",".join(common.SEEN))')
   mv "$OUT/foundry.partial" "$OUT/foundry"
 }
 $JAXANOM data tokenizer --out "$OUT/tokenizer"
-$JAXANOM train --config=configs/pretrain/autoencoder.py --run="$OUT/autoencoder"
-$JAXANOM train --config=configs/pretrain/clip.py --run="$OUT/clip"
+$JAXANOM train --config=configs/pretraining/autoencoder.py --run="$OUT/autoencoder"
+$JAXANOM train --config=configs/pretraining/clip.py --run="$OUT/clip"
 mkdir -p "$OUT/text"
 cp -r "$OUT/clip/model/clip" "$OUT/tokenizer" "$OUT/text/"
-$JAXANOM train --config=configs/pretrain/unet.py --run="$OUT/unet"
-python -m benchmarks.towers --runs "$OUT" --assets jaxanom/assets/foundry
+$JAXANOM train --config=configs/pretraining/unet.py --run="$OUT/unet"
+python -m benchmarks.quality.towers --runs "$OUT" --assets jaxanom/assets/foundry

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,18 +18,14 @@ from jaxanom import record, trees
 from jaxanom.cli import config_file
 from jaxanom.data.foundry import names
 from jaxanom.methods.pretraining import captions
-from jaxanom.models import (
-    backbones,
-    clip,
-    initialise,
-    layouts,
-    networks,
-    pretrained,
-    tokenizer,
-    unet,
-    vae,
-    weights,
-)
+from jaxanom.models import backbones, networks
+from jaxanom.models.checkpoints import pretrained
+from jaxanom.models.checkpoints.formats import weights
+from jaxanom.models.checkpoints.names import layouts
+from jaxanom.models.clip import tokenizer
+from jaxanom.models.clip import towers as clip
+from jaxanom.models.latent import unet, vae
+from jaxanom.models.ops import initialise
 from jaxanom.parallel import topology
 
 # The suite compiles thousands of programs and runs each once: half of the optimiser's
@@ -46,6 +43,11 @@ if QUICK_COMPILES not in os.environ:
             + " --xla_cpu_use_fusion_emitters=false"
             + " --xla_cpu_parallel_codegen_split_count=1"
         )
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# Tests of benchmarks and recipes import them from the checkout.
+sys.path.insert(0, str(ROOT))
 
 
 def own_cores(worker: str, count: int, cores: list[int]) -> list[int]:
@@ -99,12 +101,12 @@ TINY_GENERATION = TINY | {
     "generate.change_floor": 0.0,
     "detector.batch_size": 4,
     "detector.phase.num_steps": 2,
-    "detector.downstream.width": 4,
-    "detector.downstream.depth": 1,
+    "detector.options.width": 4,
+    "detector.options.depth": 1,
 }
 TINY_DETECTION = TINY | {
-    "downstream.width": 4,
-    "downstream.depth": 1,
+    "detector.width": 4,
+    "detector.depth": 1,
     "phases.segment.num_steps": 2,
 }
 
@@ -233,6 +235,23 @@ def with_values(config: ml_collections.ConfigDict, values: dict[str, Any]):
 
 
 @pytest.fixture(scope="session")
+def shared_data():
+    """(*parts) -> a path below the real data sets; where it is absent the test skips.
+
+    They lie beside the repository, or where `JAXANOM_SHARED_DATA` says.
+    """
+    root = os.environ.get("JAXANOM_SHARED_DATA", ROOT.parent / "shared" / "data")
+
+    def find(*parts: str) -> Path:
+        path = Path(root, *parts)
+        if not path.exists():
+            pytest.skip(f"{path.name} is not here")
+        return path
+
+    return find
+
+
+@pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     return write_backbone(tmp_path_factory.mktemp("backbone"))
 
@@ -296,10 +315,10 @@ def generation_config(tiny_backbone, tiny_folder):
 
 @pytest.fixture(scope="session")
 def detection_config(tiny_folder):
-    """() -> config of the downstream detector, tiny, with changes by "a.b" key."""
+    """() -> config of the detector, tiny, with changes by "a.b" key."""
 
     def make(**changes):
-        config = config_file.load("configs/downstream/folder.py")
+        config = config_file.load("configs/detector/folder.py")
         changes = {key.replace("__", "."): value for key, value in changes.items()}
         paths = {"data.directory": str(tiny_folder)}
         return with_values(config, TINY_DETECTION | paths | changes)
@@ -422,7 +441,8 @@ class Job(NamedTuple):
 @pytest.fixture(scope="session")
 def whole_job(generation_config, tmp_path_factory) -> Job:
     """`jaxanom quickstart` on the tiny folder, once for all tests that look at it."""
-    from jaxanom import prepared, workflow
+    from jaxanom.jobs import defects_to_detector
+    from jaxanom.jobs import prepare as prepared
 
     config = generation_config()
     directory = tmp_path_factory.mktemp("job") / "run"
@@ -432,15 +452,15 @@ def whole_job(generation_config, tmp_path_factory) -> Job:
 
         def noting_prepare(given):
             detector = {
-                "downstream.": "detector.downstream.",
+                "detector.": "detector.options.",
                 "phases.segment.": "detector.phase.",
             }
-            keys.register(given, detector if given.method == "downstream" else {})
+            keys.register(given, detector if given.method == "detector" else {})
             return prepare(given)
 
         patch.setattr(prepared, "prepare", noting_prepare)
         keys.register(config)
-        page, table = workflow.generate_then_detect(config, directory)
+        page, table = defects_to_detector.generate_then_detect(config, directory)
         unread = keys.unread(config)
     return Job(config, directory, page, table, unread)
 

@@ -17,9 +17,12 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxanom import dry_run, prepared, trees
+from jaxanom import trees
 from jaxanom.cli import config_file
-from jaxanom.models import attention, clip_resnet, vae
+from jaxanom.jobs import dry_run, prepare
+from jaxanom.models.clip import resnet
+from jaxanom.models.latent import vae
+from jaxanom.models.ops import attention
 from jaxanom.training import plan
 
 PLATFORM = "cuda"
@@ -145,9 +148,9 @@ def config_of(recipe, backbone, dtype):
     if recipe.startswith("adp"):
         config.adp.feature_layers, config.adp.windows = (0, 1), (1, 2)
         config.adp.map_size = 4
-    if recipe.startswith("downstream"):
-        config.downstream.width, config.downstream.depth = 4, 1
-        config.downstream.dtype = dtype
+    if recipe.startswith("detector"):
+        config.detector.width, config.detector.depth = 4, 1
+        config.detector.dtype = dtype
     return config
 
 
@@ -167,7 +170,7 @@ def rows(config, count=2):
 
 def programs(config):
     """Yields (name, products) of every phase's gradient and of every other program."""
-    made = prepared.prepare(config)
+    made = prepare.prepare(config)
     params, frozen = made.method.init(jax.random.key(0))
     key = jax.random.key(0)
     for stage in plan.stages(made.method, config.phases):
@@ -193,7 +196,7 @@ def programs(config):
     "recipe",
     [
         "defect_generation/foundry.py",
-        "downstream/foundry.py",
+        "detector/foundry.py",
         "app/foundry.py",
         "bayes_pfl/foundry.py",
         "adp/foundry.py",
@@ -245,10 +248,10 @@ def test_other_towers_have_no_float32_layer_unless_asked(tower, dtype):
         config = vae.VaeConfig(block_out_channels=(4, 4), norm_num_groups=2)
         module = vae.AutoencoderKL(config)
     else:
-        config = clip_resnet.ResNetConfig(
+        config = resnet.ResNetConfig(
             layers=(1, 1, 1, 1), width=8, num_heads=2, image_size=32, projection_dim=8
         )
-        module = clip_resnet.ResNetTower(config)
+        module = resnet.ResNetTower(config)
     params = jax.eval_shape(module.init, jax.random.key(0), image)["params"]
     module = module.clone(dtype=jnp.dtype(dtype))
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from jaxanom import api, prepared
 from jaxanom.cli import config_file
 from jaxanom.data import pools
+from jaxanom.jobs import api, prepare
 
 ROOT = config_file.configs_directory()
 RECIPES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py"))
@@ -34,20 +34,20 @@ SMALL = {
         "model.block_out_channels": (8,),
         "model.num_heads": 2,
     },
-    "downstream/folder.py": {"downstream.width": 4, "downstream.depth": 1},
-    "downstream/foundry.py": {"downstream.width": 4, "downstream.depth": 1},
-    "pretrain/autoencoder.py": {
+    "detector/folder.py": {"detector.width": 4, "detector.depth": 1},
+    "detector/foundry.py": {"detector.width": 4, "detector.depth": 1},
+    "pretraining/autoencoder.py": {
         "pretraining.block_out_channels": (4, 4),
         "pretraining.norm_num_groups": 2,
         "pretraining.crop": 8,
     },
-    "pretrain/clip.py": {
+    "pretraining/clip.py": {
         "pretraining.hidden_size": 8,
         "pretraining.num_heads": 2,
         "pretraining.num_text_layers": 1,
         "pretraining.num_image_layers": 1,
     },
-    "pretrain/unet.py": {
+    "pretraining/unet.py": {
         "pretraining.block_out_channels": (8,),
         "pretraining.num_heads": 2,
     },
@@ -100,7 +100,7 @@ def test_a_config_imports_two_modules_at_most(recipe):
 
 def test_a_config_that_imports_more_is_caught():
     tree = ast.parse("import jax\nfrom configs import common\nfrom jaxanom import api")
-    assert foreign_imports(tree) == ["jax", "jaxanom.api"]
+    assert foreign_imports(tree) == ["jax", "jaxanom.jobs.api"]
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -161,7 +161,7 @@ def test_recipes_of_one_method_have_the_same_keys():
             if key.split(".")[0] not in ("phases", "sweep")
         ]
         for recipe in RECIPES
-        if not recipe.startswith("pretrain/")
+        if not recipe.startswith("pretraining/")
     }
     for recipe in keys:
         first = next(r for r in keys if Path(r).parent == Path(recipe).parent)
@@ -189,7 +189,7 @@ def test_a_key_that_nobody_reads_is_caught(keys_read):
 
 def test_preparing_a_config_does_not_yet_read_all_of_it(tiny_backbone, keys_read):
     """Negative control: the images to draw from are chosen by training alone."""
-    config = small("pretrain/unet.py", tiny_backbone)
+    config = small("pretraining/unet.py", tiny_backbone)
     keys_read.register(config)
-    prepared.prepare(config)
+    prepare.prepare(config)
     assert "mixture.unet.normal" in keys_read.unread(config)

@@ -5,20 +5,12 @@ seed 2. Fewer images than there, so each limit allows for the draw; the reasons 
 beside them.
 """
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 
+from benchmarks.quality import tower_quality, towers
 from jaxanom import record
 from jaxanom.models import backbones
-
-ROOT = Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
-
-from benchmarks import tower_quality, towers  # noqa: E402
 
 ASSETS = backbones.EMBEDDED
 SEED = 3
@@ -123,7 +115,7 @@ def test_diffusers_reads_the_autoencoder_the_unet_and_the_schedule():
 def test_transformers_reads_clip_and_its_tokenizer():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
-    from jaxanom.models.tokenizer import Tokenizer
+    from jaxanom.models.clip.tokenizer import Tokenizer
 
     model = transformers.CLIPModel.from_pretrained(ASSETS / "clip").float().eval()
     text = "a photo of a damaged leather"

@@ -7,7 +7,10 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxanom import flops
-from jaxanom.models import attention, backbones, clip, unet
+from jaxanom.models import backbones
+from jaxanom.models.clip import towers
+from jaxanom.models.latent import unet
+from jaxanom.models.ops import attention
 
 
 def shape(*sizes, dtype=jnp.float32):
@@ -173,7 +176,7 @@ def test_the_unet_of_stable_diffusion_takes_803_gflop():
 
 
 def test_the_large_clip_at_518_px_takes_1014_gflop():
-    config = clip.VisionConfig(
+    config = towers.VisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
         projection_dim=768,
@@ -182,6 +185,6 @@ def test_the_large_clip_at_518_px_takes_1014_gflop():
         image_size=336,
         patch_size=14,
     )
-    found = forward(clip.ImageTower(config), shape(1, 518, 518, 3))
+    found = forward(towers.ImageTower(config), shape(1, 518, 518, 3))
     assert found.unknown == ()
     assert found.total == pytest.approx(1014e9, rel=0.01)  # the published figure

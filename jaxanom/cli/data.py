@@ -69,10 +69,10 @@ def _foundry(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from jaxanom.data import folders
+    from jaxanom.data.layouts import mvtec
 
-    records = folders.read_folder(arguments.directory)
-    folders.check(records)
+    records = mvtec.read_folder(arguments.directory)
+    mvtec.check(records)
     counts: dict[tuple[str, str, str], int] = {}
     for item in records:
         key = item.category, item.split, item.defect_type
@@ -80,7 +80,7 @@ def _check(arguments: argparse.Namespace) -> None:
     for (category, split, defect_type), count in sorted(counts.items()):
         print(f"{category:20} {split:6} {defect_type:20} {count:5}")
     print(f"{len(records)} images are readable and fit their masks")
-    for folder, count in folders.unmasked(records).items():
+    for folder, count in mvtec.unmasked(records).items():
         print(
             f"{folder} has no masks of {count} defective images: methods that learn "
             "from pixels do not train on them, and no pixel is measured"
@@ -90,7 +90,7 @@ def _check(arguments: argparse.Namespace) -> None:
 def _tokenizer(arguments: argparse.Namespace) -> None:
     from jaxanom.data.foundry import names
     from jaxanom.methods.pretraining import captions
-    from jaxanom.models import tokenizer
+    from jaxanom.models.clip import tokenizer
 
     table = captions.table(names.CATEGORIES, ("good", *names.DEFECT_TYPES))
     trained = tokenizer.train(table.texts, arguments.vocab_size, arguments.out)
@@ -98,7 +98,7 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
 
 
 def _tfds(arguments: argparse.Namespace) -> None:
-    from jaxanom.data import builders
+    from jaxanom.data.layouts import builders
 
     chosen = tuple(name for name in arguments.categories.split(",") if name)
     builder = builders.make(

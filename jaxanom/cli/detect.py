@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Scores images, writes heat maps, prints a JSON line per image."""
     import json
 
-    from jaxanom import api
+    from jaxanom.jobs import api
     from jaxanom.parallel import distributed
 
     distributed.check_alone("detect")

@@ -90,7 +90,7 @@ def _number(version: str) -> tuple[int, ...]:
 def _machine() -> Iterator[tuple[str, str]]:
     import jax
 
-    from jaxanom.models import hub
+    from jaxanom.models.checkpoints import hub
     from jaxanom.parallel import mesh as meshes
 
     devices = jax.devices()
@@ -123,7 +123,8 @@ def _device_bytes() -> int | None:
 
 def _weights(arguments: argparse.Namespace) -> Iterator[str]:
     """Prints what a checkpoint is and needs; yields what does not fit."""
-    from jaxanom.models import backbones, checkup
+    from jaxanom.models import backbones
+    from jaxanom.models.checkpoints import checkup
 
     name = arguments.weights
     name = backbones.EMBEDDED if name == "embedded" else name

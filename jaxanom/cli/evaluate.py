@@ -67,8 +67,8 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
     Raises:
       ValueError: a key that the run's config does not have, or a bad value.
     """
-    from jaxanom import api
     from jaxanom.cli import config_file
+    from jaxanom.jobs import api
 
     keys = {change.partition("=")[0] for change in changes}
     elsewhere = not keys.isdisjoint(OTHER_IMAGES)

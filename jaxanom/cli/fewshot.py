@@ -27,13 +27,14 @@ def run(arguments: argparse.Namespace) -> None:
     import json
     from pathlib import Path
 
-    from jaxanom import api, kept, record
+    from jaxanom import record
     from jaxanom.cli import config_file
-    from jaxanom.data import folders
+    from jaxanom.data.layouts import mvtec
+    from jaxanom.jobs import api, kept
     from jaxanom.parallel import distributed
 
     distributed.check_alone("fewshot")
-    files = folders.image_files(arguments.normal)
+    files = mvtec.image_files(arguments.normal)
     config = config_file.load(arguments.config, arguments.overrides)
     if config.method != "adp":
         raise ValueError(

@@ -19,8 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draws and writes."""
-    from jaxanom import api
     from jaxanom.cli import config_file
+    from jaxanom.jobs import api
     from jaxanom.parallel import distributed
 
     distributed.initialise()

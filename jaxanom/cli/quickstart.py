@@ -113,10 +113,10 @@ def run(arguments: argparse.Namespace) -> None:
         tour(Path(arguments.run), arguments.parts, arguments.processes)
         return
     config = config_file.load(arguments.config, arguments.overrides)
-    from jaxanom import workflow
+    from jaxanom.jobs import defects_to_detector
     from jaxanom.report import tables
 
-    page, table = workflow.generate_then_detect(config, arguments.run)
+    page, table = defects_to_detector.generate_then_detect(config, arguments.run)
     print(tables.to_text(table))
     print(f"report: {page}")
 
@@ -130,8 +130,8 @@ def tour(directory: Path, parts: Sequence[str], processes: int | None = None) ->
       processes: 2: all parts but the first are run by a second process meanwhile;
         None: where that saves time.
     """
-    from jaxanom import workflow
     from jaxanom.cli import config_file
+    from jaxanom.jobs import defects_to_detector
     from jaxanom.report import page, runs, tables
 
     shown, lead, plots = [], [], []
@@ -142,8 +142,12 @@ def tour(directory: Path, parts: Sequence[str], processes: int | None = None) ->
             print(f"{name} ...", flush=True)
             if name == DEFECTS:
                 config = config_file.load(GENERATION, DEFECTS_OVERRIDES)
-                _, table = workflow.generate_then_detect(config, directory / name)
-                shown += [directory / name / run for run in workflow.JOB_RUNS]
+                _, table = defects_to_detector.generate_then_detect(
+                    config, directory / name
+                )
+                shown += [
+                    directory / name / run for run in defects_to_detector.JOB_RUNS
+                ]
             elif name == POSTERIOR:
                 table, panels = _swept(PARTS[name], directory / name)
                 plots += panels
@@ -250,9 +254,10 @@ def beside_command(directory: Path, parts: Sequence[str]) -> list[str]:
 
 
 def _train_and_evaluate(part: Part, directory: Path, evaluated: bool):
-    from jaxanom import api, record
+    from jaxanom import record
     from jaxanom.cli import config_file
     from jaxanom.evaluation import protocols
+    from jaxanom.jobs import api
     from jaxanom.report import runs, tables
 
     if evaluated:
@@ -266,8 +271,8 @@ def _train_and_evaluate(part: Part, directory: Path, evaluated: bool):
 def _swept(part: Part, directory: Path):
     """Runs a sweep; returns its table, and its plots as sections of the page."""
     from jaxanom.cli import config_file
+    from jaxanom.jobs.sweep import runner
     from jaxanom.report import sweeps
-    from jaxanom.sweep import runner
 
     config = config_file.load(part.recipe, part.overrides)
     rows = runner.run(config, directory)

@@ -38,8 +38,8 @@ def swept(config, directory):
     from pathlib import Path
 
     from jaxanom import record
+    from jaxanom.jobs.sweep import runner
     from jaxanom.report import sweeps
-    from jaxanom.sweep import runner
 
     rows = runner.run(config, directory, tell)
     records = {

@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> None:
     if forecasts:
         _forecast(arguments, config)
         return
-    from jaxanom import api
+    from jaxanom.jobs import api
     from jaxanom.parallel import distributed
 
     distributed.initialise()
@@ -85,7 +85,7 @@ def _set_up_jax(arguments: argparse.Namespace) -> None:
 
 
 def _forecast(arguments: argparse.Namespace, config: Any) -> None:
-    from jaxanom import dry_run
+    from jaxanom.jobs import dry_run
     from jaxanom.parallel import topology
 
     devices = topology.devices(arguments.topology) if arguments.topology else None

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxanom.data import class_images, folders, images, published
-from jaxanom.data.folders import GOOD, Record
+from jaxanom.data import images
+from jaxanom.data.layouts import classes, mvtec, published
+from jaxanom.data.layouts.mvtec import GOOD, Record
 
 Example = dict[str, Any]
 Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
@@ -83,14 +84,14 @@ def open_dataset(
     if name == "folder":
         if not directory:
             raise ValueError("dataset 'folder' needs config.data.directory")
-        records = folders.read_folder(directory, categories)
-        folders.check(records)
+        records = mvtec.read_folder(directory, categories)
+        mvtec.check(records)
         title = Path(directory).expanduser().absolute().name
         return chosen(from_records(title, records, size), class_subset)
     if name == "classes":
         if not directory:
             raise ValueError("dataset 'classes' needs config.data.directory")
-        records, names = class_images.read(directory, seed)
+        records, names = classes.read(directory, seed)
         title = Path(directory).expanduser().absolute().name
         whole = from_records(title, records, size, names)
         return chosen(whole, class_subset, categories)
@@ -100,12 +101,12 @@ def open_dataset(
         if name == "tfds":
             return chosen(_prepared(directory, categories, size), class_subset)
         records = published.read(name, directory, categories)
-        folders.check(records)
+        mvtec.check(records)
         return chosen(from_records(name, records, size), class_subset)
     if name == "foundry":
         counts = (num_train, num_test_good, num_per_defect)
         return chosen(_foundry(categories, size, seed, counts), class_subset)
-    raise ValueError(folders.unknown("dataset", name, DATASETS))
+    raise ValueError(mvtec.unknown("dataset", name, DATASETS))
 
 
 def chosen(
@@ -123,8 +124,8 @@ def chosen(
     """
     for name in categories:
         if name not in dataset.categories:
-            raise ValueError(folders.unknown("category", name, dataset.categories))
-    names = class_images.subset(tuple(categories) or dataset.categories, class_subset)
+            raise ValueError(mvtec.unknown("category", name, dataset.categories))
+    names = classes.subset(tuple(categories) or dataset.categories, class_subset)
     if names == dataset.categories:
         return dataset
     if not names:
@@ -171,10 +172,10 @@ def from_records(
         raise ValueError(f"defect_types start with {defect_types[0]!r}, not {GOOD!r}")
     for record in records:
         if record.category not in categories:
-            raise ValueError(folders.unknown("category", record.category, categories))
+            raise ValueError(mvtec.unknown("category", record.category, categories))
         if record.defect_type not in defect_types:
             raise ValueError(
-                folders.unknown("defect type", record.defect_type, defect_types)
+                mvtec.unknown("defect type", record.defect_type, defect_types)
             )
     size = (int(height), int(width))
     load = load or cached(functools.partial(load_files, size=size))
@@ -187,7 +188,7 @@ def load_files(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     if record.mask is None:
         mask = np.zeros(image.shape[:2], np.uint8)
     else:
-        mask = images.load_mask(folders.mask_files(record.mask))
+        mask = images.load_mask(mvtec.mask_files(record.mask))
     if mask.shape != image.shape[:2]:
         raise ValueError(
             f"mask {record.mask} is {mask.shape[1]} x {mask.shape[0]}, its image "
@@ -304,7 +305,7 @@ def select(
     }
     for what, (value, names) in known.items():
         if value is not None and value not in names:
-            raise ValueError(folders.unknown(what, value, names))
+            raise ValueError(mvtec.unknown(what, value, names))
     return [
         number
         for number, record in enumerate(dataset.records)
@@ -324,7 +325,7 @@ def unmasked(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str
       {folder that lacks the masks: images}, see `folders.unmasked`.
     """
     numbers = range(len(dataset.records)) if indices is None else indices
-    return folders.unmasked(dataset.records[number] for number in numbers)
+    return mvtec.unmasked(dataset.records[number] for number in numbers)
 
 
 def _foundry(
@@ -360,7 +361,7 @@ def _prepared(
     directory: str | Path, categories: Sequence[str], size: tuple[int, int]
 ) -> Dataset:
     """Opens what a tensorflow-datasets builder has written."""
-    from jaxanom.data import builders
+    from jaxanom.data.layouts import builders
 
     found = builders.Prepared(directory)
     load = cached(functools.partial(found.load, size=size))

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from jaxanom.data import folders
-from jaxanom.data.folders import GOOD, Record
+from jaxanom.data.layouts import mvtec
+from jaxanom.data.layouts.mvtec import GOOD, Record
 
 MANIFEST = "manifest.jsonl"
 _NOTHING = "none of {} rows has a non-empty mask; nothing to write"
@@ -131,8 +131,8 @@ def read(directory: str | Path) -> list[Record]:
       ValueError: no generated set, or one of its files is bad.
     """
     read_manifest(directory)
-    records = folders.read_folder(directory, require_train=False)
-    folders.check(records)
+    records = mvtec.read_folder(directory, require_train=False)
+    mvtec.check(records)
     return records
 
 

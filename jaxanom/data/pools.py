@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxanom import record
-from jaxanom.data import catalog, fewshot, generated, pipeline, workers
+from jaxanom.data import catalog, generated, pipeline, splits, workers
 from jaxanom.data.catalog import Dataset, Source
 
 POOLS = ("normal", "defect", "generated")
-RULES = ("none", "all", "test_split", *fewshot.RULES)
+RULES = ("none", "all", "test_split", *splits.RULES)
 
 
 class Division(NamedTuple):
@@ -70,7 +70,7 @@ def divide(
     for category in seen:
         numbers = catalog.select(dataset, split, category, anomalous=False)
         if num_normal and split == "train" and num_normal < len(numbers):
-            numbers = fewshot.few_shot(dataset, category, num_normal, seed).support
+            numbers = splits.few_shot(dataset, category, num_normal, seed).support
         normal += numbers
     chosen: set[int] = set()
     if rule in ("all", "test_split"):
@@ -78,7 +78,7 @@ def divide(
             chosen.update(catalog.select(dataset, "test", category, anomalous=True))
     elif rule != "none":
         for category in seen:
-            found = fewshot.defect_split(dataset, category, rule, shots or None, seed)
+            found = splits.defect_split(dataset, category, rule, shots or None, seed)
             chosen.update(found.train)
     test = catalog.select(dataset, "test")
     defects = [number for number in test if number in chosen]

@@ -12,12 +12,12 @@ METHODS = {
     "app": "jaxanom.methods.app",
     "bayes_pfl": "jaxanom.methods.bayes_pfl",
     "defect_generation": "jaxanom.methods.defect_generation",
-    "downstream": "jaxanom.methods.downstream",
+    "detector": "jaxanom.methods.detector",
     "pretraining": "jaxanom.methods.pretraining",
 }
 
 
-PIXELS = ("bayes_pfl", "defect_generation", "downstream")
+PIXELS = ("bayes_pfl", "defect_generation", "detector")
 
 
 def learns_pixels(config: Any) -> bool:

@@ -16,19 +16,14 @@ import numpy as np
 
 from jaxanom import record
 from jaxanom.diffusion import targets
-from jaxanom.models import (
-    clip,
-    hf_flax,
-    initialise,
-    noise_schedule,
-    original_stable_diffusion,
-    sources,
-    tiny_autoencoder,
-    unet,
-    vae,
-    weights,
-)
-from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.models.checkpoints import sources
+from jaxanom.models.checkpoints.formats import weights
+from jaxanom.models.checkpoints.names import original_stable_diffusion
+from jaxanom.models.clip import towers
+from jaxanom.models.clip.tokenizer import Tokenizer
+from jaxanom.models.latent import noise_schedule, tiny_autoencoder, unet, vae
+from jaxanom.models.libraries import interop
+from jaxanom.models.ops import initialise
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
@@ -143,10 +138,10 @@ def load_text_encoder(
     folders = ("text_encoder", "clip", ".")
     source = sources.find(_named(directory), folders, "text_encoder", loading)
     if "text_config" in source.config:
-        config = source.read_config(clip.ClipConfig.from_dict).text_config
+        config = source.read_config(towers.ClipConfig.from_dict).text_config
     else:
-        config = source.read_config(clip.TextConfig.from_dict)
-    module = clip.TextTower(config, projection=False)
+        config = source.read_config(towers.TextConfig.from_dict)
+    module = towers.TextTower(config, projection=False)
     length = config.max_position_embeddings
     shapes = abstract(module, np.zeros((1, length), np.int32))
     others = (r"(vision_model|visual_projection|text_projection)[./].*", "logit_scale")
@@ -178,8 +173,8 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
 def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
     source = sources.find(_named(directory), ("clip", "."), "clip", loading)
-    config = source.read_config(clip.ClipConfig.from_dict, _preprocessor(source))
-    module = clip.CLIP(config)
+    config = source.read_config(towers.ClipConfig.from_dict, _preprocessor(source))
+    module = towers.CLIP(config)
     size, length = (
         config.vision_config.image_size,
         config.text_config.max_position_embeddings,
@@ -200,12 +195,12 @@ def load_image_encoder(
     source = sources.find(_named(directory), folders, "image_encoder", loading)
     preprocessor = _preprocessor(source)
     if "vision_config" in source.config:
-        whole = source.read_config(clip.ClipConfig.from_dict, preprocessor)
+        whole = source.read_config(towers.ClipConfig.from_dict, preprocessor)
         config = whole.vision_config
     else:
-        config = source.read_config(clip.VisionConfig.from_dict, preprocessor)
+        config = source.read_config(towers.VisionConfig.from_dict, preprocessor)
     projection = source.config.get("architectures") != ["CLIPVisionModel"]
-    module = clip.ImageTower(config, projection)
+    module = towers.ImageTower(config, projection)
     shapes = abstract(
         module, np.zeros((1, config.image_size, config.image_size, 3), np.float32)
     )
@@ -241,7 +236,7 @@ def implemented(tower: Any, implementation: str) -> Any:
         )
     if implementation == "ours":
         return tower
-    return tower._replace(module=hf_flax.adapt(tower.module))
+    return tower._replace(module=interop.adapt(tower.module))
 
 
 def small_unet(

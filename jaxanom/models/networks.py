@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxanom.models import clip, tiny_autoencoder, unet, vae
+from jaxanom.models.clip import towers
+from jaxanom.models.latent import tiny_autoencoder, unet, vae
 from jaxanom.types import Params
 
 TEXT_LENGTH = 77
@@ -123,27 +124,27 @@ def _tower_words(config: Any) -> str:
 
 
 def _text(raw: Mapping[str, Any], image_size: int | None) -> Network:
-    config = clip.TextConfig.from_dict(raw.get("text_config", raw))
+    config = towers.TextConfig.from_dict(raw.get("text_config", raw))
     projection = "WithProjection" in class_name(raw)
     ids = (_shape(1, config.max_position_embeddings, dtype=jnp.int32),)
     words = f"CLIP text tower, {_tower_words(config)}"
     title = f"{config.max_position_embeddings} tokens"
-    module = clip.TextTower(config, projection=projection)
+    module = towers.TextTower(config, projection=projection)
     return Network(module, words, ids, {(title, ""): ids})
 
 
 def _image(raw: Mapping[str, Any], image_size: int | None) -> Network:
-    config = clip.VisionConfig.from_dict(raw.get("vision_config", raw))
+    config = towers.VisionConfig.from_dict(raw.get("vision_config", raw))
     projection = class_name(raw) != "CLIPVisionModel"
     size = image_size or config.image_size
     image = (_shape(1, size, size, 3),)
     words = f"CLIP image tower, patches of {config.patch_size}, {_tower_words(config)}"
-    module = clip.ImageTower(config, projection=projection)
+    module = towers.ImageTower(config, projection=projection)
     return Network(module, words, image, {(f"{size} px", ""): image})
 
 
 def _clip(raw: Mapping[str, Any], image_size: int | None) -> Network:
-    config = clip.ClipConfig.from_dict(raw)
+    config = towers.ClipConfig.from_dict(raw)
     text, vision = config.text_config, config.vision_config
     size = image_size or vision.image_size
     ids = _shape(1, text.max_position_embeddings, dtype=jnp.int32)
@@ -158,7 +159,7 @@ def _clip(raw: Mapping[str, Any], image_size: int | None) -> Network:
     }
     stored = vision.image_size
     example = ids, _shape(1, stored, stored, 3)
-    return Network(clip.CLIP(config), words, example, calls)
+    return Network(towers.CLIP(config), words, example, calls)
 
 
 _MAKERS: dict[str, Callable[[Mapping[str, Any], int | None], Network]] = {

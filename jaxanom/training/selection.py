@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxanom import record, sections, trees
-from jaxanom.models import weights
+from jaxanom.models.checkpoints.formats import weights
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
 

@@ -1,6 +1,5 @@
-"""Makes `benchmarks` importable and builds a backbone directory of random weights."""
+"""Builds a backbone directory of random weights."""
 
-import sys
 from pathlib import Path
 
 import jax
@@ -10,11 +9,11 @@ import pytest
 
 from jaxanom import record
 from jaxanom.methods.pretraining import captions, denoiser
-from jaxanom.models import backbones, clip, initialise, pretrained, tokenizer, unet, vae
-
-ROOT = Path(__file__).resolve().parents[2]
-if str(ROOT) not in sys.path:
-    sys.path.insert(0, str(ROOT))
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import pretrained
+from jaxanom.models.clip import tokenizer, towers
+from jaxanom.models.latent import unet, vae
+from jaxanom.models.ops import initialise
 
 WIDTH, LENGTH, LATENT_CHANNELS = 16, 32, 2
 TEXT_SIZES = dict(
@@ -74,8 +73,8 @@ def _write_vae(directory: Path) -> None:
 def _write_clip(directory: Path, words: tokenizer.Tokenizer) -> None:
     import dataclasses
 
-    config = clip.ClipConfig(
-        text_config=clip.TextConfig(
+    config = towers.ClipConfig(
+        text_config=towers.TextConfig(
             vocab_size=words.vocab_size,
             max_position_embeddings=LENGTH,
             num_hidden_layers=1,
@@ -84,13 +83,13 @@ def _write_clip(directory: Path, words: tokenizer.Tokenizer) -> None:
             pad_token_id=words.eos_id,
             **TEXT_SIZES,
         ),
-        vision_config=clip.VisionConfig(
+        vision_config=towers.VisionConfig(
             num_hidden_layers=1, image_size=64, patch_size=16, **TEXT_SIZES
         ),
         projection_dim=WIDTH,
     )
     params = initialise.parameters(
-        clip.CLIP(config),
+        towers.CLIP(config),
         jax.random.key(1),
         jnp.zeros((1, LENGTH), jnp.int32),
         jnp.zeros((1, 64, 64, 3)),

@@ -112,8 +112,8 @@ def test_every_path_is_listed_and_looking_changes_nothing():
 
 def test_recipes_are_found_from_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("configs/downstream/folder.py", "downstream/folder.py"):
-        assert config_file.load(name).method == "downstream"
+    for name in ("configs/detector/folder.py", "detector/folder.py"):
+        assert config_file.load(name).method == "detector"
 
 
 def test_a_recipe_of_ones_own_may_import_the_common_sections(tmp_path):
@@ -121,7 +121,7 @@ def test_a_recipe_of_ones_own_may_import_the_common_sections(tmp_path):
     path.write_text(
         "from configs import common\n"
         "def get_config(arg=''):\n"
-        "    config = common.base('downstream')\n"
+        "    config = common.base('detector')\n"
         "    config.seed = len(arg)\n"
         "    return config\n",
         encoding="utf-8",
@@ -131,8 +131,8 @@ def test_a_recipe_of_ones_own_may_import_the_common_sections(tmp_path):
 
 
 def test_a_recipe_that_is_not_there_names_the_nearest():
-    with pytest.raises(ValueError, match=r"did you mean configs/downstream/folder\.py"):
-        config_file.load("configs/downstream/foldr.py")
+    with pytest.raises(ValueError, match=r"did you mean configs/detector/folder\.py"):
+        config_file.load("configs/detector/foldr.py")
 
 
 def test_a_file_without_get_config_is_named(tmp_path):
@@ -144,9 +144,9 @@ def test_a_file_without_get_config_is_named(tmp_path):
 
 def test_an_unknown_argument_after_the_colon_is_refused():
     with pytest.raises(ValueError, match=r"'smok'.*'smoke'"):
-        config_file.load("configs/downstream/folder.py:smok")
+        config_file.load("configs/detector/folder.py:smok")
 
 
 def test_an_override_without_a_value_is_refused():
     with pytest.raises(ValueError, match=r"--config\.seed=VALUE"):
-        config_file.load("configs/downstream/folder.py", ["seed"])
+        config_file.load("configs/detector/folder.py", ["seed"])

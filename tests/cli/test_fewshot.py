@@ -7,9 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from jaxanom import api, kept, record
+from jaxanom import record
 from jaxanom.cli import main
-from jaxanom.data import folders
+from jaxanom.data.layouts import mvtec
+from jaxanom.jobs import api, kept
 from jaxanom.methods.adp import acceptance, options, tuning
 
 pytest.importorskip("matplotlib")
@@ -72,7 +73,7 @@ def test_the_run_says_how_it_was_tuned_and_how_much_it_flatters_itself(run):
 
 
 def test_the_run_keeps_its_images_and_names_no_other_place(run):
-    found = folders.read_folder(run / kept.SHOTS)
+    found = mvtec.read_folder(run / kept.SHOTS)
     assert [(r.category, r.split) for r in found] == [("hex bolt", "train")] * 2
     config = record.read_json(run / record.CONFIG)
     assert config["data"]["directory"] == "run:shots"
@@ -191,6 +192,6 @@ def test_a_wrong_option_is_refused_before_training(
 
 def test_a_recipe_of_another_method_is_refused(tmp_path, tiny_folder, capsys):
     words = ["fewshot", f"--normal={tiny_folder / 'bolt/train/good'}", "--category=a"]
-    recipe = "--config=configs/downstream/folder.py"
+    recipe = "--config=configs/detector/folder.py"
     assert main.main([*words, f"--out={tmp_path / 'run'}", recipe]) == 2
     assert "wanted 'adp'" in capsys.readouterr().err

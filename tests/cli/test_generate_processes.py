@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import jaxanom
-from jaxanom import api
 from jaxanom.data import generated
+from jaxanom.jobs import api
 from jaxanom.parallel import distributed
 from jaxanom.training import preemption
 

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom import record, workflow
+from jaxanom import record
 from jaxanom.cli import main
+from jaxanom.jobs import defects_to_detector
 from jaxanom.parallel import distributed
 from jaxanom.training import loop
 
-DETECTOR = "--config=configs/downstream/folder.py"
+DETECTOR = "--config=configs/detector/folder.py"
 GENERATOR = "--config=configs/defect_generation/folder.py"
 SIZE = 16
 
@@ -85,7 +86,7 @@ def test_a_mask_of_another_size(train, folder):
 def test_defects_without_masks(train, folder, capsys):
     shutil.rmtree(folder / "bolt" / "ground_truth" / "dent")
     said = train(folder=folder)
-    assert "2 defective images" in said and "'downstream'" in said
+    assert "2 defective images" in said and "'detector'" in said
     assert "<image>_mask.png into bolt/ground_truth/dent" in said
     assert main.main(["data", "check", str(folder)]) == 0
     told = capsys.readouterr().out
@@ -145,7 +146,7 @@ def test_a_generated_set_that_is_none(train, tmp_path):
 
 def test_views_that_a_detector_does_not_make(train):
     said = train("--config.data.flips=horizontal")
-    assert "config.data.num_views" in said and "'downstream'" in said
+    assert "config.data.num_views" in said and "'detector'" in said
 
 
 def test_a_mesh_that_does_not_fit_the_devices(train):
@@ -153,7 +154,7 @@ def test_a_mesh_that_does_not_fit_the_devices(train):
 
 
 def test_a_depth_that_does_not_halve_the_image(train):
-    assert "depth" in train("--config.downstream.depth=5")
+    assert "depth" in train("--config.detector.depth=5")
 
 
 def test_no_such_backbone(train):
@@ -162,12 +163,12 @@ def test_no_such_backbone(train):
 
 
 def test_an_unknown_method(train):
-    assert "did you mean 'downstream'" in train("--config.method=downsteam")
+    assert "did you mean 'detector'" in train("--config.method=detectr")
 
 
 def test_a_run_of_another_config_is_left_alone(refused, tmp_path, tiny_folder):
     run = tmp_path / "run"
-    record.write_json(run / record.CONFIG, {"method": "downstream", "seed": 5})
+    record.write_json(run / record.CONFIG, {"method": "detector", "seed": 5})
     before = (run / record.CONFIG).read_bytes()
     said = refused(
         "train",
@@ -194,7 +195,7 @@ def test_no_such_run(refused, words):
 
 
 def test_a_run_that_is_not_finished(refused, tmp_path):
-    record.write_json(tmp_path / record.CONFIG, {"method": "downstream"})
+    record.write_json(tmp_path / record.CONFIG, {"method": "detector"})
     said = refused("evaluate", f"--run={tmp_path}")
     assert "not finished" in said and "again" in said
 
@@ -212,16 +213,16 @@ def test_generate_takes_its_own_section_only(refused, whole_job, tmp_path):
 
 def test_the_whole_job_takes_no_config_of_a_detector(refused, tmp_path):
     said = refused("quickstart", DETECTOR, f"--run={tmp_path / 'run'}")
-    assert "config.method='downstream'" in said
+    assert "config.method='detector'" in said
     assert not (tmp_path / "run").exists()
 
 
 def test_the_whole_job_refuses_a_bad_detector_before_the_generator(
     refused, tmp_path, generation_config
 ):
-    config = generation_config(detector__downstream__depth=9)
+    config = generation_config(detector__options__depth=9)
     with pytest.raises(ValueError, match="depth"):
-        workflow.generate_then_detect(config, tmp_path / "run")
+        defects_to_detector.generate_then_detect(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

@@ -34,13 +34,13 @@ def test_a_training_leaves_a_trace_and_one_without_the_flag_none(
 ):
     command = [
         "train",
-        "--config=configs/downstream/folder.py",
+        "--config=configs/detector/folder.py",
         f"--config.data.directory={tiny_folder}",
         "--config.data.image_size=16",
         "--config.data.shots=4",
         "--config.data.batch_size=4",
-        "--config.downstream.width=4",
-        "--config.downstream.depth=1",
+        "--config.detector.width=4",
+        "--config.detector.depth=1",
         "--config.phases.segment.num_steps=3",
         "--config.train.log_every=1",
     ]

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import jaxanom
-from jaxanom import api, record
+from jaxanom import record
 from jaxanom.cli import main
+from jaxanom.jobs import api
 from jaxanom.training import preemption
 
 NUM_STEPS = 60
@@ -23,14 +24,14 @@ PATIENCE_S = 600  # a machine shared with others may take long to import jax
 def command(run, folder):
     return [
         "train",
-        "--config=configs/downstream/folder.py",
+        "--config=configs/detector/folder.py",
         f"--run={run}",
         f"--config.data.directory={folder}",
         "--config.data.image_size=16",
         "--config.data.shots=4",
         "--config.data.batch_size=4",
-        "--config.downstream.width=4",
-        "--config.downstream.depth=1",
+        "--config.detector.width=4",
+        "--config.detector.depth=1",
         f"--config.phases.segment.num_steps={NUM_STEPS}",
         "--config.train.log_every=1",
         # Saving often puts many kills into the middle of a save.

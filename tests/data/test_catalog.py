@@ -1,7 +1,5 @@
 import itertools
-import os
 import threading
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +7,6 @@ from PIL import Image
 
 from jaxanom.data import catalog
 from jaxanom.data.foundry import render
-
-SHARED = Path(
-    os.environ.get("JAXANOM_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data")
-)
 
 
 def write(path, values):
@@ -271,10 +265,9 @@ def test_an_unknown_foundry_category_is_named():
         catalog.open_dataset("foundry", categories=["nutt"])
 
 
-def test_no_real_defect_vanishes_when_shrunk():
-    if not (SHARED / "magnetic_tile").is_dir():
-        pytest.skip(f"{SHARED / 'magnetic_tile'} is absent")
-    dataset = catalog.open_dataset("folder", SHARED / "magnetic_tile", image_size=32)
+def test_no_real_defect_vanishes_when_shrunk(shared_data):
+    folder = shared_data("magnetic_tile")
+    dataset = catalog.open_dataset("folder", folder, image_size=32)
     numbers = catalog.select(dataset, defect_type="crack")
     rows = catalog.source(dataset, numbers)
     assert len(rows) == 57

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom.data import catalog, folders, generated
+from jaxanom.data import catalog, generated
+from jaxanom.data.layouts import mvtec
 
 
 def make_row(number=0, category="nut", defect_type="crack", empty=False):
@@ -101,7 +102,7 @@ def test_a_set_without_normal_images_is_read_as_records(tmp_path):
     dataset = catalog.from_records("set", records, (12, 20), defect_types=names)
     assert catalog.source(dataset)[0]["defect_id"] == 2
     with pytest.raises(ValueError, match="no train/good"):
-        folders.read_folder(tmp_path / "set")
+        mvtec.read_folder(tmp_path / "set")
 
 
 def test_normal_images_can_be_files(tmp_path):

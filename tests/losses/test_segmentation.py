@@ -1,4 +1,3 @@
-import os
 import pathlib
 
 import jax
@@ -8,9 +7,7 @@ import pytest
 
 from jaxanom.losses import segmentation
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
-DATA = os.environ.get("JAXANOM_SHARED_DATA", REPOSITORY.parent / "shared" / "data")
-GOLDEN = pathlib.Path(DATA).parent / "parity" / "bayes_pfl" / "losses.npz"
+GOLDEN = pathlib.Path(__file__).parents[1] / "parity/data/bayes_pfl/losses.npz"
 
 
 @pytest.fixture
@@ -118,7 +115,6 @@ def test_all_normal_batch_has_a_finite_balanced_focal(case):
     assert float(found) == pytest.approx(float(plain), rel=1e-5)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="golden arrays are not here")
 @pytest.mark.parametrize("suffix", ["", "_emptymask"])
 def test_balanced_focal_and_dice_match_the_released_code(suffix):
     golden = np.load(GOLDEN)

@@ -6,11 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxanom import prepared
 from jaxanom.cli import config_file
+from jaxanom.jobs import prepare
 from jaxanom.methods.adp import model
 from jaxanom.methods.app import parts
-from jaxanom.models import weights
+from jaxanom.models.checkpoints.formats import weights
 
 SMALL = {
     "adp/foundry.py": {
@@ -21,7 +21,7 @@ SMALL = {
     "app/foundry.py": {"app.num_vectors": 2},
     "bayes_pfl/foundry.py": {"bayes_pfl.layers": (1,), "data.held_out": ()},
     "defect_generation/foundry.py": {},
-    "pretrain/unet.py": {
+    "pretraining/unet.py": {
         "pretraining.block_out_channels": (8,),
         "pretraining.num_heads": 2,
     },
@@ -62,22 +62,22 @@ def halves(tiny_backbone, tmp_path_factory):
 @pytest.mark.parametrize("recipe", SMALL)
 def test_a_checkpoint_of_half_precision_is_read_by_its_variant(recipe, halves):
     with pytest.raises(ValueError, match=r"config\.model\.variant.*variant='fp16'"):
-        prepared.prepare(config_of(recipe, halves))
-    prepared.prepare(config_of(recipe, halves, variant="fp16"))
+        prepare.prepare(config_of(recipe, halves))
+    prepare.prepare(config_of(recipe, halves, variant="fp16"))
 
 
 def test_a_run_older_than_the_keys_is_read_as_it_was(tiny_backbone):
     config = config_of("defect_generation/foundry.py", tiny_backbone)
     with config.unlocked():
         del config.model["variant"], config.model["clip_act"]
-    prepared.prepare(config)
+    prepare.prepare(config)
 
 
 @pytest.mark.parametrize(
     ("recipe", "read"),
     [
         ("defect_generation/foundry.py", lambda frozen: frozen["contexts"]["defect"]),
-        ("pretrain/unet.py", lambda frozen: frozen["states"]),
+        ("pretraining/unet.py", lambda frozen: frozen["states"]),
     ],
 )
 def test_contexts_are_encoded_with_the_activation_asked_for(
@@ -86,7 +86,7 @@ def test_contexts_are_encoded_with_the_activation_asked_for(
     states = []
     for name in ("", "gelu"):
         config = config_of(recipe, tiny_backbone, clip_act=name)
-        method = prepared.prepare(config).method
+        method = prepare.prepare(config).method
         states.append(read(method.init(jax.random.key(0))[1]))
     assert np.abs(states[1] - states[0]).max() > 1e-4
 
@@ -96,7 +96,7 @@ def test_towers_of_app_have_the_activation_asked_for(clip_file):
     features = []
     for name in ("", "gelu"):
         config = config_of("app/foundry.py", clip_file, clip_act=name)
-        pair = parts.assemble(config, prepared.prepare(config).dataset).pair
+        pair = parts.assemble(config, prepare.prepare(config).dataset).pair
         assert pair.text_config.hidden_act == (name or "quick_gelu")
         features.append(jax.jit(pair.encode_image)(pair.image_params, image)[0])
     assert np.abs(features[1] - features[0]).max() > 1e-3
@@ -112,4 +112,4 @@ def test_towers_of_adp_have_the_activation_asked_for(tiny_backbone):
 def test_an_activation_that_is_not_known_is_named_with_its_key(tiny_backbone):
     config = config_of("app/foundry.py", tiny_backbone, clip_act="relu")
     with pytest.raises(ValueError, match=r"config\.model\.clip_act='relu'.*'gelu'"):
-        prepared.prepare(config)
+        prepare.prepare(config)

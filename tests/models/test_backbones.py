@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from jaxanom import record
-from jaxanom.models import backbones, tokenizer, unet
+from jaxanom.models import backbones
+from jaxanom.models.clip import tokenizer
+from jaxanom.models.latent import unet
 
 
 @pytest.fixture

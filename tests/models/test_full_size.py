@@ -12,16 +12,11 @@ import numpy as np
 import pytest
 
 from jaxanom import trees
-from jaxanom.models import (
-    backbones,
-    clip,
-    layouts,
-    original_stable_diffusion,
-    pretrained,
-    tiny_autoencoder,
-    unet,
-    vae,
-)
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import pretrained
+from jaxanom.models.checkpoints.names import layouts, original_stable_diffusion
+from jaxanom.models.clip import towers
+from jaxanom.models.latent import tiny_autoencoder, unet, vae
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -135,13 +130,13 @@ def ours(name):
     """(kind, parameter shapes) of our module."""
     ids, image = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 32, 32, 3))
     if name in CLIPS:
-        config = clip.ClipConfig.from_dict(CLIPS[name])
+        config = towers.ClipConfig.from_dict(CLIPS[name])
         side = config.vision_config.image_size
         picture = jnp.zeros((1, side, side, 3))
-        return "clip", backbones.abstract(clip.CLIP(config), ids, picture)
+        return "clip", backbones.abstract(towers.CLIP(config), ids, picture)
     if name in ("SD1 text", "SD2 text"):
         raw = SD1_TEXT if name == "SD1 text" else OPEN_H_TEXT
-        module = clip.TextTower(clip.TextConfig.from_dict(raw), projection=False)
+        module = towers.TextTower(towers.TextConfig.from_dict(raw), projection=False)
         return "text_encoder", backbones.abstract(module, ids)
     if name == "TAESD":
         module = tiny_autoencoder.TinyAutoencoder(tiny_autoencoder.TinyConfig())
@@ -305,8 +300,8 @@ def test_the_configs_of_a_single_file_are_told_from_its_shapes(generation):
     wanted = unet.UNetConfig.from_dict(unet_raw | {"sample_size": None})
     assert unet.UNetConfig.from_dict(found["unet"]) == wanted
     assert vae.VaeConfig.from_dict(found["vae"]) == vae.VaeConfig.from_dict(SD_VAE)
-    text = clip.TextConfig.from_dict(found["text_encoder"])
-    assert text == clip.TextConfig.from_dict(text_raw)
+    text = towers.TextConfig.from_dict(found["text_encoder"])
+    assert text == towers.TextConfig.from_dict(text_raw)
     with pytest.raises(ValueError, match="only Stable Diffusion 1"):
         original_stable_diffusion.configs({"model.diffusion_model.x": (1,)})
 

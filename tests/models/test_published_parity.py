@@ -10,15 +10,12 @@ import numpy as np
 import pytest
 
 from jaxanom import record, trees
-from jaxanom.models import (
-    backbones,
-    clip,
-    original_stable_diffusion,
-    pretrained,
-    unet,
-    vae,
-    weights,
-)
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import pretrained
+from jaxanom.models.checkpoints.formats import weights
+from jaxanom.models.checkpoints.names import original_stable_diffusion
+from jaxanom.models.clip import towers
+from jaxanom.models.latent import unet, vae
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -208,7 +205,7 @@ def test_openclip_in_transformers_format(tmp_path):
         image_tower.params,
         {k: tower.params[k] for k in ("vision_model", "visual_projection")},
     )
-    text = clip.TextTower(tower.module.config.text_config, projection=False)
+    text = towers.TextTower(tower.module.config.text_config, projection=False)
     shapes = backbones.abstract(text, ids)
     with pytest.raises(ValueError, match="in the weights but not in the model"):
         pretrained.load_params(tmp_path, "text_encoder", shapes)
@@ -340,8 +337,8 @@ def test_the_text_tower_of_stable_diffusion_2_ends_before_openclips_last_layer(
         if not name.startswith("visual.")
     }
     path = weights.write(tmp_path / "sd.safetensors", arrays)
-    config = clip.TextConfig.from_dict(TEXT | {"num_hidden_layers": 1})
-    module = clip.TextTower(config, projection=False)
+    config = towers.TextConfig.from_dict(TEXT | {"num_hidden_layers": 1})
+    module = towers.TextTower(config, projection=False)
     ids = sentences()
     shapes = backbones.abstract(module, ids)
     params = pretrained.load_params(path, "text_encoder", shapes)
@@ -373,9 +370,9 @@ def test_sizes_of_the_authors_vit_are_told_from_its_shapes(tmp_path):
         for i in range(12):
             name = f"{prefix}transformer.resblocks.{i}.mlp.c_fc.weight"
             shapes[name] = (4 * width, width)
-    found = clip.ClipConfig.from_dict(backbones.sources.openai_clip.config(shapes))
+    found = towers.ClipConfig.from_dict(backbones.sources.openai_clip.config(shapes))
     published = {"text_config": {}, "vision_config": {"patch_size": 16}}
-    assert found == clip.ClipConfig.from_dict(published | {"projection_dim": 512})
+    assert found == towers.ClipConfig.from_dict(published | {"projection_dim": 512})
     for change, message in (
         ({"visual.layer1.0.conv1.weight": (1,)}, "ResNet"),
         ({"visual.conv1.weight": (1280, 3, 14, 14)}, "cannot be told"),

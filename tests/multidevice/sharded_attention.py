@@ -11,7 +11,7 @@ from jax.experimental.pallas.ops.tpu import flash_attention as library
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from jaxanom.models import attention, flash
+from jaxanom.models.ops import attention, flash
 from jaxanom.parallel import collectives
 from jaxanom.parallel import mesh as meshes
 

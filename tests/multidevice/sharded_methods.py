@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxanom import prepared, trees
+from jaxanom import trees
 from jaxanom.cli import config_file
+from jaxanom.jobs import prepare
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement, rules
 from jaxanom.training import loop
@@ -100,9 +101,9 @@ def made(name, backbone):
             config.phases[phase].schedule = "constant"
     if "selection" in config:
         config.bayes_pfl.image_head = "pooled"  # stage 2 is left out
-    found = prepared.prepare(config, devices=jax.devices()[:1])
+    found = prepare.prepare(config, devices=jax.devices()[:1])
     initial = jax.tree.map(np.asarray, found.method.init(jax.random.key(0)))
-    make_batches = prepared.batch_maker(found, initial[1], *prepared.pools_of(found))
+    make_batches = prepare.batch_maker(found, initial[1], *prepare.pools_of(found))
     batches = make_batches(PHASE[name], 0)
     first = [placement.to_host(next(batches)) for _ in range(LONG)]
     return config, found.method, initial, first

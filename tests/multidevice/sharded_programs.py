@@ -9,7 +9,9 @@ import optax
 import pytest
 
 from jaxanom.contracts import Phase
-from jaxanom.models import backbones, initialise, unet
+from jaxanom.models import backbones
+from jaxanom.models.latent import unet
+from jaxanom.models.ops import initialise
 from jaxanom.parallel import collectives, mesh, placement, rules
 from jaxanom.posterior import fields, sharded, svgd, transport
 from jaxanom.training import forecast, optimizer, plan

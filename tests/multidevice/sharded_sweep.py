@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from jaxanom.sweep import runner
+from jaxanom.jobs.sweep import runner
 
 MEASURED = ("accuracy", "nll", "ece", "spread", "ksd", "train_ce")
 

@@ -13,7 +13,7 @@ CURVE = {"image/roc": {"x": [0.0, 1.0], "y": [0.0, 1.0]}}
 
 def make_run(directory, evaluated=True, category="bolt", seed=0):
     record.write_json(directory / record.CONFIG, {"seed": seed})
-    record.write_json(directory / record.RECORD, {"method": "downstream"})
+    record.write_json(directory / record.RECORD, {"method": "detector"})
     for step in (1, 2):
         row = {"kind": "train", "phase": "fit", "step": step, "global_step": step}
         record.append_metrics(directory / record.METRICS, row | {"loss": 1.0 / step})

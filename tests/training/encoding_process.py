@@ -7,15 +7,16 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from jaxanom import prepared, record
+from jaxanom import record
+from jaxanom.jobs import prepare
 from jaxanom.parallel import distributed
 
 
 def first_batch(config):
     """Returns this process's rows of a training's first batch."""
-    made = prepared.prepare(config)
+    made = prepare.prepare(config)
     _, frozen = made.method.init(jax.random.key(0))
-    make_batches = prepared.batch_maker(made, frozen, *prepared.pools_of(made))
+    make_batches = prepare.batch_maker(made, frozen, *prepare.pools_of(made))
     return next(make_batches(made.method.phases[-1].name, 0))
 
 

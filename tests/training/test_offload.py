@@ -6,8 +6,8 @@ import linear
 import numpy as np
 import pytest
 
-from jaxanom import dry_run
 from jaxanom.contracts import Method, Phase
+from jaxanom.jobs import dry_run
 from jaxanom.parallel import mesh, placement, rules
 from jaxanom.training import forecast, loop, optimizer, plan, step
 

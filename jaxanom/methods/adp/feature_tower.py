@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from jaxanom.methods.adp import bank, crops, windows
-from jaxanom.models import mobilenet_v2
+from jaxanom.models.features import mobilenet_v2
 from jaxanom.types import Array, Params
 
 

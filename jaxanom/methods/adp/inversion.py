@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 from jaxanom.contracts import LossFn
 from jaxanom.methods.adp import crops, model, windows
 from jaxanom.methods.adp.objective import TokenData
-from jaxanom.models import prompts
+from jaxanom.models.clip import prompts
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Metrics, Params, PRNGKey
 

@@ -15,8 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import crops
-from jaxanom.models import backbones, clip, prompts, recompute, sources, vae
-from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import sources
+from jaxanom.models.clip import prompts
+from jaxanom.models.clip import towers as clip
+from jaxanom.models.clip.tokenizer import Tokenizer
+from jaxanom.models.latent import vae
+from jaxanom.models.ops import remat
 from jaxanom.types import Array, Params
 
 
@@ -116,7 +121,7 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
         text=text.module.clone(dtype=dtype),
         vae=autoencoder.module,
         unet=backbones.noise_apply(
-            network.module.clone(dtype=dtype, remat=recompute.resolve(settings.remat)),
+            network.module.clone(dtype=dtype, remat=remat.resolve(settings.remat)),
             scheduler,
         ),
         unet_module=network.module.clone(dtype=dtype),

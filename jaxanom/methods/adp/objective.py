@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxanom.diffusion import targets
 from jaxanom.methods.adp import crops, model
-from jaxanom.models import prompts
+from jaxanom.models.clip import prompts
 from jaxanom.types import Array, Metrics, Params, PRNGKey
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxanom.methods.adp import model, objective, synthesis, wording
-from jaxanom.models import prompts
+from jaxanom.models.clip import prompts
 
 
 class Texts(NamedTuple):

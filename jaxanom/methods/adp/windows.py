@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.adp import crops, model
-from jaxanom.models import clip
+from jaxanom.models.clip import towers as clip
 from jaxanom.types import Array, Params
 
 PATCH = 1

@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxanom.models import prompts
-from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.models.clip import prompts
+from jaxanom.models.clip.tokenizer import Tokenizer
 
 CONDITION_WORDS = ("dirty", "clean", "weird", "nice", "cool", "good")
 

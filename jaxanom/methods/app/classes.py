@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxanom.models import prompts
+from jaxanom.models.clip import prompts
 
 TASKS = {"category": "category_id", "defect": "defect_id", "state": "label"}
 """Task -> the batch entry that holds its answer."""

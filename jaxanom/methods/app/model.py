@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.models import clip, shared_prefix
+from jaxanom.models.clip import shared_prefix, towers
 from jaxanom.types import Array, Params, PRNGKey
 
 LAYOUTS = ("per_image", "reference_reshuffle")
@@ -31,7 +31,7 @@ class TextTower(NamedTuple):
       class_chunk: classes at a time; 0 is all.
     """
 
-    config: clip.TextConfig
+    config: towers.TextConfig
     parts: shared_prefix.Cut
     dtype: Any = jnp.float32
     prompt_chunk: int = 0
@@ -101,7 +101,7 @@ def text_features(tower: TextTower, params: Params, prompt_vectors: Array) -> Ar
         encode_some(prompt_vectors, _classes(tower.parts, start, size))
         for start in range(0, num_classes, size)
     ]
-    return clip.normalise(jnp.concatenate(found, axis=1))
+    return towers.normalise(jnp.concatenate(found, axis=1))
 
 
 def _encoder(tower: TextTower, params: Params) -> Callable:

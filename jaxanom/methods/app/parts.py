@@ -11,7 +11,9 @@ import numpy as np
 from jaxanom import sections
 from jaxanom.data import catalog, generated, pipeline
 from jaxanom.methods.app import classes, coupling, model, objective, predict
-from jaxanom.models import clip_pair, shared_prefix, sources
+from jaxanom.models.checkpoints import sources
+from jaxanom.models.clip import pair as clip_pair
+from jaxanom.models.clip import shared_prefix
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 

@@ -63,10 +63,14 @@ from jaxanom.methods.bayes_pfl import (
     predict,
     released,
     sentences,
-    settings,
 )
-from jaxanom.models import backbones, clip, clip_layers, recompute, sources
-from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.methods.bayes_pfl import options as settings
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import sources
+from jaxanom.models.clip import layers
+from jaxanom.models.clip import towers as clip
+from jaxanom.models.clip.tokenizer import Tokenizer
+from jaxanom.models.ops import remat
 from jaxanom.types import Array, Frozen, Params, PRNGKey
 
 
@@ -175,14 +179,12 @@ def build_towers(
     """Returns the modules of both towers, with the activation asked for."""
     parts, activation = [], settings.activation(options)
     for part in (config.vision_config, config.text_config):
-        part = clip_layers.with_activation(part, activation)
+        part = layers.with_activation(part, activation)
         parts.append(dataclasses.replace(part, projection_dim=config.projection_dim))
     kind = np.dtype(dtype) if dtype != "bfloat16" else jax.numpy.bfloat16
     return objective.Towers(
         image=clip.ImageTower(parts[0], dtype=kind, antialias_positions=True),
-        text=clip.TextTower(
-            parts[1], dtype=kind, remat=recompute.resolve(options.remat)
-        ),
+        text=clip.TextTower(parts[1], dtype=kind, remat=remat.resolve(options.remat)),
     )
 
 

@@ -15,15 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.contracts import PredictFn
-from jaxanom.methods.bayes_pfl import features, heads, sentences, settings
-from jaxanom.models import clip
-from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.methods.bayes_pfl import features, heads, sentences
+from jaxanom.methods.bayes_pfl import options as settings
+from jaxanom.models.clip import towers
+from jaxanom.models.clip.tokenizer import Tokenizer
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, Params, Predictions, PRNGKey
 
 
 def pairs(
-    tower: clip.TextTower,
+    tower: towers.TextTower,
     params: Params,
     tokenizer: Tokenizer,
     categories: tuple[str, ...],
@@ -48,11 +49,11 @@ def pairs(
     part = {key: params[key] for key in ("text_model", "text_projection")}
     encode = meshes.bound(lambda part, ids: tower.apply({"params": part}, ids))
     found = jax.jit(encode)(part, np.asarray(ids))
-    return clip.normalise(found.text_features).reshape(len(categories), 2, -1)
+    return towers.normalise(found.text_features).reshape(len(categories), 2, -1)
 
 
 def compare(
-    tower: clip.ImageTower,
+    tower: towers.ImageTower,
     frozen: Frozen,
     seen: features.Features,
     category_id: Array,
@@ -70,8 +71,8 @@ def compare(
     variables = {"params": frozen["clip"]}
     last = seen.patch_tokens[:, -1]
     dense = tower.apply(variables, last, method="project_tokens")
-    dense = clip.normalise(dense)  # [N, L, D]
-    pooled = clip.normalise(seen.image_features)  # [N, D]
+    dense = towers.normalise(dense)  # [N, L, D]
+    pooled = towers.normalise(seen.image_features)  # [N, D]
     normal, abnormal = jnp.moveaxis(frozen["captions"][category_id], 1, 0)
     # Two-way softmax: the sigmoid of the difference of both cosines.
     towards = jnp.exp(frozen["clip"]["logit_scale"]) * (abnormal - normal)  # [N, D]
@@ -82,7 +83,7 @@ def compare(
 
 
 def make_predict(
-    tower: clip.ImageTower,
+    tower: towers.ImageTower,
     image_size: tuple[int, int],
     finish: Callable[[Array, Array, Array], Predictions],
 ) -> PredictFn:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxanom.models import clip
+from jaxanom.models.clip import towers
 from jaxanom.types import Array, Batch, Frozen, Params
 
 KEPT = ("label", "mask", "category_id", "defect_id", "valid")
@@ -24,7 +24,7 @@ class Features(NamedTuple):
 
 
 def look(
-    tower: clip.ImageTower, params: Params, image: Array, layers: tuple[int, ...]
+    tower: towers.ImageTower, params: Params, image: Array, layers: tuple[int, ...]
 ) -> Features:
     """Encodes images [N, H, W, 3] in [0, 1]; no gradient passes."""
     found = tower.apply({"params": params}, image, return_layers=layers)
@@ -35,7 +35,7 @@ def look(
 
 
 def of_batch(
-    tower: clip.ImageTower, frozen: Frozen, batch: Batch, layers: tuple[int, ...]
+    tower: towers.ImageTower, frozen: Frozen, batch: Batch, layers: tuple[int, ...]
 ) -> Features:
     """Returns the features a batch carries, or encodes its images."""
     if "patch_tokens" in batch:
@@ -43,7 +43,7 @@ def of_batch(
     return look(tower, frozen["clip"], batch["image"], layers)
 
 
-def make_encode(tower: clip.ImageTower, layers: tuple[int, ...]):
+def make_encode(tower: towers.ImageTower, layers: tuple[int, ...]):
     """Returns encode: (frozen, batch with images) -> batch with features instead."""
 
     def encode(frozen: Frozen, batch: Batch) -> Batch:

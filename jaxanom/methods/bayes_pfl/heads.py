@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.models import attention, clip
+from jaxanom.models.clip import towers
+from jaxanom.models.ops import attention
 from jaxanom.types import Array
 
 
@@ -53,7 +54,7 @@ class CrossModelAttention(nn.Module):
             (self.num_layers, width_in, self.width),
         )
         dense = jnp.einsum("nslv,svd->nsld", patch_tokens, kernel)
-        dense = clip.normalise(dense.astype(jnp.float32))
+        dense = towers.normalise(dense.astype(jnp.float32))
         # dot_product scales by the head's width; this makes it the whole width's.
         query = nn.Dense(self.width, name="query")(text) * self.num_heads**-0.5
         query = jnp.repeat(query[:, None], num_layers, axis=1)  # [N, S, M, D]
@@ -62,7 +63,7 @@ class CrossModelAttention(nn.Module):
             return x.reshape(num_images * num_layers, x.shape[2], self.num_heads, -1)
 
         mixed = attention.dot_product(heads(query), heads(dense), heads(dense))
-        return clip.normalise(mixed.reshape(query.shape) + text[:, None]), dense
+        return towers.normalise(mixed.reshape(query.shape) + text[:, None]), dense
 
 
 class Fuse(nn.Module):
@@ -136,7 +137,7 @@ def image_logits(text: Array, feature: Array, log_temperature: Array) -> Array:
     Returns:
       [..., M].
     """
-    feature = clip.normalise(feature)
+    feature = towers.normalise(feature)
     return jnp.exp(log_temperature) * jnp.einsum("...md,...d->...m", text, feature)
 
 

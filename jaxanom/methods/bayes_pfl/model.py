@@ -4,8 +4,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.methods.bayes_pfl import distributions, heads, settings
-from jaxanom.models import clip, initialise
+from jaxanom.methods.bayes_pfl import distributions, heads
+from jaxanom.methods.bayes_pfl import options as settings
+from jaxanom.models.clip import towers
+from jaxanom.models.ops import initialise
 from jaxanom.types import Array, Params, PRNGKey
 
 
@@ -121,7 +123,7 @@ class Network(nn.Module):
 
     def image_logits(self, text: Array, feature: Array) -> Array:
         """Text [N, M, D] of length one, feature [N, D] -> [N, M]."""
-        mapped = clip.normalise(self.class_mapping(text))
+        mapped = towers.normalise(self.class_mapping(text))
         return heads.image_logits(mapped, feature, self.temperatures()[1])
 
     def reconstruct(self, draws: distributions.Draws) -> Array:

@@ -15,7 +15,8 @@ import optax
 from jaxanom.contracts import LossFn
 from jaxanom.losses import denoising, orthogonality, segmentation
 from jaxanom.methods.bayes_pfl import distributions, features, heads, model, sentences
-from jaxanom.models import clip, recompute
+from jaxanom.models.clip import towers as clip
+from jaxanom.models.ops import remat
 from jaxanom.types import Array, Batch, Frozen, Metrics, Params
 
 STAGE_2 = ("class_mapping/.*", "image_mapping/.*", "fuse/.*")
@@ -49,7 +50,7 @@ def text_features(
     vectors = network.apply({"params": params}, draws, method="prompt_vectors")
     options, names = network.options, sentences.Names(**frozen["names"])
     # The shared form stores every layer, which is what `remat` is to avoid.
-    if options.shortcuts and recompute.resolve(options.remat) == "none":
+    if options.shortcuts and remat.resolve(options.remat) == "none":
         found = sentences.encode_pairs(
             tower,
             frozen["clip"],

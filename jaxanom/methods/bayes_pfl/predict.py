@@ -14,8 +14,8 @@ from jaxanom.methods.bayes_pfl import (
     heads,
     model,
     objective,
-    settings,
 )
+from jaxanom.methods.bayes_pfl import options as settings
 from jaxanom.types import Array, Predictions
 
 MAPS_AT_ONCE = 16

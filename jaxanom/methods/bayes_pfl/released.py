@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from jaxanom import trees
-from jaxanom.models import weights
+from jaxanom.models.checkpoints.formats import weights
 from jaxanom.types import Params
 
 UNUSED = (

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.models import clip, prompts, shared_prefix
+from jaxanom.models.clip import prompts, shared_prefix, towers
 from jaxanom.types import Array, Params
 
 RENAMED = {
@@ -104,7 +104,7 @@ def assemble(found: Names, prompt_vectors: Array, category_id: Array) -> Array:
 
 
 def encode(
-    tower: clip.TextTower,
+    tower: towers.TextTower,
     params: Params,
     found: Names,
     prompt_vectors: Array,
@@ -142,7 +142,7 @@ def encode(
 
 
 def encode_pairs(
-    tower: clip.TextTower,
+    tower: towers.TextTower,
     params: Params,
     found: Names,
     prompt_vectors: Array,

@@ -28,7 +28,10 @@ import numpy as np
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.methods.defect_generation import model, objective, predict
-from jaxanom.models import backbones, lora, recompute, sources, unet
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import sources
+from jaxanom.models.latent import unet
+from jaxanom.models.ops import lora, remat
 from jaxanom.types import Batch, Frozen, Params, PRNGKey
 
 PHASES = ("adapt", "finetune")
@@ -99,7 +102,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     alphas_cumprod = schedule.alphas_cumprod
     is_velocity = schedule.prediction_type == "v_prediction"
     dtype = jnp.dtype(config.model.dtype)
-    compute = network.clone(dtype=dtype, remat=recompute.resolve(config.model.remat))
+    compute = network.clone(dtype=dtype, remat=remat.resolve(config.model.remat))
     compute = implementation(backbones.Tower(compute, fresh_params)).module
     unet_apply = backbones.noise_apply(compute, scheduler)
 

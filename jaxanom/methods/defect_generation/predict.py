@@ -11,7 +11,7 @@ import numpy as np
 from jaxanom.data import catalog
 from jaxanom.diffusion import guidance, inversion, refinement, schedules
 from jaxanom.methods.defect_generation import model, objective
-from jaxanom.models import noise_schedule
+from jaxanom.models.latent import noise_schedule
 from jaxanom.types import Array, Batch, Frozen, Params, PRNGKey
 
 STARTS = ("inversion", "noise")

@@ -9,7 +9,9 @@ import numpy as np
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
-from jaxanom.models import initialise, pretrained, vae
+from jaxanom.models.checkpoints import pretrained
+from jaxanom.models.latent import vae
+from jaxanom.models.ops import initialise
 from jaxanom.types import Array, PRNGKey
 
 

@@ -12,8 +12,10 @@ from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.losses import contrastive
 from jaxanom.methods.pretraining import captions
-from jaxanom.models import clip, initialise, pretrained
-from jaxanom.models.tokenizer import Tokenizer
+from jaxanom.models.checkpoints import pretrained
+from jaxanom.models.clip import towers
+from jaxanom.models.clip.tokenizer import Tokenizer
+from jaxanom.models.ops import initialise
 from jaxanom.types import Array
 
 
@@ -27,7 +29,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """
     settings = config.pretraining
     tokenizer = Tokenizer(settings.tokenizer)
-    module = clip.CLIP(_config(settings, tokenizer, dataset.image_size[0]))
+    module = towers.CLIP(_config(settings, tokenizer, dataset.image_size[0]))
     table = captions.table(dataset.categories, dataset.defect_types)
     ids = tokenizer.encode(list(table.texts), settings.text_length)
     patch = settings.patch_size
@@ -59,11 +61,11 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         if settings.dense_weight:
             states = frozen["ids"][frozen["state"][:, :, 0].reshape(-1)]
             named = module.apply(variables, states, method="encode_text").text_features
-            named = clip.normalise(named).reshape(-1, 2, named.shape[-1])[category]
+            named = towers.normalise(named).reshape(-1, 2, named.shape[-1])[category]
             tokens = module.apply(
                 variables, pictures.patch_tokens, method=_project_tokens
             )
-            dense = _dense_loss(clip.normalise(tokens), named, scale, mask, patch)
+            dense = _dense_loss(towers.normalise(tokens), named, scale, mask, patch)
             metrics["dense"] = dense
             loss = loss + settings.dense_weight * dense
         return loss, metrics
@@ -115,15 +117,15 @@ def positives(category: Array, label: Array, defect_id: Array, general: Array) -
     return (category[:, None] == category[None, :]) & agrees
 
 
-def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> clip.ClipConfig:
+def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> towers.ClipConfig:
     shared = {
         "hidden_size": settings.hidden_size,
         "intermediate_size": 4 * settings.hidden_size,
         "num_attention_heads": settings.num_heads,
         "projection_dim": settings.hidden_size,
     }
-    return clip.ClipConfig(
-        text_config=clip.TextConfig(
+    return towers.ClipConfig(
+        text_config=towers.TextConfig(
             vocab_size=tokenizer.vocab_size,
             max_position_embeddings=settings.text_length,
             num_hidden_layers=settings.num_text_layers,
@@ -132,7 +134,7 @@ def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> clip.ClipCo
             pad_token_id=tokenizer.eos_id,
             **shared,
         ),
-        vision_config=clip.VisionConfig(
+        vision_config=towers.VisionConfig(
             num_hidden_layers=settings.num_image_layers,
             image_size=image_size,
             patch_size=settings.patch_size,

@@ -12,7 +12,9 @@ from jaxanom.data import catalog
 from jaxanom.diffusion import schedules, targets
 from jaxanom.losses import denoising
 from jaxanom.methods.pretraining import captions
-from jaxanom.models import backbones, pretrained, sources, unet
+from jaxanom.models import backbones
+from jaxanom.models.checkpoints import pretrained, sources
+from jaxanom.models.latent import unet
 
 SCHEDULE = {
     "num_train_timesteps": 1000,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxanom.methods.adp import inversion, model, objective
-from jaxanom.models import prompts
+from jaxanom.models.clip import prompts
 
 NUM_STEPS = 12
 

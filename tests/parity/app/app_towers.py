@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import trees
-from jaxanom.models import clip, clip_resnet, prompts
+from jaxanom.models.clip import prompts, resnet
+from jaxanom.models.clip import towers as clip
 
 
 class Towers(NamedTuple):
@@ -15,7 +16,7 @@ class Towers(NamedTuple):
 
     text_config: clip.TextConfig
     text_params: dict
-    image_config: clip_resnet.ResNetConfig
+    image_config: resnet.ResNetConfig
     image_params: dict
     layout: prompts.Layout
     logit_scale: float
@@ -24,7 +25,7 @@ class Towers(NamedTuple):
 def load(dtype) -> Towers:
     said, state = goldens.settings(), goldens.load("clip_tiny_weights")
     state = {name: np.asarray(value, dtype) for name, value in state.items()}
-    image_config = clip_resnet.config_from_published(
+    image_config = resnet.config_from_published(
         state,
         num_heads=max(1, said["vwidth"] * 32 // 64),
         image_mean=tuple(goldens.load("batches")["pixel_mean"].tolist()),
@@ -46,7 +47,7 @@ def load(dtype) -> Towers:
         text_config,
         _text_params(state, said["layers"]),
         image_config,
-        clip_resnet.params_from_published(state),
+        resnet.params_from_published(state),
         layout(said["n_ctx"]),
         state["logit_scale"],
     )
@@ -109,7 +110,7 @@ def pixels(dtype) -> np.ndarray:
 
 def image_features(towers: Towers, dtype):
     """[nb, HW + 1, b, v], token 0 pooled, as the golden file has them."""
-    module = clip_resnet.ResNetTower(towers.image_config, dtype)
+    module = resnet.ResNetTower(towers.image_config, dtype)
     batches = pixels(dtype)
     flat = batches.reshape(-1, *batches.shape[2:])
     found = module.apply({"params": towers.image_params}, flat, method="encode")

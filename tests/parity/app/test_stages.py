@@ -12,7 +12,8 @@ import pytest
 
 from jaxanom.losses import classification
 from jaxanom.methods.app import model, objective, predict
-from jaxanom.models import clip, shared_prefix
+from jaxanom.models.clip import shared_prefix
+from jaxanom.models.clip import towers as clip
 from jaxanom.posterior import bandwidths, fields, kernels, pairs, svgd, transport
 from jaxanom.training import optimizer
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.models import clip, prompts, shared_prefix
+from jaxanom.models.clip import prompts, shared_prefix
+from jaxanom.models.clip import towers as clip
 
 PRECISIONS = pytest.mark.parametrize("precise", [True, False], ids=["f64", "f32"])
 FORMS = {"whole": shared_prefix.whole, "shared": shared_prefix.cut}

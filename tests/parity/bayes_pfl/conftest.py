@@ -22,9 +22,9 @@ from jaxanom.methods.bayes_pfl import (
     model,
     released,
     sentences,
-    settings,
 )
-from jaxanom.models import clip
+from jaxanom.methods.bayes_pfl import options as settings
+from jaxanom.models.clip import towers as clip
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
 DIRECTORY = Path(os.environ.get("JAXANOM_PARITY_DIR") or SHIPPED) / "bayes_pfl"

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.methods.bayes_pfl import heads
-from jaxanom.models import clip
+from jaxanom.models.clip import towers
 
 
 def test_attention_and_maps_of_every_layer(golden):
@@ -98,10 +98,10 @@ def test_a_scale_by_the_width_of_a_head_would_be_seen(golden):
     layer = int(arrays["layer"])
     weights = golden.params()["attention"]
     text, patches = arrays["text_in"], arrays["patch_in"]
-    dense = clip.normalise(patches @ weights["projections"][layer])
+    dense = towers.normalise(patches @ weights["projections"][layer])
     query = text @ weights["query"]["kernel"] + weights["query"]["bias"]
     split = (*query.shape[:2], golden.options.num_heads, -1)
     keys = dense.reshape(dense.shape[0], dense.shape[1], *split[2:])
     mixed = jax.nn.dot_product_attention(query.reshape(split), keys, keys)
-    out = clip.normalise(mixed.reshape(text.shape) + text)
+    out = towers.normalise(mixed.reshape(text.shape) + text)
     assert np.abs(out - arrays["text_out"]).max() > 10 * golden.forward

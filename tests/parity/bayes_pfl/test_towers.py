@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxanom.methods.bayes_pfl import distributions, objective, sentences
-from jaxanom.models import positions
+from jaxanom.models.clip import positions
 
 
 def test_image_features_and_patch_tokens(golden):

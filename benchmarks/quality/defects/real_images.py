@@ -1,0 +1,152 @@
+"""Defect generation on photographs: is a detector better for the generated images?
+
+    python -m benchmarks.quality.defects.real_images --data DIR --autoencoder DIR --out runs/real
+
+For each set (a folder in the MVTec layout below --data) a UNet is trained from scratch
+in the latents of the autoencoder on all normal training images and 10 defects; then
+segmenters learn from the same 10 defects, without and with the generated images, with
+the same steps, and are tested on every other defective and all normal test images.
+Split, UNet and generated set are of one seed; the segmenters of `--num_seeds`: the
+deviation is theirs alone. Every number was fixed before any test image was looked at.
+What is done is kept in --out; an interrupted call goes on where it stopped.
+"""
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_collections
+
+from benchmarks import harness
+from benchmarks.quality.defects import measures, runs
+from jaxanom import record
+from jaxanom.cli import config_file
+from jaxanom.data import generated
+from jaxanom.jobs import api, defects_to_detector, prepare
+from jaxanom.report import runs as reports
+from jaxanom.report import tables
+
+SETS = ("hazelnut_toy", "magnetic_tile")
+METRICS = ("pixel_ap", "pixel_auroc", "image_auroc")
+RECIPE = "configs/defect_generation/folder.py"
+
+
+def config(settings: argparse.Namespace, name: str) -> ml_collections.ConfigDict:
+    """Returns the shipped recipe for folders with this call's sizes."""
+    found = config_file.load(RECIPE)
+    found.data.directory = str(settings.data / name)
+    found.model.autoencoder = str(settings.autoencoder)
+    found.data.image_size = settings.image_size
+    found.train.log_every, found.train.keep = 25, 1
+    for phase in found.phases.values():
+        phase.num_steps = settings.num_steps
+        phase.warmup_steps = min(phase.warmup_steps, settings.num_steps // 4)
+    found.generate.num_images = settings.num_images
+    found.detector.phase.num_steps = settings.detector_steps
+    found.detector.batch_size = settings.detector_batch
+    return found
+
+
+def measure(settings: argparse.Namespace, name: str) -> dict[str, Any]:
+    """Trains, generates, trains the segmenters; returns plain JSON values."""
+    out = settings.out / name
+    base = config(settings, name)
+    generator = runs.trained(prepare.without(base, "detector"), out / "generator")
+    made = out / "generated"
+    if not (made / generated.MANIFEST).is_file():
+        shown: list[dict[str, Any]] = []
+        rows = api.generated_rows(generator, settings.num_images)
+        rows = defects_to_detector.showing(rows, shown)
+        generated.write(made, rows, overwrite=True)
+        reports.write_generation(generator.directory, shown)
+    found: dict[str, Any] = {}
+    for variant, share in (("real", 0.0), ("real+generated", base.detector.share)):
+        scores = []
+        for seed in range(settings.num_seeds):
+            base.seed = base.train.seed = seed
+            chosen = defects_to_detector.detector_config(
+                base, str(made) if share else "", share
+            )
+            where = out / f"{variant}_{seed}"
+            scores.append(api.evaluate(runs.trained(chosen, where))["mean"])
+        found[variant] = {
+            metric: measures.spread([score[metric] for score in scores])
+            for metric in METRICS
+        }
+    division = generator.prepared.division
+    found["num_defects"] = base.data.shots
+    found["num_test_images"] = len(division.test)
+    rows = generated.read_manifest(made)
+    found["num_generated"] = sum(row["image"] is not None for row in rows)
+    reports.write(
+        out / "report.html",
+        [generator.directory, out / "real_0", out / "real+generated_0"],
+        f"Generated defects and what they are worth: {name}",
+    )
+    return found
+
+
+def table(results: dict[str, dict[str, Any]]) -> tables.Table:
+    """Tabulates mean and standard deviation over the segmenters' seeds, in percent."""
+    rows = [
+        (
+            name,
+            variant,
+            *(
+                tables.mean_std(found[variant][metric]["values"], 100, 1)
+                for metric in METRICS
+            ),
+        )
+        for name, found in results.items()
+        for variant in ("real", "real+generated")
+    ]
+    return tables.Table(("set", "trained on", *METRICS), tuple(rows))
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.defects.real_images"
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--autoencoder", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sets", nargs="+", default=SETS)
+    parser.add_argument("--image_size", type=int, default=128)
+    parser.add_argument("--num_steps", type=int, default=400, help="of each phase")
+    parser.add_argument("--num_images", type=int, default=48, help="generated")
+    parser.add_argument("--detector_steps", type=int, default=200)
+    parser.add_argument("--detector_batch", type=int, default=4)
+    parser.add_argument("--num_seeds", type=int, default=5)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> dict[str, Any]:
+    settings = parse(arguments)
+    settings.out.mkdir(parents=True, exist_ok=True)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # The segmenters of all seeds are the same program.
+        cache = str(settings.out.resolve() / ".jax_cache")
+        jax.config.update("jax_compilation_cache_dir", cache)
+    results = {name: measure(settings, name) for name in settings.sets}
+    text = tables.to_markdown(table(results))
+    (settings.out / "real_images.md").write_text(text + "\n", encoding="utf-8")
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
+    for key in ("data", "autoencoder", "out"):
+        asked.pop(key)
+    record.write_json(
+        settings.out / "real_images.json",
+        {
+            "asked": asked,
+            "results": harness.without_nan(results),
+            "machine": record.machine(),
+            "versions": record.versions(),
+        },
+    )
+    print(tables.to_text(table(results)))
+    return results
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,201 @@
+"""Data, training runs and drawing for `benchmarks.quality.defects.properties`."""
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+import numpy as np
+from PIL import Image
+
+from jaxanom import record
+from jaxanom.cli import config_file
+from jaxanom.data.foundry import render
+from jaxanom.jobs import api
+from jaxanom.methods.defect_generation import model, predict
+
+# The towers were trained on foundry seed 1; no experiment may see those images again.
+DATA_SEED = 100
+IMAGE_SIZE = 64
+BATCH_SIZE = 8  # of everything drawn: one program a generator
+RECIPE = "configs/defect_generation/foundry.py"
+SETS = ("recipe", "refined", "requested")
+
+
+class Job(NamedTuple):
+    """What one call of the benchmark is about.
+
+    Attributes:
+      model: backbone directory, or "embedded".
+      out: everything is written below it.
+      seed: 0 while developing, 1 for the reported numbers.
+      scale: factor on training steps and numbers of images.
+      sets: generated sets of B5.
+    """
+
+    model: str
+    out: Path
+    seed: int
+    scale: float
+    sets: tuple[str, ...] = SETS
+
+    def steps(self, count: int) -> int:
+        """Scales a number of training steps."""
+        return max(2, round(self.scale * count))
+
+    def images(self, count: int, least: int = 4) -> int:
+        """Scales a number of images."""
+        return max(least, round(self.scale * count))
+
+
+def config(
+    job: Job, changes: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+    """Returns the shipped recipe with this job's seeds, model and scale.
+
+    Args:
+      job: see `Job`.
+      changes: {"section.key": value}, applied last.
+    """
+    found = config_file.load(RECIPE)
+    found.seed = found.train.seed = found.generate.seed = job.seed
+    found.data.seed = DATA_SEED + job.seed
+    found.data.split_seed = job.seed
+    found.model.directory = job.model
+    found.generate.num_steps, found.generate.background = 50, "recompute"
+    found.generate.spacing, found.generate.solver = "checkpoint", "ddim"
+    # What the latents alone do, as the paper draws.
+    found.generate.paste, found.generate.guidance_scale = False, 1.0
+    found.generate.otsu, found.generate.least_kept = True, 0.0
+    found.phases.finetune.num_steps = 300
+    found.train.log_every = 25
+    found.train.keep = 1
+    for phase in found.phases.values():
+        if phase.num_steps:
+            phase.num_steps = job.steps(phase.num_steps)
+            phase.warmup_steps = min(phase.warmup_steps, phase.num_steps // 2)
+    found.data.num_train = job.images(found.data.num_train)
+    found.update_from_flattened_dict(dict(changes or {}))
+    return found
+
+
+def shipped_drawing() -> dict[str, Any]:
+    """Returns how the shipped recipe draws: changes for `reopened`."""
+    section = config_file.load(RECIPE).generate.to_dict()
+    own = ("num_images", "batch_size", "per_image", "seed")
+    return {f"generate.{key}": v for key, v in section.items() if key not in own}
+
+
+def folder_config(
+    job: Job, folder: Path, prompt: str, changes: Mapping[str, Any] | None = None
+) -> ml_collections.ConfigDict:
+    """Returns `config` for a written folder, all of whose defects are trained on."""
+    data = {
+        "data.name": "folder",
+        "data.directory": str(folder),
+        "data.categories": (),
+        "data.num_train": 0,
+        "data.defect_rule": "all",
+        "data.shots": 0,
+        "defect_generation.defect_prompt": prompt,
+    }
+    return config(job, {**data, **(changes or {})})
+
+
+def trained(settings: ml_collections.ConfigDict, directory: Path) -> api.Run:
+    """Trains a run, goes on with it, or opens it if it is finished."""
+    if (directory / api.PARAMS).is_file():
+        record.claim(directory, settings)
+        return api.load(directory)
+    return api.train(settings, directory)
+
+
+def reopened(run: api.Run, changes: Mapping[str, Any]) -> api.Run:
+    """Opens a finished run with other options of generation."""
+    return api.load(run.directory, lambda c: c.update_from_flattened_dict(changes))
+
+
+def write_folder(
+    directory: Path, category: str, rows: Iterable[tuple[str, str, int, str]], seed: int
+) -> Path:
+    """Renders (split, defect type, index, file stem) rows into an MVTec-layout folder.
+
+    A folder that is there is complete, and left alone.
+    """
+    if directory.is_dir():
+        return directory
+    building = directory.with_name(f".{directory.name}.{os.getpid()}")
+    for split, kind, index, stem in rows:
+        sample = render.render(
+            category, split, index, seed, IMAGE_SIZE, defect_type=kind
+        )
+        _save(building / category / split / kind / f"{stem}.png", sample.image)
+        if kind != "good":
+            place = building / category / "ground_truth" / kind
+            _save(place / f"{stem}_mask.png", 255 * sample.mask)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(building, directory)
+    return directory
+
+
+def _save(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def pictures(
+    category: str, split: str, indices: Iterable[int], seed: int, kind: str = "good"
+) -> tuple[np.ndarray, np.ndarray]:
+    """Renders images [N, 64, 64, 3] float32 in [0, 1] and masks [N, 64, 64] bool."""
+    samples = [
+        render.render(category, split, index, seed, IMAGE_SIZE, defect_type=kind)
+        for index in indices
+    ]
+    image = np.stack([sample.image for sample in samples]).astype(np.float32) / 255
+    return image, np.stack([sample.mask for sample in samples]) > 0
+
+
+def drawer(
+    run: api.Run, batch_size: int = BATCH_SIZE
+) -> Callable[..., dict[str, np.ndarray]]:
+    """Makes a function that draws defects where it is told, compiled once.
+
+    Returns:
+      (image [N, H, W, 3], mask [N, H, W], defect_id, seeds [N]) -> what
+      `method.generate` returns as numpy arrays, with `mask` freed of specks and
+      `latent_mask` [N, h, w] added. `defect_id` is a number or [N].
+    """
+    method = run.prepared.method
+    apply = jax.jit(method.generate)
+    key = jax.random.key(run.prepared.config.generate.seed)
+    pooling = run.prepared.config.defect_generation.latent_pooling
+
+    def draw(image, mask, defect_id, seeds):
+        count = len(image)
+        ids = np.broadcast_to(np.asarray(defect_id, np.int32), (count,))
+        rows = {
+            "image": np.asarray(image, np.float32),
+            "mask": np.asarray(mask, np.float32),
+            "defect_id": ids,
+            "category_id": np.zeros(count, np.int32),
+            "seed": np.asarray(seeds, np.int32),
+        }
+        parts = []
+        for start in range(0, count, batch_size):
+            chosen = np.arange(start, start + batch_size).clip(max=count - 1)
+            batch = {name: value[chosen] for name, value in rows.items()}
+            found = jax.tree.map(np.asarray, apply(run.params, run.frozen, batch, key))
+            kept = min(batch_size, count - start)
+            parts.append({name: value[:kept] for name, value in found.items()})
+        joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
+        grid = joined["normal"].shape[1:3]
+        pooled = model.pool_mask(jax.numpy.asarray(rows["mask"]), grid, pooling)
+        return {
+            **joined,
+            "mask": predict.final_masks(joined["mask"]),
+            "latent_mask": np.asarray(pooled),
+        }
+
+    return draw

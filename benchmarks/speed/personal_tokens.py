@@ -1,0 +1,255 @@
+"""Times the inversion of personal tokens beside a PyTorch loop of the same maths.
+
+    python -m benchmarks.speed.personal_tokens [--steps 20] [--widths 1 2 4 8] [--record]
+
+The regression of noise (or of velocity, as the UNet was trained) alone, on the embedded
+towers: W tokens in one program; beside it a PyTorch loop (transformers, diffusers) on
+one token, if both are installed. Both are given the same draws and end, before anything
+is timed, in the same vectors: `difference` is the largest over how far they moved.
+PyTorch finds its draws made.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from benchmarks import harness
+from jaxanom.methods.adp import crops, inversion, model, objective, texts
+from jaxanom.models import backbones
+
+NAME = "personal_tokens"
+TORCH = "PyTorch loop, 1 token"
+NUM_VECTORS, NUM_CROPS = 2, 59
+LEARNING_RATE = 5e-3
+PLAIN = {"align_weight": 0.0, "state_weight": 0.0, "anchor_weight": 0.0}
+
+
+class Problem(NamedTuple):
+    """Towers, sentences and how long to learn.
+
+    Attributes:
+      directory: of the towers.
+      layouts: of `objective`.
+      loss: of one token.
+      steps, batch: a training, and crops in each of its steps.
+    """
+
+    directory: str
+    towers: model.Towers
+    params: Any
+    layouts: objective.Layouts
+    loss: inversion.TokenLoss
+    steps: int
+    batch: int
+
+
+def problem(directory: str, steps: int, batch: int) -> Problem:
+    """Loads the towers of a directory and lays out the sentences around a token."""
+    parts = dict.fromkeys(
+        ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
+    )
+    settings = {"directory": directory, "dtype": "float32", "remat": False, **parts}
+    towers, params = model.load(ml_collections.ConfigDict(settings), 0)
+    words = texts.phrases("foundry", ())
+    around = texts.lay_out(towers, words, NUM_VECTORS)
+    layouts = texts.training_layouts(towers, words, around, NUM_VECTORS)
+    options = objective.Options(batch_size=batch, prior_weight=0.0, **PLAIN)
+    loss = objective.make_loss(towers, layouts, crops.pyramid(), options)
+    return Problem(directory, towers, params, layouts, loss, steps, batch)
+
+
+def token_data(towers: model.Towers, params: Any, width: int) -> objective.TokenData:
+    """Draws the data of W tokens, the first ones alike for every W; times do not depend
+    on what the shots show."""
+    rngs = [np.random.default_rng(number) for number in range(width)]
+    channels = towers.vae.config.latent_channels
+    side = towers.size // towers.vae.config.downsampling
+    depth = model.token_table(params).shape[1]
+    mean, start = (
+        np.stack([rng.standard_normal(shape, np.float32) for rng in rngs])
+        for shape in ((1, NUM_CROPS, side, side, channels), (NUM_VECTORS, depth))
+    )
+    rest = dict.fromkeys(objective.TokenData._fields, jnp.zeros(width))
+    return objective.TokenData(
+        **{
+            **rest,
+            "mean": jnp.asarray(mean),
+            "std": jnp.zeros_like(mean),
+            "num_shots": jnp.ones(width, jnp.int32),
+            "start": jnp.asarray(0.1 * start),
+            "limit": jnp.full(width, 1e3),
+        }
+    )
+
+
+def ours(given: Problem) -> Callable[..., Any]:
+    """(start, data, params, keys) -> vectors of W tokens."""
+
+    def run(start, data, params, keys):
+        found, _ = inversion.invert_all(
+            given.loss, start, data, params, keys, given.steps, LEARNING_RATE
+        )
+        return found
+
+    return run
+
+
+def draws(given: Problem, key: Any) -> dict[str, np.ndarray]:
+    """Draws as `objective.inversion` does from a token's key; leaves [steps, batch]."""
+    captions = given.layouts.captions.eos_positions.shape[1]
+    side = given.towers.size // given.towers.vae.config.downsampling
+    shape = (given.batch, side, side, given.towers.vae.config.latent_channels)
+    num_timesteps = len(given.towers.alphas_cumprod)
+
+    def one(step):
+        key_draws, _ = jax.random.split(jax.random.fold_in(key, step))
+        key_shot, key_caption, _, key_noise, key_timestep = jax.random.split(
+            key_draws, 5
+        )
+        _, crop, is_part = objective.draw_crops(
+            key_shot, given.batch, jnp.int32(1), crops.pyramid()
+        )
+        caption = jax.random.randint(key_caption, (given.batch,), 0, captions)
+        return {
+            "crop": crop,
+            "caption": is_part * captions + caption,
+            "noise": jax.random.normal(key_noise, shape),
+            "timesteps": objective.draw_timesteps(
+                key_timestep, given.batch, num_timesteps, False
+            ),
+        }
+
+    return jax.tree.map(np.array, jax.jit(jax.vmap(one))(jnp.arange(given.steps)))
+
+
+def cases_of(given: Problem, widths: list[int]) -> list[harness.Case]:
+    """Compiles every width, compares its first token with PyTorch's, returns all."""
+    facts = {"steps": given.steps, "batch": given.batch}
+    call = torch_loop(given)
+    wanted = None if call is None else call()
+    cases = []
+    for width in widths:
+        data = token_data(given.towers, given.params, width)
+        keys = inversion.token_keys(jax.random.key(0), width)
+        case = harness.compiled(
+            f"ours, {width} token{'s' * (width > 1)}",
+            ours(given),
+            data.start,
+            data,
+            given.params,
+            keys,
+            work=width * given.steps,
+            unit="token steps",
+            facts=facts | {"width": width},
+        )
+        if wanted is not None:
+            gap = difference(case.call()[0], wanted, data.start[0])
+            print(f"{case.name}: vectors differ by {gap:.1e} of their way", flush=True)
+            case = case._replace(facts={**case.facts, "difference": gap})
+        cases.append(case)
+    if call is None:
+        return cases
+    return [
+        *cases,
+        harness.Case(
+            TORCH,
+            call,
+            work=given.steps,
+            unit="token steps",
+            facts=facts | {"width": 1},
+            wait=lambda result: result,
+        ),
+    ]
+
+
+def difference(found: Any, wanted: Any, start: Any) -> float:
+    """Largest difference of two results, over the longest way from the start."""
+    found, wanted, start = map(np.asarray, (found, wanted, start))
+    return float(np.abs(found - wanted).max() / np.abs(wanted - start).max())
+
+
+def torch_loop(given: Problem) -> Callable[[], Any] | None:
+    """Returns the same loop in PyTorch, or None where it is not installed."""
+    try:
+        import diffusers
+        import torch
+        import transformers
+    except ImportError:
+        return None
+    source, towers = Path(backbones.resolve(given.directory)), given.towers
+    network = diffusers.UNet2DConditionModel.from_pretrained(source / "unet").float()
+    text = transformers.CLIPModel.from_pretrained(source / "clip").float().text_model
+    for module in (network, text):
+        module.requires_grad_(False)
+    ids, slots = (
+        torch.as_tensor(np.array(x)).long().reshape(-1, towers.text_length)
+        for x in (given.layouts.captions.input_ids, given.layouts.captions.slots)
+    )
+    alphas = torch.as_tensor(np.array(towers.alphas_cumprod), dtype=torch.float32)
+    length = towers.text_length
+    causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
+    data = token_data(towers, given.params, 1)
+    latents = torch.from_numpy(np.array(data.mean)[0, 0]).permute(0, 3, 1, 2)
+    drawn = draws(given, inversion.token_keys(jax.random.key(0), 1)[0])
+    drawn = {name: torch.from_numpy(value) for name, value in drawn.items()}
+
+    def context(vectors, chosen):
+        words = text.embeddings.token_embedding(ids[chosen])
+        placed = vectors[slots[chosen].clamp(min=0)]
+        hidden = torch.where((slots[chosen] >= 0)[..., None], placed, words)
+        hidden = hidden + text.embeddings.position_embedding.weight[:length]
+        mask = causal.expand(len(chosen), 1, -1, -1)
+        found = text.encoder(inputs_embeds=hidden, causal_attention_mask=mask)
+        return text.final_layer_norm(found.last_hidden_state)
+
+    def call():
+        vectors = torch.from_numpy(np.array(data.start[0])).requires_grad_()
+        optimiser = torch.optim.Adam([vectors], lr=LEARNING_RATE)
+        for step in range(given.steps):
+            rows, chosen, told = (
+                drawn[name][step].long() for name in ("crop", "caption", "timesteps")
+            )
+            noise = drawn["noise"][step].permute(0, 3, 1, 2)
+            alpha = alphas[told][:, None, None, None]
+            signal, spread, clean = alpha.sqrt(), (1 - alpha).sqrt(), latents[rows]
+            noised = signal * clean + spread * noise
+            wanted = signal * noise - spread * clean if towers.is_velocity else noise
+            found = network(noised, told, context(vectors, chosen)).sample
+            loss = ((wanted - found) ** 2).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        return vectors.detach().numpy()
+
+    return call
+
+
+def times_as_fast(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Adds how many times PyTorch's token steps in a second each row does."""
+    rates = {row["case"]: row["rate"] for row in rows}
+    base = rates.get(TORCH)
+    return [
+        row if base is None else row | {"times_torch": row["rate"] / base}
+        for row in rows
+    ]
+
+
+def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
+    parser = harness.parser(NAME)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 4, 8])
+    arguments = parser.parse_args(argv)
+    given = problem("embedded", arguments.steps, arguments.batch)
+    cases = cases_of(given, arguments.widths)
+    rows = harness.run(cases, arguments.warmup, arguments.repeats)
+    return harness.report(NAME, times_as_fast(rows), arguments.record)
+
+
+if __name__ == "__main__":
+    main()

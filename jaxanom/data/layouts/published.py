@@ -1,0 +1,173 @@
+"""Published datasets as they are unpacked -> records; files stay where they are.
+
+    mvtec_ad     <category>/{train,test,ground_truth}/...          see `folders`
+    mvtec_loco   the same; test/{logical,structural}_anomalies, masks in folders
+    btad         {01,02,03}/{train,test}/ok, test/ko, ground_truth/ko/<stem>.*
+    visa         split_csv/1cls.csv: object,split,label,image,mask
+    kolektor     KolektorSDD2: {train,test}/<number>.png with <number>_GT.png beside it
+    kolektor_sdd the older KolektorSDD: kos01/Part0.jpg with Part0_label.bmp beside it
+
+The owners of KolektorSDD hand out folds apart from the images, for training on defects
+too. Here it is split by item for training on normal images: those of kos01 to kos32
+train, the other items' and every defective image are tested.
+
+Each is downloaded by hand from its owners, under their terms; nothing is fetched here.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxanom.data import images
+from jaxanom.data.layouts import mvtec
+from jaxanom.data.layouts.mvtec import GOOD, Record
+
+VISA_TABLE = Path("split_csv", "1cls.csv")
+_ANOMALY = {"btad": "ko", "visa": "anomaly", "kolektor": "defect"}
+_ITEM = re.compile(r"kos(\d+)")
+_LAST_TRAINING_ITEM = 32  # of 50
+
+
+def read(
+    name: str, directory: str | Path, categories: Sequence[str] = ()
+) -> list[Record]:
+    """Lists the images of a published dataset.
+
+    Args:
+      name: a key of `READERS`.
+      directory: where it was unpacked.
+      categories: which to read, in this order; empty reads all.
+
+    Returns:
+      Records in the order of `folders.read_folder`. Defective images of a train split
+      (kolektor) are listed there; what learns from normal images leaves them alone.
+
+    Raises:
+      ValueError: an unknown name or category, or files that are not laid out so.
+    """
+    if name not in READERS:
+        raise ValueError(mvtec.unknown("dataset", name, READERS))
+    root = Path(directory).expanduser()
+    if not root.is_dir():
+        raise ValueError(f"config.data.directory={root}: no such folder of {name!r}")
+    found = READERS[name](root)
+    known = dict.fromkeys(record.category for record in found)
+    for category in categories:
+        if category not in known:
+            raise ValueError(mvtec.unknown("category", category, known))
+    order = {category: place for place, category in enumerate(categories or known)}
+    kept = [record for record in found if record.category in order]
+    return sorted(kept, key=lambda r: (order[r.category], *_place(r)))
+
+
+def _place(record: Record) -> tuple:
+    good_first = record.defect_type != GOOD, record.defect_type
+    return record.split != "train", *good_first, mvtec.natural_key(record.name)
+
+
+def _mvtec(root: Path) -> list[Record]:
+    return mvtec.read_folder(root)
+
+
+def _btad(root: Path) -> list[Record]:
+    found = []
+    for category in sorted(path for path in root.iterdir() if path.is_dir()):
+        if not (category / "train" / "ok").is_dir():
+            continue
+        masks = {path.stem: path for path in _images(category / "ground_truth" / "ko")}
+        for split, kind in (("train", "ok"), ("test", "ok"), ("test", "ko")):
+            for path in _images(category / split / kind):
+                defect_type = GOOD if kind == "ok" else _ANOMALY["btad"]
+                mask = masks.get(path.stem) if kind == "ko" else None
+                found.append(_record(path, mask, category.name, defect_type, split))
+    return _some(found, root, "01/train/ok, 01/test/{ok,ko} and 01/ground_truth/ko")
+
+
+def _visa(root: Path) -> list[Record]:
+    table = root / VISA_TABLE
+    if not table.is_file():
+        raise ValueError(f"{root} has no {VISA_TABLE}; wanted VisA as it is unpacked")
+    found = []
+    with table.open(encoding="utf-8", newline="") as file:
+        for line, row in enumerate(csv.DictReader(file), start=2):
+            fields = ("object", "split", "label", "image", "mask")
+            if any(row.get(field) is None for field in fields):
+                raise ValueError(f"{table}:{line}: wanted the columns {fields}")
+            normal = row["label"] == "normal"
+            mask = root / row["mask"] if row["mask"] and not normal else None
+            kind = GOOD if normal else _ANOMALY["visa"]
+            path = root / row["image"]
+            found.append(_record(path, mask, row["object"], kind, row["split"]))
+    return _some(found, root, f"rows in {VISA_TABLE}")
+
+
+def _kolektor(root: Path) -> list[Record]:
+    found = []
+    for split in ("train", "test"):
+        for path in _images(root / split):
+            if path.stem.endswith("_GT"):
+                continue
+            mask = path.with_name(f"{path.stem}_GT{path.suffix}")
+            if not mask.is_file():
+                raise ValueError(f"{path} has no {mask.name} beside it")
+            defective = np.any(images.load_mask([mask]))
+            kind = _ANOMALY["kolektor"] if defective else GOOD
+            marked = mask if defective else None
+            found.append(_record(path, marked, "kolektor", kind, split))
+    return _some(found, root, "train/*.png and test/*.png of KolektorSDD2")
+
+
+def _kolektor_sdd(root: Path) -> list[Record]:
+    found = []
+    for item in sorted(path for path in root.iterdir() if path.is_dir()):
+        numbered = _ITEM.fullmatch(item.name)
+        for path in _images(item) if numbered else ():
+            if path.stem.endswith("_label"):
+                continue
+            mask = path.with_name(f"{path.stem}_label.bmp")
+            if not mask.is_file():
+                raise ValueError(f"{path} has no {mask.name} beside it")
+            defective = np.any(images.load_mask([mask]))
+            kind = "crack" if defective else GOOD
+            trained = not defective and int(numbered[1]) <= _LAST_TRAINING_ITEM
+            split = "train" if trained else "test"
+            record = _record(
+                path, mask if defective else None, "commutator", kind, split
+            )
+            name = f"commutator/{split}/{kind}/{item.name}_{path.name}"
+            found.append(record._replace(name=name))  # every item has a Part0
+    return _some(found, root, "kos01/Part0.jpg and Part0_label.bmp of KolektorSDD")
+
+
+READERS: dict[str, Callable[[Path], list[Record]]] = {
+    "mvtec_ad": _mvtec,
+    "mvtec_loco": _mvtec,
+    "btad": _btad,
+    "visa": _visa,
+    "kolektor": _kolektor,
+    "kolektor_sdd": _kolektor_sdd,
+}
+
+
+def _record(
+    path: Path, mask: Path | None, category: str, defect_type: str, split: str
+) -> Record:
+    name = f"{category}/{split}/{defect_type}/{path.name}"
+    marked = None if mask is None else str(mask)
+    return Record(str(path), marked, category, defect_type, split, name)
+
+
+def _images(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    found = (p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES)
+    return sorted(found, key=lambda path: mvtec.natural_key(path.name))
+
+
+def _some(found: list[Record], root: Path, wanted: str) -> list[Record]:
+    if not found:
+        raise ValueError(f"{root}: found no images; wanted {wanted}")
+    return found

@@ -1,0 +1,362 @@
+"""Published weights in and out of our parameter trees.
+
+The tree that is wanted drives the mapping: every leaf names the tensor it comes from
+(`layouts` knows the names), so a tensor nobody asked for, a leaf nobody fills and a
+shape that differs are all errors, found by shapes alone before a weight is read. Then
+one tensor after the other is read, cast, turned into our order and placed.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from jaxanom import record, trees
+from jaxanom.models.checkpoints import weight_files
+from jaxanom.models.checkpoints.formats import stored, weights
+from jaxanom.models.checkpoints.formats.stored import Computed, Stored
+from jaxanom.models.checkpoints.names import layouts
+from jaxanom.models.checkpoints.names.layouts import Origin
+from jaxanom.types import Params
+
+Kind = weight_files.Kind
+KINDS = weight_files.KINDS
+published_names = layouts.published_names
+Place = Callable[[str, np.ndarray], Any]
+
+_CONFIG_NAMES = {"scheduler": "scheduler_config.json"}
+FORMATS = ("safetensors", "flax")
+_SHOWN = weight_files.SHOWN
+
+
+class Comparison(NamedTuple):
+    """How the tensors of a file and the leaves of a tree fit; lines for a reader.
+
+    Attributes:
+      origins: {path in our tree: where it comes from}, for the leaves that fit.
+      layout: one of `layouts.LAYOUTS`.
+      unread: tensors that nobody wants.
+      missing: leaves that nobody fills.
+      doubled: leaves that two tensors fill.
+      differing: leaves whose tensor has another shape.
+    """
+
+    origins: dict[str, Origin]
+    layout: str
+    unread: list[str]
+    missing: list[str]
+    doubled: list[str]
+    differing: list[str]
+
+
+def compare(
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Params,
+    kind: str,
+    ignore: Sequence[str] = (),
+) -> Comparison:
+    """Compares the tensors of a file with the leaves of a tree, by names and shapes.
+
+    Args:
+      shapes: {name in the file: shape}.
+      target, kind, ignore: as in `from_published`.
+    """
+    weight_files.kind_of(kind)
+    leaves = {path: tuple(leaf.shape) for path, leaf in trees.flatten(target).items()}
+    layout = layouts.detect(shapes)
+    patterns = (*layouts.left_out(kind, layout, leaves), *ignore)
+    skipped = [re.compile(pattern) for pattern in patterns]
+    left = {
+        name: shape
+        for name, shape in shapes.items()
+        if not any(pattern.fullmatch(name) for pattern in skipped)
+    }
+    chosen, missing, doubled, differing, used = {}, [], [], [], set()
+    for path, choices in layouts.origins(leaves, kind, layout).items():
+        names = dict.fromkeys(origin.name for origin in choices)
+        found = [name for name in names if name in left]
+        used.update(found)
+        fitting = [
+            origin for origin in choices if left.get(origin.name) == origin.shape
+        ]
+        if not found:
+            missing.append(f"{' or '.join(names)} {choices[0].shape} for {path}")
+        elif len(found) > 1:
+            doubled.append(f"{' and '.join(found)} for {path}")
+        elif not fitting:
+            wanted = next(o.shape for o in choices if o.name == found[0])
+            differing.append(f"{found[0]} is {left[found[0]]}, {path} wants {wanted}")
+        else:
+            chosen[path] = fitting[0]
+    unread = [f"{name} {shape}" for name, shape in left.items() if name not in used]
+    return Comparison(chosen, layout, unread, missing, doubled, differing)
+
+
+def plan(
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Params,
+    kind: str,
+    ignore: Sequence[str] = (),
+) -> dict[str, str]:
+    """Returns {name in the file: path in our tree}, once everything matches.
+
+    Works on shapes alone, so a wrong file is refused before any weight is read. Where
+    one tensor fills several leaves (queries, keys and values), the last is named.
+
+    Args:
+      shapes: {name in the file: shape}.
+      target, kind, ignore: as in `from_published`.
+
+    Raises:
+      ValueError: lists tensors nobody wants, leaves nobody fills, leaves that two
+        tensors fill, and shapes that differ, each with its shape.
+    """
+    found = _matched(shapes, target, kind, ignore)
+    return {origin.name: path for path, origin in found.items()}
+
+
+def from_published(
+    published: Mapping[str, Any],
+    target: Params,
+    kind: str,
+    dtype: Any = np.float32,
+    ignore: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Builds our tree from tensors under published names.
+
+    Args:
+      published: {name: array}, in any of `layouts.LAYOUTS`.
+      target: nested dict of anything with a shape, e.g. `jax.eval_shape` of our init.
+      kind: a key of `KINDS`.
+      dtype: floating leaves are cast to it; None keeps theirs.
+      ignore: regular expressions; tensors whose whole name matches one are left out on
+        purpose (such as `vision_model.*` where only the text tower is wanted).
+
+    Returns:
+      Nested dict of NumPy arrays, with the paths and shapes of `target`.
+
+    Raises:
+      ValueError: names or shapes do not match; the message lists them.
+    """
+    shapes = {name: tuple(np.shape(value)) for name, value in published.items()}
+    flat = {}
+    for path, origin in _matched(shapes, target, kind, ignore).items():
+        index, count = origin.part
+        rows = np.asarray(published[origin.name])
+        if count > 1:
+            rows = np.split(rows, count)[index]
+        flat[path] = layouts.inward(weights.cast(rows, dtype, origin.name), origin)
+    return trees.unflatten(flat)
+
+
+def to_published(tree: Params, kind: str) -> dict[str, np.ndarray]:
+    """Returns {published name: array} of our tree; `from_published` inverts it exactly.
+
+    Args:
+      tree: nested dict of arrays, host or device.
+      kind: a key of `KINDS`.
+    """
+    return {name: np.asarray(leaf) for name, leaf in _outward(tree, kind).items()}
+
+
+def load_config(directory: Path, component: str = "") -> dict[str, Any]:
+    """Reads `<directory>/<component>/config.json`.
+
+    Args:
+      directory: a saved pipeline, or with component "" a saved model.
+      component: "unet", "vae", "text_encoder", ... or ""; the file of "scheduler" is
+        `scheduler_config.json`.
+
+    Raises:
+      ValueError: the file is missing or is not a JSON object.
+    """
+    folder = Path(directory) / component
+    path = folder / _CONFIG_NAMES.get(component, "config.json")
+    if not path.is_file():
+        weight_file = "" if component in _CONFIG_NAMES else " and a .safetensors file"
+        raise ValueError(
+            f"{path} is missing; wanted {path.name}{weight_file} in {folder}; "
+            f"{weight_files.contents(folder)}"
+        )
+    config = record.read_json(path)
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} holds {type(config).__name__}, wanted a JSON object")
+    return config
+
+
+def load_params(
+    directory_or_file: Path,
+    kind: str,
+    target: Params,
+    dtype: Any = np.float32,
+    ignore: Sequence[str] = (),
+    place: Place | Sharding | Mapping[str, Any] | None = None,
+    variant: str | None = None,
+) -> dict[str, Any]:
+    """Reads published weights into the shape of `target`, one tensor at a time.
+
+    Host memory holds the result, where it stays on the host, and one tensor; the large
+    ones come first, so that the peak is little above the result.
+
+    Args:
+      directory_or_file: the component's own directory (`<pipeline>/unet`), where the
+        kind's usual file is looked for, single before sharded; or a weight file or
+        index of any name.
+      kind, target, dtype, ignore: as in `from_published`.
+      place: where each leaf goes as soon as it is read: a sharding for all, a tree of
+        shardings like `target` (`parallel.rules.shardings`), or a function of path and
+        host array; None leaves it on the host.
+      variant: such as "fp16", of the file's name.
+
+    Returns:
+      Nested dict of what `place` returned, or of NumPy arrays.
+
+    Raises:
+      ValueError: no weight file, a damaged one, or one of another model.
+    """
+    path = weight_files.locate(Path(directory_or_file), kind, variant)
+    tensors = weights.tensors(path)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    try:
+        found = _matched(shapes, target, kind, ignore)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    put = _placer(place, target)
+    flat: dict[str, Any] = dict.fromkeys(found)
+    for leaf in sorted(found, key=lambda leaf: -tensors[found[leaf].name].nbytes):
+        flat[leaf] = put(leaf, _fetch(tensors, found[leaf], dtype))
+    return trees.unflatten(flat)
+
+
+def save_component(
+    directory: Path,
+    component: str,
+    config: Mapping[str, Any],
+    tree: Params,
+    kind: str,
+    dtype: Any = None,
+    format: str = "safetensors",
+    shard_bytes: int | None = None,
+) -> None:
+    """Writes config.json and weights as the published classes' `from_pretrained` reads.
+
+    Args:
+      directory: the pipeline's directory; the model's own if `component` is "".
+      component: the folder below it.
+      config: what config.json shall hold; the class name is added where it lacks one.
+      tree: our parameters, host or device; one leaf at a time is fetched.
+      kind: a key of `KINDS`.
+      dtype: float16 or bfloat16 for a smaller file; None keeps the tree's.
+      format: "safetensors" for the PyTorch classes, "flax" for the Flax ones.
+      shard_bytes: the most bytes of one safetensors file; None writes one.
+
+    Raises:
+      ValueError: an unknown format, a value that `dtype` cannot hold, or weights in
+        another form are there and would be read instead.
+    """
+    folder = Path(directory) / component
+    layout = weight_files.kind_of(kind)
+    if format not in FORMATS:
+        raise ValueError(f"format={format!r}; wanted one of {FORMATS}")
+    if format == "flax":
+        path = folder / f"{layout.flax_stem}.msgpack"
+        _refuse_hidden(path, kind)
+        weights.write_flax(path, tree, dtype)
+    else:
+        path, metadata = folder / f"{layout.stem}.safetensors", {"format": "pt"}
+        weights.write(path, _outward(tree, kind), dtype, metadata, shard_bytes)
+    record.write_json(folder / "config.json", {**layout.identity, **config})
+
+
+def _refuse_hidden(path: Path, kind: str) -> None:
+    """Raises ValueError where `weight_files.locate` would prefer another file."""
+    for name in weight_files.candidates(kind):
+        if name == path.name:
+            return
+        if path.with_name(name).is_file():
+            raise ValueError(
+                f"{path.parent} already holds {name}, which would be read instead of "
+                f"{path.name}; remove it, or write to another directory"
+            )
+
+
+def _matched(
+    shapes: Mapping[str, tuple[int, ...]],
+    target: Params,
+    kind: str,
+    ignore: Sequence[str],
+) -> dict[str, Origin]:
+    found = compare(shapes, target, kind, ignore)
+    problems = {
+        "in the weights but not in the model": found.unread,
+        "in the model but not in the weights": found.missing,
+        "twice in the weights": found.doubled,
+        "of another shape": found.differing,
+    }
+    if any(problems.values()):
+        listed = "".join(_listing(*problem) for problem in problems.items())
+        raise ValueError(
+            f"the weights are not those of this {kind}; check that its config.json "
+            f"belongs to them{listed}"
+        )
+    return found.origins
+
+
+def _fetch(tensors: Mapping[str, Stored], origin: Origin, dtype: Any) -> np.ndarray:
+    array = stored.read(tensors[origin.name], origin.part)
+    return layouts.inward(weights.cast(array, dtype, origin.name), origin)
+
+
+def _placer(place: Any, target: Params) -> Place:
+    if place is None:
+        return lambda path, array: array
+    if isinstance(place, Sharding):
+        return lambda path, array: _on_devices(array, place)
+    if isinstance(place, Mapping):
+        shardings = trees.flatten(place)
+        differing = sorted(shardings.keys() ^ trees.flatten(target).keys())
+        if differing:
+            raise ValueError(f"place and target differ in {differing[:5]}")
+        return lambda path, array: _on_devices(array, shardings[path])
+    return place
+
+
+def _on_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
+    """Copies each device's part there and waits, so that the host part can go."""
+    leaf = jax.make_array_from_callback(
+        array.shape, sharding, lambda index: np.asarray(array[index])
+    )
+    return jax.block_until_ready(leaf)
+
+
+def _outward(tree: Params, kind: str) -> dict[str, Computed]:
+    weight_files.kind_of(kind)
+    return {
+        published_names(path, kind)[0]: _outward_leaf(path, leaf)
+        for path, leaf in trees.flatten(tree).items()
+    }
+
+
+def _outward_leaf(path: str, leaf: Any) -> Computed:
+    leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
+    axes = layouts.outward_axes(path, len(leaf.shape))
+    if axes is None:
+        return Computed(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+    shape = tuple(leaf.shape[axis] for axis in axes)
+    return Computed(
+        shape,
+        leaf.dtype,
+        lambda: np.asarray(np.asarray(leaf).transpose(axes), order="C"),
+    )
+
+
+def _listing(title: str, items: Sequence[str]) -> str:
+    if not items:
+        return ""
+    shown = [f"\n  {item}" for item in items[:_SHOWN]]
+    more = [f"\n  ... and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
+    return "".join([f"\n{len(items)} {title}:", *shown, *more])

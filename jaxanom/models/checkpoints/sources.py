@@ -1,0 +1,267 @@
+"""Where one network of a checkpoint is: its config and its weights.
+
+A checkpoint is a directory in the layout of diffusers or transformers, a hub name of
+one, or a single file of weights. A single file in Stable Diffusion's or CLIP's original
+layout tells its config by its shapes; any other needs config.json beside it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxanom.models.checkpoints import hub, pretrained, weight_files
+from jaxanom.models.checkpoints.formats import weights
+from jaxanom.models.checkpoints.names import (
+    layouts,
+    openai_clip,
+    original_stable_diffusion,
+)
+from jaxanom.models.clip import layers
+from jaxanom.parallel import rules
+from jaxanom.types import Params
+
+
+class Loading(NamedTuple):
+    """How weights are read.
+
+    Attributes:
+      dtype: floating leaves are cast to it; None keeps the file's.
+      variant: of the weight files, such as "fp16" for `model.fp16.safetensors`.
+      hidden_act: activation of CLIP's towers; "" is the config's.
+      mesh: devices over which `parallel.rules` spreads each leaf as soon as it is read;
+        None leaves them on the host.
+    """
+
+    dtype: Any = np.float32
+    variant: str | None = None
+    hidden_act: str = ""
+    mesh: Mesh | None = None
+
+
+PLAIN = Loading()
+
+
+def chosen(section: Mapping[str, Any]) -> Loading:
+    """Returns how a section of a config wants weights to be read.
+
+    Args:
+      section: `variant` and `clip_act` are read; a run's stored config may be older
+        than these keys.
+
+    Raises:
+      ValueError: an activation that is not known.
+    """
+    variant, hidden_act = section.get("variant", ""), section.get("clip_act", "")
+    known = ("", *layers.ACTIVATIONS)
+    if hidden_act not in known:
+        raise ValueError(
+            f"config.model.clip_act={hidden_act!r}; choose one of {known}, where '' is "
+            "what the checkpoint says"
+        )
+    return Loading(variant=variant, hidden_act=hidden_act)
+
+
+# What tells of a checkpoint is fetched with any part of it, so that a snapshot that has
+# one part says what the others are. On the hub "*" crosses "/": whole names keep the
+# rest of a repository out.
+_DESCRIPTIONS = (
+    *("config.json", "preprocessor_config.json", "scheduler_config.json"),
+    *(f"{folder}/config.json" for folder in ("unet", "vae", "text_encoder")),
+    *(f"{tower}/config.json" for tower in ("clip", "image_encoder")),
+    *(f"{tower}/preprocessor_config.json" for tower in ("clip", "image_encoder")),
+    "scheduler/scheduler_config.json",
+)
+_NUMBER = 5 * "[0-9]"
+_CLIPS = ("clip", "text_encoder", "image_encoder")
+
+
+class Source(NamedTuple):
+    """One network.
+
+    Attributes:
+      config: its config.json, read or inferred.
+      weights: a directory with its weights, or the file itself.
+      assumed: what was taken to hold because no tensor tells it, in words.
+      hidden_act: activation of CLIP's towers; "" is the config's.
+    """
+
+    config: dict[str, Any]
+    weights: Path
+    assumed: str = ""
+    hidden_act: str = ""
+
+    def read_config(self, from_dict: Callable[..., Any], *rest: Any) -> Any:
+        """Returns `from_dict(config, *rest)`, a CLIP's with the activation chosen.
+
+        Raises:
+          ValueError: refused; says where the config is and what it declares itself.
+        """
+        try:
+            found = from_dict(self.config, *rest)
+        except ValueError as error:
+            kind = self.config.get("_class_name") or self.config.get("architectures")
+            declared = f", which declares {kind}" if kind else ""
+            raise ValueError(f"config of {self.weights}{declared}: {error}") from error
+        return layers.with_activation(found, self.hidden_act)
+
+
+def find(
+    name: str | Path, folders: Sequence[str], kind: str, loading: Loading = PLAIN
+) -> Source:
+    """Finds one network of a checkpoint, fetching it from the hub if need be.
+
+    Args:
+      name: a directory, a file, or a hub name.
+      folders: where the network may be in a directory, the likeliest first; "." is the
+        directory itself.
+      kind: a key of `pretrained.KINDS`.
+      loading: its variant and activation are read.
+
+    Raises:
+      ValueError: nothing there, no config.json, or a single file of unknown sizes.
+      ImportError: a hub name that is not cached, without `huggingface_hub`.
+    """
+    variant = loading.variant
+    hidden_act = loading.hidden_act if kind in _CLIPS else ""
+
+    def is_complete(snapshot: Path) -> bool:
+        inside = [snapshot / folder for folder in folders]
+        return any(_has_weights(folder, kind, variant) for folder in inside)
+
+    groups = [
+        [
+            *_DESCRIPTIONS,
+            *(_below(f, pattern) for f in folders for pattern in _patterns(names)),
+        ]
+        for names in _by_format(weight_files.candidates(kind, variant))
+    ]
+    path = _local(name, is_complete, groups)
+    if path.is_file():
+        config, assumed = _config_of_file(path, kind)
+        return Source(config, path, "" if hidden_act else assumed, hidden_act)
+    folder = _folder(path, folders)
+    config = pretrained.load_config(path, folder)
+    return Source(config, path / folder, hidden_act=hidden_act)
+
+
+def read(
+    source: Source,
+    kind: str,
+    target: Params,
+    loading: Loading = PLAIN,
+    ignore: Sequence[str] = (),
+) -> Params:
+    """Reads a network's weights, each to where `loading` says.
+
+    Args:
+      source: from `find`.
+      kind, target, ignore: as in `pretrained.load_params`.
+      loading: how.
+
+    Raises:
+      ValueError: as `pretrained.load_params`.
+    """
+    mesh = loading.mesh
+    place = None if mesh is None else rules.shardings(target, mesh)
+    return pretrained.load_params(
+        source.weights, kind, target, loading.dtype, ignore, place, loading.variant
+    )
+
+
+def small_files(
+    name: str | Path,
+    folders: Sequence[str],
+    choices: Sequence[Sequence[str]],
+    beside: Sequence[str] = (),
+) -> Path:
+    """Returns the directory (or file) that a name stands for, with its small files.
+
+    Args:
+      name: as in `find`.
+      folders: where the files may be in a directory.
+      choices: sets of files, such as [("vocab.json", "merges.txt")], of which one at
+        least is wanted whole, in one folder.
+      beside: files that are fetched with them where they are there.
+    """
+
+    def is_complete(snapshot: Path) -> bool:
+        return any(
+            all((snapshot / folder / file).is_file() for file in files)
+            for folder in folders
+            for files in choices
+        )
+
+    files = dict.fromkeys([*(file for files in choices for file in files), *beside])
+    wanted = [_below(folder, file) for folder in folders for file in files]
+    return _local(name, is_complete, [[*_DESCRIPTIONS, *wanted]])
+
+
+def _local(
+    name: str | Path,
+    is_complete: Callable[[Path], bool],
+    patterns: Sequence[Sequence[str]],
+) -> Path:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if hub.is_name(str(name)):
+        return hub.resolve(str(name), is_complete, patterns)
+    raise ValueError(
+        f"no backbone directory or file {path}; set config.model.directory to "
+        "'embedded', to a folder in diffusers' layout (unet/, vae/, text_encoder/, "
+        "...), to a file of weights, or to a hub name like owner/name"
+    )
+
+
+def _folder(path: Path, folders: Sequence[str]) -> str:
+    for folder in folders:
+        if (path / folder / "config.json").is_file():
+            return folder
+    return folders[0]
+
+
+def _config_of_file(path: Path, kind: str) -> tuple[dict[str, Any], str]:
+    """Returns a single file's config, and what of it no tensor tells."""
+    beside = path.parent / "config.json"
+    shapes = weights.shapes(path)
+    layout = layouts.detect(shapes)
+    if beside.is_file():
+        return pretrained.load_config(path.parent), ""
+    if layout == "original":
+        configs = original_stable_diffusion.configs(shapes)
+        if kind in configs:
+            lone = original_stable_diffusion.is_lone_autoencoder(shapes)
+            return configs[kind], original_stable_diffusion.ASSUMED if lone else ""
+    if layout == "openai" and kind in _CLIPS:
+        return openai_clip.config(shapes), openai_clip.ASSUMED
+    raise ValueError(
+        f"{beside} is missing, and {path.name} (layout {layout!r}) does not tell the "
+        f"config of a {kind}; put the model's config.json beside it"
+    )
+
+
+def _has_weights(folder: Path, kind: str, variant: str | None) -> bool:
+    """Says whether what `weight_files.locate` finds there is whole, with its config."""
+    names = weight_files.candidates(kind, variant)
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None or not (folder / "config.json").is_file():
+        return False
+    return weights.is_whole(found)
+
+
+def _by_format(names: Sequence[str]) -> list[list[str]]:
+    """Groups a file with its index, so that one format is fetched and not all."""
+    return [list(names[i : i + 2]) for i in range(0, len(names), 2)]
+
+
+def _patterns(names: Sequence[str]) -> list[str]:
+    single, index = names
+    stem, dot, suffix = single.rpartition(".")
+    return [single, index, f"{stem}-{_NUMBER}-of-{_NUMBER}{dot}{suffix}"]
+
+
+def _below(folder: str, name: str) -> str:
+    return name if folder == "." else f"{folder}/{name}"

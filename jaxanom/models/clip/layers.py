@@ -1,0 +1,301 @@
+"""What CLIP's towers are made of; module names are the paths of the parameter tree."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from jaxanom.models.clip import positions
+from jaxanom.models.ops import attention
+from jaxanom.models.ops import remat as recompute
+from jaxanom.parallel import mesh as meshes
+from jaxanom.types import Array
+
+ACTIVATIONS = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": partial(nn.gelu, approximate=False),
+}
+
+
+def with_activation(config: Any, hidden_act: str) -> Any:
+    """Returns a config with another activation in its towers; "" keeps what it is.
+
+    Args:
+      config: a `clip.TextConfig`, `VisionConfig`, or `ClipConfig` of both.
+      hidden_act: a key of `ACTIVATIONS`, or "".
+    """
+    if not hidden_act:
+        return config
+    if hasattr(config, "hidden_act"):
+        return dataclasses.replace(config, hidden_act=hidden_act)
+    towers = {
+        name: with_activation(getattr(config, name), hidden_act)
+        for name in ("text_config", "vision_config")
+    }
+    return dataclasses.replace(config, **towers)
+
+
+class TextModel(nn.Module):
+    """Token embeddings [B, L, D] -> final states [B, L, D] float32, chosen states."""
+
+    config: Any
+    dtype: Any
+    remat: str | bool
+
+    def setup(self):
+        """Names the submodules as the parameter tree does."""
+        self.embeddings = TextEmbeddings(self.config)
+        self.encoder = Encoder(self.config, self.dtype, self.remat)
+        self.final_layer_norm = _layer_norm(self.config)
+
+    def __call__(self, token_embeddings: Array, return_layers: tuple[int, ...]):
+        """Adds positions and encodes under the causal mask."""
+        hidden = self.embeddings(token_embeddings)
+        bias = causal_bias(hidden.shape[1])
+        hidden, kept = self.encoder(hidden.astype(self.dtype), bias, return_layers)
+        return self.final_layer_norm(hidden), kept
+
+
+class TextEmbeddings(nn.Module):
+    """Token and position tables."""
+
+    config: Any
+
+    def setup(self):
+        """Names the tables as the parameter tree does."""
+        width, init = self.config.hidden_size, _normal(0.02)
+        self.token_embedding = nn.Embed(
+            self.config.vocab_size, width, embedding_init=init
+        )
+        self.position_embedding = nn.Embed(
+            self.config.max_position_embeddings, width, embedding_init=init
+        )
+
+    def __call__(self, token_embeddings: Array) -> Array:
+        """[B, L, D] -> [B, L, D] float32 with positions added."""
+        _, length, width = token_embeddings.shape
+        longest = self.config.max_position_embeddings
+        if length > longest or width != self.config.hidden_size:
+            raise ValueError(
+                f"token embeddings [L={length}, D={width}] do not fit "
+                f"max_position_embeddings={longest}, "
+                f"hidden_size={self.config.hidden_size}"
+            )
+        return token_embeddings + self.position_embedding.embedding[:length]
+
+
+class VisionModel(nn.Module):
+    """The image tower in two halves: `embed`, then `__call__` on its tokens."""
+
+    config: Any
+    dtype: Any
+    remat: str | bool
+    antialias_positions: bool
+
+    def setup(self):
+        """Names the submodules as the parameter tree does."""
+        self.embeddings = VisionEmbeddings(
+            self.config, self.dtype, self.antialias_positions
+        )
+        self.pre_layrnorm = _layer_norm(self.config)
+        self.encoder = Encoder(self.config, self.dtype, self.remat)
+        self.post_layernorm = _layer_norm(self.config)
+
+    def embed(self, image: Array) -> Array:
+        """[B, H, W, 3] in [0, 1] -> [B, 1 + N, D]."""
+        return self.pre_layrnorm(self.embeddings(image)).astype(self.dtype)
+
+    def __call__(self, tokens: Array, return_layers: tuple[int, ...]):
+        """[B, 1 + N, D] -> pooled [B, D] float32, tokens [B, 1 + N, D], states."""
+        tokens, kept = self.encoder(tokens.astype(self.dtype), None, return_layers)
+        return self.post_layernorm(tokens[:, 0]), tokens, kept
+
+
+class VisionEmbeddings(nn.Module):
+    """Pixels to patch tokens behind a class token, with positions."""
+
+    config: Any
+    dtype: Any
+    antialias_positions: bool
+
+    def setup(self):
+        """Names the parameters as the tree does."""
+        config = self.config
+        width, patch = config.hidden_size, config.patch_size
+        self.class_embedding = self.param(
+            "class_embedding", _normal(width**-0.5), (width,)
+        )
+        self.patch_embedding = nn.Conv(
+            width,
+            (patch, patch),
+            strides=(patch, patch),
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=_normal(0.02),
+        )
+        self.position_embedding = nn.Embed(
+            (config.image_size // patch) ** 2 + 1, width, embedding_init=_normal(0.02)
+        )
+
+    def __call__(self, image: Array) -> Array:
+        """[B, H, W, 3] in [0, 1] -> [B, 1 + N, D] float32."""
+        config, patch = self.config, self.config.patch_size
+        if image.ndim != 4 or image.shape[3] != 3:
+            raise ValueError(f"image has shape {image.shape}; wanted [B, H, W, 3]")
+        if image.shape[1] % patch or image.shape[2] % patch:
+            raise ValueError(
+                f"image of {image.shape[1]} x {image.shape[2]} pixels does not divide "
+                f"into patches of {patch}; resize it to multiples of patch_size"
+            )
+        if not jnp.issubdtype(image.dtype, jnp.floating):
+            raise ValueError(
+                f"image has dtype {image.dtype}; wanted float in [0, 1] (divide by 255)"
+            )
+        mean, std = (jnp.asarray(x) for x in (config.image_mean, config.image_std))
+        patches = self.patch_embedding((image - mean) / std)  # [B, h, w, D]
+        grid = patches.shape[1:3]
+        patches = patches.reshape(image.shape[0], -1, config.hidden_size)  # [B, N, D]
+        table = self.position_embedding.embedding
+        first = self.class_embedding + table[0]
+        first = jnp.broadcast_to(first, (image.shape[0], 1, config.hidden_size))
+        rest = patches + positions.resize(table[1:], grid, self.antialias_positions)
+        return jnp.concatenate([first, rest], axis=1)
+
+
+class Encoder(nn.Module):
+    """One level of the tree around `Layers`."""
+
+    config: Any
+    dtype: Any
+    remat: str | bool
+
+    @nn.compact
+    def __call__(self, hidden: Array, bias: Array | None, return_layers):
+        """[B, S, D] -> [B, S, D] and the states after `return_layers`."""
+        layers = Layers(self.config, self.dtype, self.remat, name="layers")
+        return layers(hidden, bias, return_layers)
+
+
+class Layers(nn.Module):
+    """Pre-norm transformer layers, named "0", "1", ... ."""
+
+    config: Any
+    dtype: Any
+    remat: str | bool
+
+    @nn.compact
+    def __call__(self, hidden: Array, bias: Array | None, return_layers):
+        """[B, S, D] -> [B, S, D] and the states after `return_layers`."""
+        num_layers = self.config.num_hidden_layers
+        wrong = [i for i in return_layers if not 0 <= i <= num_layers]
+        if wrong:
+            raise ValueError(
+                f"return_layers has {wrong}; layers are 0 (embedding) to {num_layers}"
+            )
+        layer = recompute.block(Layer, self.remat)
+        states = [hidden]
+        for i in range(num_layers):
+            hidden = layer(self.config, self.dtype, name=str(i))(hidden, bias)
+            states.append(hidden)
+        return hidden, tuple(states[i] for i in return_layers)
+
+
+class Layer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: Array, bias: Array | None) -> Array:
+        """[B, S, D], additive bias [1, 1, S, S] -> [B, S, D]."""
+        hidden = meshes.rows_stay(hidden)
+        normed = _layer_norm(self.config, "layer_norm1")(hidden).astype(self.dtype)
+        attend = SelfAttention(self.config, self.dtype, name="self_attn")
+        hidden = hidden + attend(normed, bias)
+        normed = _layer_norm(self.config, "layer_norm2")(hidden).astype(self.dtype)
+        return hidden + Mlp(self.config, self.dtype, name="mlp")(normed)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of a sequence to itself."""
+
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: Array, bias: Array | None) -> Array:
+        """[B, S, D], additive bias [1, 1, S, S] -> [B, S, D]."""
+        width, num_heads = self.config.hidden_size, self.config.num_attention_heads
+        std_in, std_out = _attention_stds(self.config)
+        query, key, value = (
+            nn.Dense(width, dtype=self.dtype, kernel_init=_normal(std_in), name=name)(
+                hidden
+            ).reshape(*hidden.shape[:2], num_heads, width // num_heads)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )  # [B, S, H, D / H] each
+        mixed = attention.dot_product(query, key, value, bias).reshape(hidden.shape)
+        return nn.Dense(
+            width, dtype=self.dtype, kernel_init=_normal(std_out), name="out_proj"
+        )(mixed)
+
+
+class Mlp(nn.Module):
+    """Two dense layers around the activation."""
+
+    config: Any
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, hidden: Array) -> Array:
+        """[B, S, D] -> [B, S, D]."""
+        width = self.config.hidden_size
+        hidden = nn.Dense(
+            self.config.intermediate_size,
+            dtype=self.dtype,
+            kernel_init=_normal((2 * width) ** -0.5),
+            name="fc1",
+        )(hidden)
+        hidden = ACTIVATIONS[self.config.hidden_act](hidden)
+        std, _ = _attention_stds(self.config)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=_normal(std), name="fc2")(
+            hidden
+        )
+
+
+def projection(config: Any) -> nn.Dense:
+    """Returns the bias-free map of pooled states to the joint space, in float32."""
+    return nn.Dense(
+        config.projection_dim,
+        use_bias=False,
+        kernel_init=_normal(config.hidden_size**-0.5),
+    )
+
+
+def causal_bias(length: int) -> Array:
+    """Returns [1, 1, L, L] float32: 0 up to the diagonal, hugely negative after it."""
+    allowed = jnp.tril(jnp.ones((length, length), bool))
+    return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)[None, None]
+
+
+def _layer_norm(config: Any, name: str | None = None) -> nn.LayerNorm:
+    # Two passes over the data: activations of CLIP are too large for E[x^2] - E[x]^2.
+    return nn.LayerNorm(
+        epsilon=config.layer_norm_eps,
+        dtype=jnp.float32,
+        use_fast_variance=False,
+        name=name,
+    )
+
+
+def _normal(std: float) -> nn.initializers.Initializer:
+    return nn.initializers.normal(std)
+
+
+def _attention_stds(config: Any) -> tuple[float, float]:
+    """Initial spreads into and out of a residual branch (released CLIP code)."""
+    width = config.hidden_size**-0.5
+    return width * (2 * config.num_hidden_layers) ** -0.5, width

@@ -1,0 +1,348 @@
+"""The Flax networks of diffusers and transformers behind the interface of our towers.
+
+Each class here has the fields, methods and parameter tree of the one it derives from
+and computes with the library's network instead. What the library cannot do is refused
+with the config key to change.
+
+diffusers' transformer blocks have the tanh form of GELU and a group-norm epsilon of
+1e-5; the PyTorch classes, with which published weights were trained, have the exact
+form and 1e-6. `UNet` puts PyTorch's in, unless `library_constants` is set.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from jaxanom.models.clip import towers as clip
+from jaxanom.models.latent import layers, unet, vae
+from jaxanom.models.libraries import classes
+from jaxanom.models.libraries.classes import KEY
+from jaxanom.models.ops import remat as recompute
+from jaxanom.types import Array
+
+_TRANSFORMER_EPSILON = 1e-6
+# What the library's classes cannot vary -> the one value they have.
+_UNET_FIXED = {"norm_num_groups": 32, "norm_eps": 1e-5}
+_VAE_FIXED = {
+    "shift_factor": None,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "mid_block_add_attention": True,
+}
+
+
+class UNet(unet.UNet):
+    """diffusers' FlaxUNet2DConditionModel.
+
+    Attributes:
+      library_constants: keep the library's own GELU and epsilon, see the file's text.
+    """
+
+    library_constants: bool = False
+
+    @nn.nowrap
+    def library(self) -> nn.Module:
+        """Builds the library's module.
+
+        Raises:
+          ValueError: the extra `hf` is missing, or the library has no such network.
+        """
+        _check(self, _UNET_FIXED)
+        fields = self.config.to_dict()
+        for name in ("_class_name", "act_fn", "num_attention_heads", *_UNET_FIXED):
+            del fields[name]
+        fields["attention_head_dim"] = self.config.num_heads
+        fields["sample_size"] = self.config.sample_size or 32
+        return classes.build("FlaxUNet2DConditionModel", fields, self.dtype)
+
+    @nn.nowrap
+    def library_model(self) -> nn.Module:
+        """Builds what the library's `from_pretrained` returns beside the weights."""
+        return self.library()
+
+    def setup(self):
+        """Puts the library's module into this scope: no extra tree level."""
+        self.network = self.library()
+        nn.share_scope(self, self.network)
+
+    def __call__(
+        self,
+        latents: Array,
+        timesteps: Array,
+        context: Array,
+        context_bias: Any = None,
+    ) -> Array:
+        """Returns noise_pred [B, h, w, out_channels] float32; see `unet.UNet`.
+
+        Raises:
+          ValueError: a `context_bias` is given, or shapes do not fit.
+        """
+        if context_bias is not None:
+            raise ValueError(
+                f"{KEY}='hf_flax' has no masked cross-attention; set "
+                f"config.defect_generation.masked_attention=False or {KEY}='ours'"
+            )
+        self._check(latents, timesteps, context)
+        constants = _library_constants if self.library_constants else _torch_constants
+        with nn.intercept_methods(constants):
+            noise_pred = self.network(
+                jnp.asarray(latents).transpose(0, 3, 1, 2),  # [B, C, h, w]
+                jnp.asarray(timesteps),
+                jnp.asarray(context, self.dtype),
+            ).sample
+        return noise_pred.transpose(0, 2, 3, 1).astype(jnp.float32)
+
+
+class AutoencoderKL(vae.AutoencoderKL):
+    """diffusers' FlaxAutoencoderKL."""
+
+    @property
+    def remat(self) -> bool:
+        """There is no such choice in the autoencoder."""
+        return False
+
+    @nn.nowrap
+    def library(self) -> nn.Module:
+        """Builds the library's module; ValueError as `UNet.library`."""
+        _check(self, _VAE_FIXED)
+        fields = self.config.to_dict()
+        for name in ("_class_name", *_VAE_FIXED):
+            del fields[name]
+        return classes.build("FlaxAutoencoderKL", fields, self.dtype)
+
+    @nn.nowrap
+    def library_model(self) -> nn.Module:
+        """Builds what the library's `from_pretrained` returns beside the weights."""
+        return self.library()
+
+    def setup(self):
+        """Puts the library's module into this scope: no extra tree level."""
+        self.network = self.library()
+        nn.share_scope(self, self.network)
+
+    def encode(self, image: Array) -> vae.Moments:
+        """See `vae.AutoencoderKL.encode`."""
+        pixels = (2 * jnp.asarray(image) - 1).transpose(0, 3, 1, 2)  # [B, 3, H, W]
+        found = self.network.encode(pixels).latent_dist
+        factor = self.config.scaling_factor
+        return vae.Moments(
+            found.mean.astype(jnp.float32) * factor,
+            found.logvar.astype(jnp.float32) + 2 * np.log(factor),
+        )
+
+    def decode(self, latents: Array, clip: bool = True) -> Array:
+        """See `vae.AutoencoderKL.decode`."""
+        # Channels last, as the library reads latents whose last axis fits.
+        found = self.network.decode(jnp.asarray(latents) / self.config.scaling_factor)
+        image = found.sample.transpose(0, 2, 3, 1).astype(jnp.float32) / 2 + 0.5
+        return jnp.clip(image, 0.0, 1.0) if clip else image
+
+
+class TextTower(clip.TextTower):
+    """transformers' FlaxCLIPTextTransformer, and our projection behind it."""
+
+    @nn.nowrap
+    def library(self) -> nn.Module:
+        """Builds the library's module; ValueError as `UNet.library`."""
+        _check(self)
+        return classes.clip_class("FlaxCLIPTextTransformer")(
+            classes.text_config(self.config), self.dtype
+        )
+
+    @nn.nowrap
+    def library_model(self) -> Any:
+        """Builds what the library's `from_pretrained` returns, without weights."""
+        name = f"FlaxCLIPTextModel{'WithProjection' if self.projection else ''}"
+        return classes.clip_class(name)(
+            classes.text_config(self.config), dtype=self.dtype, _do_init=False
+        )
+
+    def setup(self):
+        """Names the submodules as the parameter tree does."""
+        self.text_model = self.library()
+        if self.projection:
+            self.text_projection = nn.Dense(self.config.projection_dim, use_bias=False)
+
+    def __call__(
+        self,
+        input_ids: Array | None = None,
+        token_embeddings: Array | None = None,
+        eos_positions: Array | None = None,
+        return_layers: tuple[int, ...] = (),
+    ) -> clip.TextOutput:
+        """Encodes sentences given as ids; see `clip.TextTower`.
+
+        Raises:
+          ValueError: embeddings are given instead of ids.
+        """
+        if token_embeddings is not None or input_ids is None:
+            raise ValueError(f"{KEY}='hf_flax' reads input_ids only; set {KEY}='ours'")
+        ids = jnp.asarray(input_ids)
+        places = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
+        found = self.text_model(
+            ids, jnp.ones_like(ids), places, output_hidden_states=bool(return_layers)
+        )
+        last = found.last_hidden_state.astype(jnp.float32)
+        if eos_positions is None:
+            eos_positions = clip.find_eos(ids, self.config.eos_token_id)
+        pooled = jnp.take_along_axis(last, eos_positions[:, None, None], axis=1)[:, 0]
+        features = self.text_projection(pooled) if self.projection else None
+        states = tuple(found.hidden_states[i] for i in return_layers)
+        return clip.TextOutput(last, pooled, features, states)
+
+
+class ImageTower(clip.ImageTower):
+    """transformers' FlaxCLIPVisionTransformer, and our projection behind it."""
+
+    @nn.nowrap
+    def library(self) -> nn.Module:
+        """Builds the library's module; ValueError as `UNet.library`."""
+        _check(self)
+        return classes.clip_class("FlaxCLIPVisionTransformer")(
+            classes.vision_config(self.config), self.dtype
+        )
+
+    @nn.nowrap
+    def library_model(self) -> Any:
+        """Builds what the library's `from_pretrained` returns, without weights.
+
+        Raises:
+          ValueError: with a projection, which its Flax class does not have.
+        """
+        if self.projection:
+            raise ValueError(
+                "transformers has no Flax image tower with a projection; use "
+                "clip.ImageTower(..., projection=False) or a whole clip.CLIP"
+            )
+        return classes.clip_class("FlaxCLIPVisionModel")(
+            classes.vision_config(self.config), dtype=self.dtype, _do_init=False
+        )
+
+    def setup(self):
+        """Names the submodules as the parameter tree does."""
+        self.vision_model = self.library()
+        if self.projection:
+            self.visual_projection = nn.Dense(
+                self.config.projection_dim, use_bias=False
+            )
+
+    def __call__(
+        self, image: Array, return_layers: tuple[int, ...] = ()
+    ) -> clip.ImageOutput:
+        """Encodes images [B, S, S, 3] in [0, 1] of the config's size S.
+
+        Raises:
+          ValueError: images of another size: the library interpolates no positions.
+        """
+        size = self.config.image_size
+        if image.shape[1:3] != (size, size):
+            raise ValueError(
+                f"{KEY}='hf_flax' takes images of {size} px only, got {image.shape}; "
+                f"set {KEY}='ours'"
+            )
+        mean, std = (
+            jnp.asarray(x) for x in (self.config.image_mean, self.config.image_std)
+        )
+        found = self.vision_model(
+            (image - mean) / std, output_hidden_states=bool(return_layers)
+        )
+        pooled = found.pooler_output.astype(jnp.float32)
+        features = self.visual_projection(pooled) if self.projection else None
+        states = tuple(found.hidden_states[i] for i in return_layers)
+        patch_tokens = found.last_hidden_state[:, 1:]
+        return clip.ImageOutput(pooled, features, patch_tokens, states)
+
+    def embed(self, image: Array) -> Array:
+        """Refuses: the library's tower has no such half."""
+        raise ValueError(f"{KEY}='hf_flax' does not come in halves; set {KEY}='ours'")
+
+    def encode(self, tokens: Array, return_layers: tuple[int, ...] = ()):
+        """Refuses, as `embed`."""
+        return self.embed(tokens)
+
+
+class CLIP(clip.CLIP):
+    """Both towers of transformers' FlaxCLIPModel."""
+
+    @nn.nowrap
+    def library(self) -> None:
+        """Checks that both towers can be built; ValueError as `UNet.library`."""
+        for tower in self._towers(parent=None):
+            tower.library()
+
+    @nn.nowrap
+    def library_model(self) -> Any:
+        """Builds what the library's `from_pretrained` returns, without weights."""
+        config = self.config
+        return classes.clip_class("FlaxCLIPModel")(
+            classes.clip_class("CLIPConfig")(
+                text_config=classes.text_config(config.text_config).to_dict(),
+                vision_config=classes.vision_config(config.vision_config).to_dict(),
+                projection_dim=config.projection_dim,
+                logit_scale_init_value=config.logit_scale_init_value,
+            ),
+            dtype=self.dtype,
+            _do_init=False,
+        )
+
+    def setup(self):
+        """Puts both towers into this module's own scope: no extra tree level."""
+        self.text, self.image = self._towers()
+        nn.share_scope(self, self.text)
+        nn.share_scope(self, self.image)
+        self.logit_scale = self.param(
+            "logit_scale",
+            nn.initializers.constant(self.config.logit_scale_init_value),
+            (),
+        )
+
+    @nn.nowrap
+    def _towers(self, **place: Any) -> tuple[TextTower, ImageTower]:
+        config = self.config
+        width = {"projection_dim": config.projection_dim}
+        common = {"dtype": self.dtype, "remat": self.remat, **place}
+        return (
+            TextTower(dataclasses.replace(config.text_config, **width), **common),
+            ImageTower(dataclasses.replace(config.vision_config, **width), **common),
+        )
+
+
+def _check(module: nn.Module, fixed: dict[str, Any] | None = None) -> None:
+    if recompute.resolve(module.remat) != "none":
+        raise ValueError(
+            f"{KEY}='hf_flax' cannot recompute its blocks; set config.model.remat="
+            f"'none' or {KEY}='ours'"
+        )
+    for name, value in (fixed or {}).items():
+        if getattr(module.config, name) != value:
+            raise ValueError(
+                f"{KEY}='hf_flax' has {name}={value!r} only, and this "
+                f"{type(module).__name__}'s config says "
+                f"{getattr(module.config, name)!r}; set {KEY}='ours'"
+            )
+
+
+def _library_constants(next_function, args, keywords, context):
+    return next_function(*args, **keywords)
+
+
+def _torch_constants(next_function, args, keywords, context):
+    """Computes GELU and the transformers' group norm as the PyTorch classes do."""
+    module = context.module
+    name = type(module).__name__
+    if context.method_name != "__call__":
+        return next_function(*args, **keywords)
+    if name == "FlaxGEGLU":
+        linear, gate = jnp.split(module.proj(args[0]), 2, axis=-1)
+        return linear * nn.gelu(gate, approximate=False)
+    inside = type(module.parent).__name__ == "FlaxTransformer2DModel"
+    # While parameters are being made there is nothing to compute with yet.
+    if name == "GroupNorm" and inside and module.has_variable("params", "scale"):
+        leaves = (module.get_variable("params", leaf) for leaf in ("scale", "bias"))
+        return layers.group_norm(
+            args[0], *leaves, module.num_groups, _TRANSFORMER_EPSILON
+        )
+    return next_function(*args, **keywords)
