@@ -15,6 +15,8 @@ from typing import Any
 
 import ml_collections
 
+from jaxanom.errors import UserError
+
 CONFIG, RECORD, METRICS = "config.json", "record.json", "metrics.jsonl"
 PACKAGES = ("jaxanom", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -71,12 +73,12 @@ def read_json(path: Path) -> Any:
     """Reads a JSON file.
 
     Raises:
-      ValueError: the file is not JSON; names the file.
+      UserError: the file is not JSON; names the file.
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from error
+        raise UserError(f"{path} is not a JSON file: {error}") from error
 
 
 def update_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -107,7 +109,7 @@ def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if number == len(lines):
                 return
-            raise ValueError(f"{path}:{number} is not a JSON line: {error}") from error
+            raise UserError(f"{path}:{number} is not a JSON line: {error}") from error
 
 
 def claim(
@@ -121,7 +123,7 @@ def claim(
       write: False only compares, for processes that do not write.
 
     Raises:
-      ValueError: another config's run is there; it is left alone.
+      UserError: another config's run is there; it is left alone.
     """
     wanted = plain(config)
     path = Path(directory) / CONFIG
@@ -134,7 +136,7 @@ def claim(
     if found and write and not changed:
         write_json(path, wanted)
     if changed:
-        raise ValueError(
+        raise UserError(
             f"{directory} holds a run with another config ({', '.join(changed[:5])} "
             "differ); choose another --run or delete that directory"
         )

@@ -1,13 +1,15 @@
 """Trees of arrays by path: split, merge, flatten, measure."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 
@@ -34,7 +36,7 @@ def split(
       (selected, rest); `merge(selected, rest)` is the input again.
 
     Raises:
-      ValueError: no path matches; the message shows paths that exist.
+      UserError: no path matches; the message shows paths that exist.
     """
     flat = flatten(tree)
     compiled = [re.compile(pattern) for pattern in patterns]
@@ -45,7 +47,7 @@ def split(
     }
     if flat and not chosen:
         shown = ", ".join(list(flat)[:5])
-        raise ValueError(
+        raise UserError(
             f"no parameter path matches {list(patterns)}; paths look like: {shown}"
         )
     rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
@@ -56,12 +58,12 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     """Joins two nested dicts with disjoint leaves.
 
     Raises:
-      ValueError: a path occurs in both.
+      UserError: a path occurs in both.
     """
     flat_first, flat_second = flatten(first), flatten(second)
     both = sorted(flat_first.keys() & flat_second.keys())
     if both:
-        raise ValueError(f"parameter paths occur twice: {both[:5]}")
+        raise UserError(f"parameter paths occur twice: {both[:5]}")
     return unflatten({**flat_first, **flat_second})
 
 
@@ -69,7 +71,7 @@ def check_same_shapes(found: Any, wanted: Any, where: str) -> None:
     """Compares paths and shapes of two nested dicts.
 
     Raises:
-      ValueError: they differ; names up to five paths, and `where` they were found.
+      UserError: they differ; names up to five paths, and `where` they were found.
     """
     shapes = [
         {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
@@ -82,10 +84,27 @@ def check_same_shapes(found: Any, wanted: Any, where: str) -> None:
         if shapes[0].get(path) != shapes[1].get(path)
     ]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{where} holds the parameters of another model; {len(wrong)} paths "
             f"differ, such as {'; '.join(wrong[:5])}"
         )
+
+
+def fixed_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields batches of row numbers of one length, so that one program serves all.
+
+    The last batch is filled up with the last row.
+
+    Args:
+      count: Number of rows, at least one.
+      size: Rows of a batch.
+
+    Yields:
+      (row numbers [size] int, how many of them are not filling).
+    """
+    for start in range(0, count, size):
+        rows = np.minimum(np.arange(start, start + size), count - 1)
+        yield rows, min(size, count - start)
 
 
 def ravel_particles(tree: Any) -> tuple[Array, Callable[[Array], Any]]:

@@ -10,11 +10,11 @@ procedural images only. Reconstructed from an abstract; results: see README.
 import ml_collections
 
 from configs import common
+from configs.adp import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("adp")
-    common.add_personalisation(config)
+    config = base.config()
     config.data.name = "folder"
     config.data.image_size = 224
     config.data.num_train = 4  # K, drawn by data.split_seed

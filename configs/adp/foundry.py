@@ -8,11 +8,11 @@ seed, in percent: image AUROC 73, pixel AUROC 74; some minutes on two CPU cores.
 import ml_collections
 
 from configs import common
+from configs.adp import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("adp")
-    common.add_personalisation(config)
+    config = base.config()
     config.data.categories = ("pill",)
     config.data.num_train = 1  # K
     config.data.defect_rule = "none"

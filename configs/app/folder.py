@@ -9,11 +9,11 @@ class are `config.data.num_train`; for base-to-new train with
 import ml_collections
 
 from configs import common
+from configs.app import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("app")
-    common.add_prompt_posterior(config)
+    config = base.config()
     config.data.name = "classes"
     config.data.num_train = 16
     config.data.defect_rule = "none"
@@ -24,7 +24,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.shift = 0.05
     config.app.task = "category"
     config.app.num_vectors = 8
-    common.add_prompt_posterior_phases(config, {"normal": 1.0}, 400, 2000, 10)
+    base.add_phases(config, {"normal": 1.0}, 400, 2000, 10)
     if arg == "smoke":
         config.data.name = "foundry"
         config.data.categories = ("nut", "pill")

@@ -8,11 +8,11 @@ under a minute on one CPU core.
 import ml_collections
 
 from configs import common
+from configs.app import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("app")
-    common.add_prompt_posterior(config)
+    config = base.config()
     config.data.categories = ("pill",)
     config.data.num_train = 16
     config.data.num_test_good = 24
@@ -22,5 +22,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.flips = ("horizontal", "vertical")
     config.app.num_vectors = 8  # the embedded text tower reads 24 tokens
     mixture = {"normal": 0.5, "defect": 0.5}
-    common.add_prompt_posterior_phases(config, mixture, 200, 1000, 10)
+    base.add_phases(config, mixture, 200, 1000, 10)
     return common.shrink(config, arg)

@@ -7,11 +7,11 @@ result, machine and time: not yet measured.
 import ml_collections
 
 from configs import common
+from configs.app import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("app")
-    common.add_prompt_posterior(config)
+    config = base.config()
     config.data.categories = ("pill",)
     config.data.num_train = 16
     config.data.num_test_good = 60
@@ -21,5 +21,5 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.app.task = "defect"
     config.app.num_vectors = 8  # the embedded text tower reads 24 tokens
     mixture = {"normal": 1 / 6, "defect": 5 / 6}  # six classes, alike
-    common.add_prompt_posterior_sweep(config, 200, 400, mixture)
+    base.add_sweep(config, 200, 400, mixture)
     return common.shrink(config, arg)

@@ -8,11 +8,11 @@ image AUROC 82, pixel AUROC 90, AU-PRO 75; a minute or two on two CPU cores.
 import ml_collections
 
 from configs import common
+from configs.bayes_pfl import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("bayes_pfl")
-    common.add_zero_shot(config)
+    config = base.config()
     config.data.categories = common.SEEN + common.UNSEEN
     config.data.held_out = common.UNSEEN
     config.data.num_train = 1  # the test split is trained on, as the paper's code does
@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     options.projection_init = "clip"
     # By development seed 0: the second stage costs 2 points of image AUROC here.
     options.image_head = "pooled"
-    common.add_zero_shot_phases(config, {"normal": 0.3, "defect": 0.7}, 600, 0)
+    base.add_phases(config, {"normal": 0.3, "defect": 0.7}, 600, 0)
     # Few steps, so larger ones.
     config.phases.stage1.learning_rate = 1e-3
     if arg == "smoke":

@@ -16,11 +16,11 @@ on, `--config.data.mosaic=0.4`. Expected result, machine and time: not yet measu
 import ml_collections
 
 from configs import common
+from configs.bayes_pfl import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("bayes_pfl")
-    common.add_zero_shot(config)
+    config = base.config()
     config.data.name = "folder"
     config.data.image_size = 518
     config.data.num_train = 0
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     config.data.augmentation = "released"
     config.data.mosaic = 0.0  # 0.4 where MVTec AD is trained on
     mixture = {"normal": 0.445, "defect": 0.555}
-    common.add_zero_shot_phases(config, mixture, 2040, 680)
+    base.add_phases(config, mixture, 2040, 680)
     if arg == "smoke":
         config.data.name = "foundry"
         config.data.categories = ("nut", "pill")

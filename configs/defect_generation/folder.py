@@ -9,11 +9,11 @@ Command: `jaxanom quickstart --config=configs/defect_generation/folder.py
 import ml_collections
 
 from configs import common
+from configs.defect_generation import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("defect_generation")
-    common.add_generation(config)
+    config = base.config()
     config.data.name = "folder"
     config.data.image_size = 128
     config.data.num_train = 0

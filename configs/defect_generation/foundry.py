@@ -7,11 +7,11 @@ Command: make quickstart, or
 import ml_collections
 
 from configs import common
+from configs.defect_generation import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("defect_generation")
-    common.add_generation(config)
+    config = base.config()
     config.data.categories = ("pill",)
     config.data.num_train = 64
     config.data.num_test_good = 24

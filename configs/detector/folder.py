@@ -8,20 +8,14 @@ Command:
 import ml_collections
 
 from configs import common
+from configs.detector import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("detector")
+    config = base.config()
     config.data.name = "folder"
     config.data.image_size = 128
     config.data.num_train = 0
-    config.detector = ml_collections.ConfigDict(common.detector_options())
-    common.add_phase(
-        config,
-        "segment",
-        {"normal": 0.5, "defect": 0.5},
-        **common.detector_phase(600),
-    )
     if arg == "smoke":
         config.data.name = "foundry"
         config.data.categories = ("pill",)

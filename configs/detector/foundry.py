@@ -8,16 +8,10 @@ set.
 import ml_collections
 
 from configs import common
+from configs.detector import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("detector")
+    config = base.config()
     config.data.categories = ("pill",)
-    config.detector = ml_collections.ConfigDict(common.detector_options())
-    common.add_phase(
-        config,
-        "segment",
-        {"normal": 0.5, "defect": 0.5},
-        **common.detector_phase(600),
-    )
     return common.shrink(config, arg)

@@ -6,11 +6,11 @@ Command: part of launch/pretrain.sh, which trains all three towers in turn.
 import ml_collections
 
 from configs import common
+from configs.pretraining import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("pretraining")
-    config.pretraining = ml_collections.ConfigDict(
+    config = base.config(
         {
             "tower": "autoencoder",
             "block_out_channels": (32, 64, 64),
@@ -21,7 +21,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "crop": 32,
         }
     )
-    common.pretraining_data(config)
     config.data.batch_size = 8
     common.add_phase(
         config,

@@ -6,11 +6,11 @@ Command: part of launch/pretrain.sh, which trains the tokenizer first.
 import ml_collections
 
 from configs import common
+from configs.pretraining import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("pretraining")
-    config.pretraining = ml_collections.ConfigDict(
+    config = base.config(
         {
             "tower": "clip",
             "tokenizer": "runs/pretrain/tokenizer",
@@ -24,7 +24,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "dense_weight": 1.0,
         }
     )
-    common.pretraining_data(config)
     config.data.batch_size = 32
     common.add_phase(
         config,

@@ -6,11 +6,11 @@ Command: part of launch/pretrain.sh, after autoencoder and CLIP.
 import ml_collections
 
 from configs import common
+from configs.pretraining import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = common.base("pretraining")
-    config.pretraining = ml_collections.ConfigDict(
+    config = base.config(
         {
             "tower": "unet",
             "autoencoder": "runs/pretrain/autoencoder/model",
@@ -25,7 +25,6 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
             "hole_fraction": 0.25,
         }
     )
-    common.pretraining_data(config)
     config.data.batch_size = 32
     common.add_phase(
         config,

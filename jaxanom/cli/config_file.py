@@ -11,6 +11,8 @@ from typing import Any
 
 import ml_collections
 
+from jaxanom.errors import UserError
+
 EMPTY_OF_NUMBERS = ("compare_layers",)
 """Keys whose empty tuple is one of numbers; all others are of words."""
 
@@ -51,7 +53,7 @@ def find(name: str) -> Path:
     """Finds a config file as given, else among the shipped recipes.
 
     Raises:
-      ValueError: there is no such file; names the nearest shipped recipe.
+      UserError: there is no such file; names the nearest shipped recipe.
     """
     path = Path(name)
     if path.is_file():
@@ -63,10 +65,10 @@ def find(name: str) -> Path:
     known = sorted(
         f"configs/{file.relative_to(root)}"
         for file in root.glob("*/*.py")
-        if file.name != "__init__.py"
+        if file.name not in ("__init__.py", "base.py")
     )
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    raise ValueError(
+    raise UserError(
         f"--config: no such file: {name}; did you mean {near[0] if near else '?'}? "
         f"Recipes: {', '.join(known)}"
     )
@@ -80,19 +82,19 @@ def load(argument: str, overrides: Sequence[str] = ()) -> ml_collections.ConfigD
       overrides: "a.b=value" strings; values are Python literals or plain words.
 
     Raises:
-      ValueError: no such file or key (names the nearest), or a value of another type.
+      UserError: no such file or key (names the nearest), or a value of another type.
     """
     name, _, arg = argument.partition(":")
     path = find(name)
     _provide_common()
     module = _load_module(f"_jaxanom_config_{abs(hash(path.resolve()))}", path)
     if not hasattr(module, "get_config"):
-        raise ValueError(f"{path} has no function get_config(arg)")
+        raise UserError(f"{path} has no function get_config(arg)")
     config = module.get_config(arg)
     for override in overrides:
         key, separator, value = override.partition("=")
         if not separator:
-            raise ValueError(f"--config.{key} wants a value: --config.{key}=VALUE")
+            raise UserError(f"--config.{key} wants a value: --config.{key}=VALUE")
         apply_override(config, key, value)
     return config
 
@@ -110,7 +112,7 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
     """Sets one key from text, keeping the type that the config file gave it.
 
     Raises:
-      ValueError: an unknown key (names the nearest) or a value of another type.
+      UserError: an unknown key (names the nearest) or a value of another type.
     """
     *sections, last = key.split(".")
     node = config
@@ -124,7 +126,7 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
         raise _unknown_key(config, key)
     if isinstance(node[last], ml_collections.ConfigDict):
         inside = ", ".join(f"--config.{key}.{name}" for name in node[last])
-        raise ValueError(f"--config.{key} is a section; set a key in it: {inside}")
+        raise UserError(f"--config.{key} is a section; set a key in it: {inside}")
     wanted = node.get_type(last)
     try:
         if wanted is tuple:
@@ -132,7 +134,7 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
         else:
             node[last] = _parse(text, wanted)
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"--config.{key}={text}: wanted {wanted.__name__}, such as {node[last]!r}"
         ) from error
 
@@ -148,7 +150,7 @@ def _parse(text: str, wanted: type) -> Any:
         return text
     if wanted is bool:
         if text.lower() not in ("true", "false"):
-            raise ValueError("write true or false")
+            raise UserError("write true or false")
         return text.lower() == "true"
     # int("2.5") and float("true") raise, where int(2.5) would drop a half in silence.
     return wanted(text)

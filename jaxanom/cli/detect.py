@@ -2,6 +2,8 @@
 
 import argparse
 
+from jaxanom.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
@@ -38,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     trained = api.load(arguments.weights, category=arguments.category)
     method = trained.prepared.config.method
     if arguments.method not in (None, method):
-        raise ValueError(f"{arguments.weights} is a run of method {method!r}")
+        raise UserError(f"{arguments.weights} is a run of method {method!r}")
     for row in api.detect(
         trained,
         arguments.images,

@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from jaxanom.errors import UserError
+
 # Extra of setup.py -> the distributions it stands for.
 EXTRAS = {
     "data": ("tensorflow-datasets", "array_record", "grain"),
@@ -46,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         problems = list(_weights(arguments))
     except ImportError as error:  # a hub name, and nothing to fetch it with
-        raise ValueError(str(error)) from error
+        raise UserError(str(error)) from error
     for problem in problems:
         print(f"DOES NOT FIT: {problem}")
     if not problems:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxanom.cli import profiling
+from jaxanom.errors import UserError
 
 ELSEWHERE = "on"
 """Folder of a run that holds its results on other images."""
@@ -65,7 +66,7 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
         unless `data.defect_rule` or `data.held_out` is among them.
 
     Raises:
-      ValueError: a key that the run's config does not have, or a bad value.
+      UserError: a key that the run's config does not have, or a bad value.
     """
     from jaxanom.cli import config_file
     from jaxanom.jobs import api
@@ -77,7 +78,7 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
         for change in changes:
             key, separator, value = change.partition("=")
             if not separator:
-                raise ValueError(f"--on={change}: wanted KEY=VALUE")
+                raise UserError(f"--on={change}: wanted KEY=VALUE")
             config_file.apply_override(config, key, value)
         for key, value in WHOLE_TEST.items() if elsewhere else ():
             if f"data.{key}" not in keys and key in config.data:
@@ -122,7 +123,7 @@ def base_to_new(directory: str | Path, changes: Sequence[str] = ()) -> Any:
       A table of base and new accuracy and their harmonic mean, in percent.
 
     Raises:
-      ValueError: the run was not trained on the base classes alone.
+      UserError: the run was not trained on the base classes alone.
     """
     from jaxanom import record
     from jaxanom.metrics import recognition
@@ -131,7 +132,7 @@ def base_to_new(directory: str | Path, changes: Sequence[str] = ()) -> Any:
     config = record.read_json(Path(directory) / record.CONFIG)
     trained_on = config["data"].get("class_subset")
     if trained_on != "base":
-        raise ValueError(
+        raise UserError(
             f"{directory} was trained with config.data.class_subset={trained_on!r}; "
             "base-to-new wants a run that has seen 'base' alone"
         )

@@ -2,6 +2,8 @@
 
 import argparse
 
+from jaxanom.errors import UserError
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     files = mvtec.image_files(arguments.normal)
     config = config_file.load(arguments.config, arguments.overrides)
     if config.method != "adp":
-        raise ValueError(
+        raise UserError(
             f"{arguments.config} is of method {config.method!r}; wanted 'adp'"
         )
     out = arguments.out

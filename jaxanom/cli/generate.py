@@ -3,6 +3,7 @@
 import argparse
 
 from jaxanom.cli import profiling
+from jaxanom.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
         for text in arguments.overrides:
             key, _, value = text.partition("=")
             if not key.startswith("generate."):
-                raise ValueError(f"--config.{key}: generate takes --config.generate.*")
+                raise UserError(f"--config.{key}: generate takes --config.generate.*")
             config_file.apply_override(config, key, value)
 
     trained = api.load(arguments.run, override)

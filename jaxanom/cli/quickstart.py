@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from jaxanom.errors import UserError
+
 GENERATION = "configs/defect_generation/foundry.py"
 
 
@@ -106,7 +108,7 @@ def run(arguments: argparse.Namespace) -> None:
         threading.Thread(target=_end_with_starter, daemon=True).start()
     if arguments.config is None:
         if arguments.overrides:
-            raise ValueError(
+            raise UserError(
                 f"--config.{arguments.overrides[0]}: name the recipe it changes, such "
                 f"as --config={GENERATION}"
             )

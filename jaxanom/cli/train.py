@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from jaxanom.cli import profiling
+from jaxanom.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,9 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
 
     forecasts = arguments.dry_run or arguments.compile_only
     if not (arguments.run or forecasts):
-        raise ValueError("--run=DIR is missing; only --dry_run needs no directory")
+        raise UserError("--run=DIR is missing; only --dry_run needs no directory")
     if arguments.topology and not arguments.compile_only:
-        raise ValueError("--topology goes with --compile_only: nothing can run there")
+        raise UserError("--topology goes with --compile_only: nothing can run there")
     config = config_file.load(arguments.config, arguments.overrides)
     _set_up_jax(arguments)
     if forecasts:
@@ -79,7 +80,7 @@ def _set_up_jax(arguments: argparse.Namespace) -> None:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", arguments.devices)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"--devices={arguments.devices} comes too late, jax has started"
         ) from error
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from jaxanom.data import catalog, images, transforms
 from jaxanom.data.catalog import Dataset, Example
+from jaxanom.errors import UserError
 
 AUGMENTATIONS = ("", "released")
 MAX_ANGLE = 30.0
@@ -46,16 +47,16 @@ def make(
       mosaic: probability that a mosaic takes the place of an example.
 
     Raises:
-      ValueError: an unknown augmentation or no probability; a mosaic without defects.
+      UserError: an unknown augmentation or no probability; a mosaic without defects.
     """
     if augmentation not in AUGMENTATIONS:
-        raise ValueError(
+        raise UserError(
             f"config.data.augmentation={augmentation!r}; choose one of {AUGMENTATIONS}"
         )
     if not 0 <= mosaic <= 1:
-        raise ValueError(f"config.data.mosaic={mosaic}; wanted a probability")
+        raise UserError(f"config.data.mosaic={mosaic}; wanted a probability")
     if mosaic and not defects:
-        raise ValueError(
+        raise UserError(
             f"config.data.mosaic={mosaic}, but no defective image may be trained on; "
             "set it to 0 or choose another config.data.defect_rule"
         )
@@ -107,10 +108,10 @@ def augment(example: Example, rng: np.random.Generator) -> Example:
       rng: decides.
 
     Raises:
-      ValueError: an image of another type.
+      UserError: an image of another type.
     """
     if example["image"].dtype != np.uint8:
-        raise ValueError(
+        raise UserError(
             f"augmentation wants 8-bit images, got {example['image'].dtype}"
         )
     turn, quarter, light, noise, filtered = rng.random(5) < 0.5

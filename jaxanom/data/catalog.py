@@ -11,6 +11,7 @@ import numpy as np
 from jaxanom.data import images
 from jaxanom.data.layouts import classes, mvtec, published
 from jaxanom.data.layouts.mvtec import GOOD, Record
+from jaxanom.errors import UserError
 
 Example = dict[str, Any]
 Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
@@ -78,26 +79,26 @@ def open_dataset(
       class_subset: of the categories, "base" is the first half, "new" the rest.
 
     Raises:
-      ValueError: what is wrong with the name, the folder or one of its files.
+      UserError: what is wrong with the name, the folder or one of its files.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if name == "folder":
         if not directory:
-            raise ValueError("dataset 'folder' needs config.data.directory")
+            raise UserError("dataset 'folder' needs config.data.directory")
         records = mvtec.read_folder(directory, categories)
         mvtec.check(records)
         title = Path(directory).expanduser().absolute().name
         return chosen(from_records(title, records, size), class_subset)
     if name == "classes":
         if not directory:
-            raise ValueError("dataset 'classes' needs config.data.directory")
+            raise UserError("dataset 'classes' needs config.data.directory")
         records, names = classes.read(directory, seed)
         title = Path(directory).expanduser().absolute().name
         whole = from_records(title, records, size, names)
         return chosen(whole, class_subset, categories)
     if name == "tfds" or name in published.READERS:
         if not directory:
-            raise ValueError(f"dataset {name!r} needs config.data.directory")
+            raise UserError(f"dataset {name!r} needs config.data.directory")
         if name == "tfds":
             return chosen(_prepared(directory, categories, size), class_subset)
         records = published.read(name, directory, categories)
@@ -106,7 +107,7 @@ def open_dataset(
     if name == "foundry":
         counts = (num_train, num_test_good, num_per_defect)
         return chosen(_foundry(categories, size, seed, counts), class_subset)
-    raise ValueError(mvtec.unknown("dataset", name, DATASETS))
+    raise UserError(mvtec.unknown("dataset", name, DATASETS))
 
 
 def chosen(
@@ -120,16 +121,16 @@ def chosen(
       categories: which to keep, in this order; empty keeps all.
 
     Raises:
-      ValueError: unknown subset or category, or none that is left.
+      UserError: unknown subset or category, or none that is left.
     """
     for name in categories:
         if name not in dataset.categories:
-            raise ValueError(mvtec.unknown("category", name, dataset.categories))
+            raise UserError(mvtec.unknown("category", name, dataset.categories))
     names = classes.subset(tuple(categories) or dataset.categories, class_subset)
     if names == dataset.categories:
         return dataset
     if not names:
-        raise ValueError(
+        raise UserError(
             f"config.data.class_subset={class_subset!r} leaves no category of "
             f"{dataset.name!r}"
         )
@@ -158,23 +159,23 @@ def from_records(
         arrays in memory up to `CACHE_BYTES`.
 
     Raises:
-      ValueError: no records, a bad size, or a record outside the given names.
+      UserError: no records, a bad size, or a record outside the given names.
     """
     if not records:
-        raise ValueError(f"dataset {name!r} has no records")
+        raise UserError(f"dataset {name!r} has no records")
     height, width = image_size
     if min(height, width) < 1:
-        raise ValueError(f"image_size={tuple(image_size)}; wanted positive values")
+        raise UserError(f"image_size={tuple(image_size)}; wanted positive values")
     present = {record.defect_type for record in records} - {GOOD}
     categories = tuple(categories or dict.fromkeys(r.category for r in records))
     defect_types = tuple(defect_types or (GOOD, *sorted(present)))
     if defect_types[0] != GOOD:
-        raise ValueError(f"defect_types start with {defect_types[0]!r}, not {GOOD!r}")
+        raise UserError(f"defect_types start with {defect_types[0]!r}, not {GOOD!r}")
     for record in records:
         if record.category not in categories:
-            raise ValueError(mvtec.unknown("category", record.category, categories))
+            raise UserError(mvtec.unknown("category", record.category, categories))
         if record.defect_type not in defect_types:
-            raise ValueError(
+            raise UserError(
                 mvtec.unknown("defect type", record.defect_type, defect_types)
             )
     size = (int(height), int(width))
@@ -190,7 +191,7 @@ def load_files(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     else:
         mask = images.load_mask(mvtec.mask_files(record.mask))
     if mask.shape != image.shape[:2]:
-        raise ValueError(
+        raise UserError(
             f"mask {record.mask} is {mask.shape[1]} x {mask.shape[0]}, its image "
             f"{record.image} is {image.shape[1]} x {image.shape[0]}"
         )
@@ -273,13 +274,13 @@ def source(
       defect_id, index int32}; `index` is the row.
 
     Raises:
-      ValueError: a record number out of range.
+      UserError: a record number out of range.
     """
     numbers = range(len(dataset.records)) if indices is None else map(int, indices)
     numbers = tuple(numbers)
     outside = [n for n in numbers if not 0 <= n < len(dataset.records)]
     if outside:
-        raise ValueError(
+        raise UserError(
             f"record numbers {outside[:5]} are outside 0..{len(dataset.records) - 1}"
         )
     return _RecordSource(dataset, numbers, transform)
@@ -295,7 +296,7 @@ def select(
     """Returns the numbers of records that agree with every given value, in order.
 
     Raises:
-      ValueError: a split, category or defect type that the dataset does not know; an
+      UserError: a split, category or defect type that the dataset does not know; an
         empty result of known names is no error.
     """
     known = {
@@ -305,7 +306,7 @@ def select(
     }
     for what, (value, names) in known.items():
         if value is not None and value not in names:
-            raise ValueError(mvtec.unknown(what, value, names))
+            raise UserError(mvtec.unknown(what, value, names))
     return [
         number
         for number, record in enumerate(dataset.records)

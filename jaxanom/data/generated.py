@@ -23,6 +23,7 @@ from PIL import Image
 
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
+from jaxanom.errors import UserError
 
 MANIFEST = "manifest.jsonl"
 _NOTHING = "none of {} rows has a non-empty mask; nothing to write"
@@ -85,7 +86,7 @@ def write(
       overwrite: replaces an earlier generated set, but no other folder.
 
     Raises:
-      ValueError: the directory is in use, a row has a bad name, shape or type, or no
+      UserError: the directory is in use, a row has a bad name, shape or type, or no
         row has a non-empty mask.
     """
     target = _target(directory, overwrite)
@@ -112,12 +113,12 @@ def leave_to_another(
     Rows are drawn by all processes together, so each of them has to ask for every row.
 
     Raises:
-      ValueError: see `write`.
+      UserError: see `write`.
     """
     target = _target(directory, overwrite)
     kept = [bool(row.mask.any()) for row in rows]
     if not any(kept):
-        raise ValueError(_NOTHING.format(len(kept)))
+        raise UserError(_NOTHING.format(len(kept)))
     return Written(target, sum(kept), len(kept) - sum(kept))
 
 
@@ -128,7 +129,7 @@ def read(directory: str | Path) -> list[Record]:
     agree. Sets without normal images are read as well.
 
     Raises:
-      ValueError: no generated set, or one of its files is bad.
+      UserError: no generated set, or one of its files is bad.
     """
     read_manifest(directory)
     records = mvtec.read_folder(directory, require_train=False)
@@ -140,11 +141,11 @@ def read_manifest(directory: str | Path) -> list[dict[str, Any]]:
     """Returns the rows of a set's manifest; paths are relative to `directory`.
 
     Raises:
-      ValueError: there is no manifest, so this is not a generated set.
+      UserError: there is no manifest, so this is not a generated set.
     """
     path = Path(directory).expanduser() / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{directory} is not a generated set: it has no {MANIFEST}")
+        raise UserError(f"{directory} is not a generated set: it has no {MANIFEST}")
     lines = path.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
@@ -153,16 +154,16 @@ def _target(directory: str | Path, overwrite: bool) -> Path:
     """Returns the folder itself, not a link to it, which a rename would replace."""
     target = Path(directory).expanduser().resolve()
     if target.exists() and not target.is_dir():
-        raise ValueError(f"{target} is a file; give a new directory")
+        raise UserError(f"{target} is a file; give a new directory")
     if not target.is_dir() or not any(target.iterdir()):
         return target
     if not overwrite:
-        raise ValueError(
+        raise UserError(
             f"{target} is not empty; give another directory, or overwrite=True to "
             "replace the generated set in it"
         )
     if not (target / MANIFEST).is_file():
-        raise ValueError(
+        raise UserError(
             f"{target} is not a generated set (no {MANIFEST}); it is not overwritten"
         )
     return target
@@ -195,7 +196,7 @@ def _write_rows(root: Path, rows: Iterable[GeneratedRow]) -> list[dict[str, Any]
             entries.append(_entry(row, files))
             manifest.write(json.dumps(entries[-1]) + "\n")
     if not any(entry["image"] for entry in entries):
-        raise ValueError(_NOTHING.format(len(entries)))
+        raise UserError(_NOTHING.format(len(entries)))
     return entries
 
 
@@ -259,17 +260,17 @@ def _check_row(row: GeneratedRow, number: int) -> None:
     _check_name("category", row.category)
     _check_name("defect_type", row.defect_type)
     if row.defect_type in (GOOD, "train", "test", "ground_truth"):
-        raise ValueError(f"row {number}: defect_type {row.defect_type!r} is taken")
+        raise UserError(f"row {number}: defect_type {row.defect_type!r} is taken")
     size = row.image.shape[:2]
     if row.image.dtype != np.uint8 or row.image.shape != (*size, 3):
-        raise ValueError(
+        raise UserError(
             f"row {number}: image is {row.image.dtype} {row.image.shape}; "
             "wanted uint8 [H, W, 3]"
         )
     for name in ("mask", "requested_mask"):
         value = getattr(row, name)
         if value.dtype not in (np.uint8, np.bool_) or value.shape != size:
-            raise ValueError(
+            raise UserError(
                 f"row {number}: {name} is {value.dtype} {value.shape}; "
                 f"wanted uint8 {size} like its image"
             )
@@ -277,4 +278,4 @@ def _check_row(row: GeneratedRow, number: int) -> None:
 
 def _check_name(what: str, name: str) -> None:
     if not name or name.startswith(".") or "/" in name or "\\" in name:
-        raise ValueError(f"{what} {name!r} cannot be a folder name")
+        raise UserError(f"{what} {name!r} cannot be a folder name")

@@ -8,6 +8,8 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageOps
 
+from jaxanom.errors import UserError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 # What Pillow's decoders raise on damaged files, depending on format and damage.
@@ -27,7 +29,7 @@ def load_image(path: str | Path) -> np.ndarray:
     (65535 -> 255); float files must lie in [0, 1]. Of several pages the first is read.
 
     Raises:
-      ValueError: the file cannot be decoded; names it.
+      UserError: the file cannot be decoded; names it.
     """
     image = _open(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
@@ -60,12 +62,12 @@ def load_mask(files: Sequence[str | Path]) -> np.ndarray:
     Any non-zero value of any colour channel is a defect; transparency does not count.
 
     Raises:
-      ValueError: a file cannot be decoded, or the files differ in size.
+      UserError: a file cannot be decoded, or the files differ in size.
     """
     masks = [_binary(_open(file)) for file in files]
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
-            raise ValueError(
+            raise UserError(
                 f"{file} is {_size(mask.shape)}, {files[0]} is "
                 f"{_size(masks[0].shape)}; masks of one image must have one size"
             )
@@ -94,12 +96,12 @@ def to_batch(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarra
       float32 [N, height, width, 3].
 
     Raises:
-      ValueError: a picture of another type or shape.
+      UserError: a picture of another type or shape.
     """
     pictures = [np.asarray(picture) for picture in pictures]
     for picture in pictures:
         if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
-            raise ValueError(
+            raise UserError(
                 f"a picture is {picture.dtype} {list(picture.shape)}; wanted uint8 "
                 "[H, W, 3], red, green and blue from 0 to 255"
             )
@@ -131,7 +133,7 @@ def header_size(path: str | Path) -> tuple[int, int]:
     A file is decoded only where its last bytes do not show that it is whole.
 
     Raises:
-      ValueError: the file is no image or is cut off; names it.
+      UserError: the file is no image or is cut off; names it.
     """
     try:
         with Image.open(path) as image:
@@ -142,7 +144,7 @@ def header_size(path: str | Path) -> tuple[int, int]:
             width, height = image.size
             turned = _orientation(image) in (5, 6, 7, 8)
     except _DAMAGE as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
+        raise UserError(f"cannot read image {path}: {error}") from error
     return (height, width) if turned else (width, height)
 
 
@@ -167,14 +169,14 @@ def _open(path: str | Path) -> Image.Image:
             image.load()
             return ImageOps.exif_transpose(image)
     except _DAMAGE as error:
-        raise ValueError(f"cannot read image {path}: {error}") from error
+        raise UserError(f"cannot read image {path}: {error}") from error
 
 
 def _wide_values(values: np.ndarray, path: str | Path) -> np.ndarray:
     """Maps 16-bit or float grey values [H, W] to uint8."""
     top = 1.0 if np.issubdtype(values.dtype, np.floating) else 65535.0
     if not (np.all(values >= 0) and np.all(values <= top)):
-        raise ValueError(
+        raise UserError(
             f"{path} has values {values.min()} to {values.max()}; wanted 0 to {top:g} "
             f"for {values.dtype}"
         )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxanom.data.catalog import Example, Source
+from jaxanom.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 Transform = Callable[[Example, np.random.Generator], Example]
@@ -27,7 +28,7 @@ def generator(seed: int, stream: int, *words: int) -> np.random.Generator:
     half of zeros, so that two places are 2**128 draws apart and never meet.
     """
     if seed < 0:
-        raise ValueError(f"seed={seed}; wanted a non-negative integer")
+        raise UserError(f"seed={seed}; wanted a non-negative integer")
     high = [*words, *[0] * (2 - len(words))]
     return np.random.Generator(
         np.random.Philox(
@@ -44,20 +45,20 @@ def collate(examples: Sequence[Example]) -> HostBatch:
     is stacked as it is.
 
     Raises:
-      ValueError: keys or shapes differ between examples.
+      UserError: keys or shapes differ between examples.
     """
     keys = examples[0].keys()
     for example in examples:
         if example.keys() != keys:
             differing = sorted(example.keys() ^ keys)
-            raise ValueError(f"examples of one batch differ in keys {differing}")
+            raise UserError(f"examples of one batch differ in keys {differing}")
     return {key: _stack(key, [example[key] for example in examples]) for key in keys}
 
 
 def _stack(key: str, values: list[Any]) -> np.ndarray:
     shapes = sorted({np.shape(value) for value in values})
     if len(shapes) > 1:
-        raise ValueError(f"examples of one batch have {key!r} of shapes {shapes}")
+        raise UserError(f"examples of one batch have {key!r} of shapes {shapes}")
     stacked = np.stack(values)
     if key == "image" and stacked.dtype == np.uint8:
         return stacked.astype(np.float32) / np.float32(255)
@@ -92,7 +93,7 @@ def batches(
       rows: which rows of every batch are made, where a process holds no others.
 
     Raises:
-      ValueError: an empty source or a batch size below 1; at once, not when iterated.
+      UserError: an empty source or a batch size below 1; at once, not when iterated.
     """
     _check(source, batch_size)
     example_at = examples_by_place(source, seed, shuffle, transform)
@@ -135,7 +136,7 @@ def finite_batches(
     With `rows`, these rows of every batch; the number of batches stays.
     """
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; wanted at least 1")
+        raise UserError(f"batch_size={batch_size}; wanted at least 1")
     wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
     last = len(source) - 1
     for start in range(0, len(source), batch_size):
@@ -147,9 +148,9 @@ def finite_batches(
 
 def _check(source: Source, batch_size: int) -> None:
     if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size}; wanted at least 1")
+        raise UserError(f"batch_size={batch_size}; wanted at least 1")
     if not len(source):
-        raise ValueError("the source has no examples; nothing was selected")
+        raise UserError("the source has no examples; nothing was selected")
 
 
 def _permutations(length: int, seed: int) -> Callable[[int], np.ndarray]:
@@ -211,19 +212,19 @@ def mixture(
       tells which source the example came from.
 
     Raises:
-      ValueError: weights that are no probabilities, or an empty source with weight.
+      UserError: weights that are no probabilities, or an empty source with weight.
     """
     weights = np.asarray(weights, np.float64)
     if weights.shape != (len(sources),) or not np.all(weights >= 0):
-        raise ValueError(
+        raise UserError(
             f"weights {weights.tolist()} for {len(sources)} sources; wanted one "
             "non-negative weight each"
         )
     if not 0 < weights.sum() < np.inf:
-        raise ValueError(f"weights {weights.tolist()} do not sum to a positive number")
+        raise UserError(f"weights {weights.tolist()} do not sum to a positive number")
     empty = [i for i, s in enumerate(sources) if weights[i] > 0 and not len(s)]
     if empty:
-        raise ValueError(f"sources {empty} are empty but have weight; set it to 0")
+        raise UserError(f"sources {empty} are empty but have weight; set it to 0")
     return _Mixture(tuple(sources), weights, seed, length)
 
 
@@ -291,12 +292,12 @@ def encoded(
       given as `index`.
 
     Raises:
-      ValueError: an empty source, several views without `view_fn`, or a field whose
+      UserError: an empty source, several views without `view_fn`, or a field whose
         leading axis is not B.
     """
     _check(source, batch_size)
     if num_views < 1 or (num_views > 1 and view_fn is None):
-        raise ValueError(
+        raise UserError(
             f"num_views={num_views} with view_fn={view_fn}; several views need a "
             "view_fn, fewer than one makes no sense"
         )
@@ -308,7 +309,7 @@ def encoded(
         for key, value in encode_batch_fn(batch).items():
             value = np.asarray(value)
             if value.shape[:1] != (batch_size,):
-                raise ValueError(
+                raise UserError(
                     f"encoded field {key!r} has shape {value.shape}; wanted a leading "
                     f"axis of batch_size={batch_size}"
                 )
@@ -330,7 +331,7 @@ class Prefetch:
     def __init__(self, iterator: Iterator[Any], depth: int = 2):
         """Starts the thread; at most `depth` items wait."""
         if depth < 1:
-            raise ValueError(f"depth={depth}; wanted at least 1")
+            raise UserError(f"depth={depth}; wanted at least 1")
         self._items: queue.Queue = queue.Queue(maxsize=depth)
         self._stop = threading.Event()
         self._done = False

@@ -10,6 +10,7 @@ import numpy as np
 from jaxanom import record
 from jaxanom.data import catalog, generated, pipeline, splits, workers
 from jaxanom.data.catalog import Dataset, Source
+from jaxanom.errors import UserError
 
 POOLS = ("normal", "defect", "generated")
 RULES = ("none", "all", "test_split", *splits.RULES)
@@ -53,15 +54,15 @@ def divide(
         then trained on and not tested on.
 
     Raises:
-      ValueError: an unknown rule, a category it does not fit, or a held-out category
+      UserError: an unknown rule, a category it does not fit, or a held-out category
         that is unknown, or none that is left to train on.
     """
     if rule not in RULES:
-        raise ValueError(f"config.data.defect_rule={rule!r}; choose one of {RULES}")
+        raise UserError(f"config.data.defect_rule={rule!r}; choose one of {RULES}")
     seen = [name for name in dataset.categories if name not in held_out]
     unknown = sorted(set(held_out) - set(dataset.categories))
     if unknown or not seen:
-        raise ValueError(
+        raise UserError(
             f"config.data.held_out={tuple(held_out)} of categories "
             f"{dataset.categories}: unknown {unknown}, left to train on {seen}"
         )
@@ -112,7 +113,7 @@ def check_recorded(dataset: Dataset, division: Division, run: Path) -> None:
         there is nothing to compare.
 
     Raises:
-      ValueError: they differ; names the images.
+      UserError: they differ; names the images.
     """
     path = run / record.RECORD
     recorded = record.read_json(path).get("split") if path.is_file() else None
@@ -137,7 +138,7 @@ def check_recorded(dataset: Dataset, division: Division, run: Path) -> None:
         if names
     )
     if told:
-        raise ValueError(
+        raise UserError(
             f"the images are not those that {run} was trained with ({told}). Set the "
             "folder back; keep new images in another one, for a new run or for "
             "`evaluate --on=data.directory=DIR`"
@@ -158,7 +159,7 @@ def check_unseen(
     Rendered images, which are no files, are not compared.
 
     Raises:
-      ValueError: names the file and the one that it equals.
+      UserError: names the file and the one that it equals.
     """
     trained_on: dict[int, list[Path]] = {}
     for number in division.normal + division.defect:
@@ -168,7 +169,7 @@ def check_unseen(
     for file in map(Path, files):
         for path in trained_on.get(file.stat().st_size, ()):
             if filecmp.cmp(file, path, shallow=False):
-                raise ValueError(
+                raise UserError(
                     f"{file} was trained on (it equals {path}); what is promised of "
                     "new images rests on others: choose normal images beside these"
                 )
@@ -180,7 +181,7 @@ def sources(
     """Returns the pools a mixture can draw from: normal, defect, generated.
 
     Raises:
-      ValueError: the generated set has a category or defect type the dataset lacks.
+      UserError: the generated set has a category or defect type the dataset lacks.
     """
     pools = {
         "normal": catalog.source(dataset, division.normal),
@@ -211,24 +212,24 @@ def check_mixtures(
       phases: names that need a mixture.
 
     Raises:
-      ValueError: a phase without a mixture, a mixture without weight, a negative
+      UserError: a phase without a mixture, a mixture without weight, a negative
         weight, or weight on a pool that does not exist or is empty.
     """
     for phase in phases:
         if phase not in mixtures:
-            raise ValueError(f"config.mixture.{phase} is missing: phase {phase!r}")
+            raise UserError(f"config.mixture.{phase} is missing: phase {phase!r}")
     for phase, weights in mixtures.items():
         for name, weight in weights.items():
             if weight < 0:
-                raise ValueError(f"config.mixture.{phase}.{name}={weight}; wanted >= 0")
+                raise UserError(f"config.mixture.{phase}.{name}={weight}; wanted >= 0")
             if weight and not len(pools.get(name, ())):
-                raise ValueError(
+                raise UserError(
                     f"config.mixture.{phase}.{name}={weight}, but there are no "
                     f"{name} images; set it to 0"
                     + (", or set config.data.generated" if name == "generated" else "")
                 )
         if not any(weights.values()):
-            raise ValueError(f"config.mixture.{phase} gives no pool a weight")
+            raise UserError(f"config.mixture.{phase} gives no pool a weight")
 
 
 def check_masks(dataset: Dataset, numbers: Sequence[int], method: str) -> None:
@@ -240,11 +241,11 @@ def check_masks(dataset: Dataset, numbers: Sequence[int], method: str) -> None:
       method: its name.
 
     Raises:
-      ValueError: defects without a mask; names the folders that lack them.
+      UserError: defects without a mask; names the folders that lack them.
     """
     missing = catalog.unmasked(dataset, numbers)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{sum(missing.values())} defective images to train on have no mask, and "
             f"{method!r} would take all of their pixels for flawless: put "
             f"<image>_mask.png into {', '.join(missing)}, or train on no defects "
@@ -274,7 +275,7 @@ def batch_maker(
         process. Batches do not depend on it.
 
     Raises:
-      ValueError: see `check_mixtures`; workers without Grain.
+      UserError: see `check_mixtures`; workers without Grain.
     """
     check_mixtures(pools, mixtures, ())
     if num_workers:

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxanom.data import pipeline, pools
+from jaxanom.errors import UserError
 from jaxanom.parallel import memory, rules
 
 PLACES = ("auto", "device", "host")
@@ -31,7 +32,7 @@ def is_wanted(place: str, sources: Mapping[str, Rows], mesh: Mesh) -> bool:
       mesh: whose devices are meant.
 
     Raises:
-      ValueError: see `check`.
+      UserError: see `check`.
     """
     check(place)
     if place != "auto" or jax.process_count() > 1:
@@ -41,13 +42,11 @@ def is_wanted(place: str, sources: Mapping[str, Rows], mesh: Mesh) -> bool:
 
 
 def check(place: str) -> None:
-    """Raises ValueError for an unknown place, or "device" with several processes."""
+    """Raises UserError for an unknown place, or "device" with several processes."""
     if place not in PLACES:
-        raise ValueError(
-            f"config.data.feature_memory={place!r}; choose one of {PLACES}"
-        )
+        raise UserError(f"config.data.feature_memory={place!r}; choose one of {PLACES}")
     if place == "device" and jax.process_count() > 1:
-        raise ValueError(
+        raise UserError(
             "config.data.feature_memory='device': with several processes each reads "
             "its own rows; set it to 'host'"
         )

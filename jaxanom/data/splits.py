@@ -14,6 +14,7 @@ import numpy as np
 from jaxanom.data import catalog
 from jaxanom.data.catalog import Dataset
 from jaxanom.data.layouts.mvtec import GOOD, unknown
+from jaxanom.errors import UserError
 
 RULES = ("first_third", "shots_per_type", "shots")
 
@@ -49,7 +50,7 @@ def few_shot(dataset: Dataset, category: str, shots: int, seed: int) -> Split:
     """Chooses `shots` normal training images of a category.
 
     Raises:
-      ValueError: unknown category, fewer than one shot, or more than there are images.
+      UserError: unknown category, fewer than one shot, or more than there are images.
     """
     numbers = catalog.select(dataset, "train", category, anomalous=False)
     where = f"{category!r} has {len(numbers)} normal training images"
@@ -78,19 +79,19 @@ def defect_split(
       seed: of the draws.
 
     Raises:
-      ValueError: unknown category or rule, a category without defects, more shots than
+      UserError: unknown category or rule, a category without defects, more shots than
         images, or a rule that leaves no image to train on.
     """
     by_type = _defects_by_type(dataset, category)
     if not by_type:
-        raise ValueError(f"category {category!r} has no defective images")
+        raise UserError(f"category {category!r} has no defective images")
     if rule == "first_third":
         if shots is not None:
-            raise ValueError(f"rule 'first_third' takes no shots, got shots={shots}")
+            raise UserError(f"rule 'first_third' takes no shots, got shots={shots}")
         counts = {kind: len(numbers) // 3 for kind, numbers in by_type.items()}
         train = [n for kind, c in counts.items() for n in by_type[kind][:c]]
         if not train:
-            raise ValueError(
+            raise UserError(
                 f"rule 'first_third' takes no image of {category!r}: every defect type "
                 "has fewer than 3; use 'shots_per_type'"
             )
@@ -102,7 +103,7 @@ def defect_split(
             for number in _draw(numbers, counts[kind], seed, f"{category}/{kind}")
         ]
     else:
-        raise ValueError(unknown("rule", rule, RULES))
+        raise UserError(unknown("rule", rule, RULES))
     train = tuple(sorted(train))
     taken = set(train)
     test = tuple(n for n in catalog.select(dataset, "test", category) if n not in taken)
@@ -132,7 +133,7 @@ def _counts(
 ) -> dict[str, int]:
     """Returns how many images of each defect type to draw."""
     if shots is None:
-        raise ValueError(f"rule {rule!r} needs shots")
+        raise UserError(f"rule {rule!r} needs shots")
     if rule == "shots_per_type":
         for kind, numbers in by_type.items():
             where = f"defect type {kind!r} of {category!r} has {len(numbers)} images"
@@ -154,7 +155,7 @@ def _counts(
 
 def _check_shots(shots: int, available: int, where: str) -> None:
     if not 1 <= shots <= available:
-        raise ValueError(f"shots={shots}, but {where}; wanted 1 to {available}")
+        raise UserError(f"shots={shots}, but {where}; wanted 1 to {available}")
 
 
 def _draw(numbers: Sequence[int], shots: int, seed: int, what: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from PIL import Image
 
 from jaxanom.data import pipeline
 from jaxanom.data.catalog import Example
+from jaxanom.errors import UserError
 
 FLIPS = ("horizontal", "vertical", "rot90")
 
@@ -81,12 +82,12 @@ def crop(example: Example, top: int, left: int, height: int, width: int) -> Exam
     """Cuts out a window.
 
     Raises:
-      ValueError: the window does not lie inside the image.
+      UserError: the window does not lie inside the image.
     """
     full_height, full_width = example["image"].shape[:2]
     inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
     if not inside or min(height, width) < 1:
-        raise ValueError(
+        raise UserError(
             f"crop {height} x {width} at ({top}, {left}) does not lie inside "
             f"{full_height} x {full_width}"
         )
@@ -123,11 +124,11 @@ def random_flip(
         all four quarter turns alike (of images that are not square: half turns only).
 
     Raises:
-      ValueError: another name in `flips`.
+      UserError: another name in `flips`.
     """
     wrong = [name for name in flips if name not in FLIPS]
     if wrong:
-        raise ValueError(f"flips={tuple(flips)}; wanted some of {', '.join(FLIPS)}")
+        raise UserError(f"flips={tuple(flips)}; wanted some of {', '.join(FLIPS)}")
     horizontal, vertical = rng.integers(2, size=2).astype(bool)
     turns = int(rng.integers(4))
     horizontal = bool(horizontal) and "horizontal" in flips
@@ -240,19 +241,19 @@ def check_views(data: Any, method: str, encodes: bool) -> None:
     """
     asked = data.num_views != 1 or tuple(data.flips) or data.shift
     if asked and not encodes:
-        raise ValueError(
+        raise UserError(
             f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
             f"{data.shift}: these views are of methods that encode images once; "
             f"{method!r} augments by its own keys: set them to 1, () and 0.0"
         )
     if data.get("feature_cache", "") and not encodes:
-        raise ValueError(
+        raise UserError(
             f"config.data.feature_cache={data.feature_cache!r}, but {method!r} "
             "encodes no images ahead of training; set it to ''"
         )
     augmented = data.get("augmentation", "") or data.get("mosaic", 0.0)
     if augmented and encodes and data.num_views < 2:
-        raise ValueError(
+        raise UserError(
             f"config.data.augmentation={data.augmentation!r}, mosaic={data.mosaic}: "
             "images are encoded once, and of one view each the first is the image "
             "itself; raise config.data.num_views, or set the method's cache_features "
@@ -268,7 +269,7 @@ def _moved(
     """Applies `move` to image and mask and keeps label and mask consistent."""
     image, mask = example["image"], example["mask"]
     if mask.shape != image.shape[:2]:
-        raise ValueError(f"mask {mask.shape} does not belong to image {image.shape}")
+        raise UserError(f"mask {mask.shape} does not belong to image {image.shape}")
     moved_image = np.ascontiguousarray(move(image))
     if binarise:
         weight = move(mask.astype(np.float32))

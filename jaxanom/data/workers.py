@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 
 from jaxanom.data import pipeline
+from jaxanom.errors import UserError
 
 NEXT = "next_index"
 _ENDLESS = 2**40  # examples; Grain wants to know a length
 
 
 def check() -> None:
-    """Raises ValueError where Grain is not installed."""
+    """Raises UserError where Grain is not installed."""
     try:
         import grain  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "config.data.num_workers > 0 needs Grain: pip install 'jaxanom[data]', or "
             "set it to 0"
         ) from error

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jaxanom.diffusion import ddim, multistep, schedules
 from jaxanom.diffusion.schedules import Table
+from jaxanom.errors import UserError
 from jaxanom.types import Array, NoiseFn, PRNGKey
 
 NoisePairFn = Callable[[Array, Array | None, Array], tuple[Array, Array | None]]
@@ -67,7 +68,7 @@ def masked_invert(
     _check_shapes(latents, mask)
     schedules.check_direction(table, "inversion", "masked_invert")
     if fixed_point_iterations < 0:
-        raise ValueError(
+        raise UserError(
             f"fixed_point_iterations={fixed_point_iterations} must be at least 0"
         )
 
@@ -190,7 +191,7 @@ def compose_sample(
 def _check_shapes(latents: Array, mask: Array) -> None:
     chex.assert_rank([latents, mask], 4)
     if mask.shape != (*latents.shape[:3], 1):
-        raise ValueError(
+        raise UserError(
             f"mask has shape {mask.shape}; latents of shape {latents.shape} want "
             f"{(*latents.shape[:3], 1)}: resize the mask to the latents' grid"
         )
@@ -210,26 +211,26 @@ def _check_options(
         ("solver", solver, SOLVERS),
     ):
         if value not in known:
-            raise ValueError(f"{name}={value!r} is not one of {', '.join(known)}")
+            raise UserError(f"{name}={value!r} is not one of {', '.join(known)}")
     if eta and solver != "ddim":
-        raise ValueError(
+        raise UserError(
             f"solver={solver!r} with eta={eta}: it draws no noise; set eta=0, or "
             "solver='ddim'"
         )
     if (trajectory is not None) != (background == "replay"):
         given = "none" if trajectory is None else "one"
-        raise ValueError(
+        raise UserError(
             f"background={background!r} was given {given} for trajectory; pass that of "
             "masked_invert(keep_trajectory=True) with 'replay', and only then"
         )
     wanted = (table.timesteps.shape[0] + 1, *start.shape)
     if trajectory is not None and trajectory.shape != wanted:
-        raise ValueError(
+        raise UserError(
             f"trajectory has shape {trajectory.shape}, wanted {wanted}: invert and "
             "sample on the same levels"
         )
     if eta < 0 or (eta > 0) != (key is not None):
-        raise ValueError(
+        raise UserError(
             f"eta={eta} with key={'None' if key is None else 'given'}: "
             "eta > 0 needs a key, eta = 0 takes none"
         )

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -50,15 +51,13 @@ def betas(
     """
     _check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
     if num_train_timesteps < 1:
-        raise ValueError(
-            f"num_train_timesteps={num_train_timesteps} must be at least 1"
-        )
+        raise UserError(f"num_train_timesteps={num_train_timesteps} must be at least 1")
     if beta_schedule == "squaredcos_cap_v2":
         edges = np.arange(num_train_timesteps + 1) / num_train_timesteps
         alpha_bar = np.cos((edges + 0.008) / 1.008 * np.pi / 2) ** 2
         return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
     if not 0 < beta_start <= beta_end < 1:
-        raise ValueError(
+        raise UserError(
             f"beta_start={beta_start}, beta_end={beta_end}: "
             "wanted 0 < beta_start <= beta_end < 1"
         )
@@ -96,17 +95,17 @@ def levels(
     The last two start at tau_0 = -1, one place before the first training index.
 
     Raises:
-      ValueError: the grid would repeat a level or leave [0, T - 1].
+      UserError: the grid would repeat a level or leave [0, T - 1].
     """
     _check_choice("spacing", spacing, SPACINGS)
     most = num_train_timesteps - 1 if spacing == "linspace" else num_train_timesteps
     if not 1 <= num_steps <= most:
-        raise ValueError(
+        raise UserError(
             f"num_steps={num_steps} with spacing={spacing!r} and num_train_timesteps="
             f"{num_train_timesteps}: wanted 1 <= num_steps <= {most}"
         )
     if steps_offset and spacing != "leading":
-        raise ValueError(
+        raise UserError(
             f"steps_offset={steps_offset} has no meaning with spacing={spacing!r}; "
             "set steps_offset=0 or spacing='leading'"
         )
@@ -120,7 +119,7 @@ def levels(
         down = np.round(num_train_timesteps - np.arange(num_steps) * stride) - 1
         grid = np.append(-1, down[::-1])
     if steps_offset < 0 or grid[-1] >= num_train_timesteps:
-        raise ValueError(
+        raise UserError(
             f"steps_offset={steps_offset} puts the last level at {int(grid[-1])}; "
             f"wanted levels within [0, {num_train_timesteps - 1}]"
         )
@@ -141,11 +140,11 @@ def log_snr_levels(alphas_cumprod: np.ndarray, num_steps: int) -> np.ndarray:
       num_steps: S, at most T - 1.
 
     Raises:
-      ValueError: S does not fit.
+      UserError: S does not fit.
     """
     last = len(alphas_cumprod) - 1
     if not 1 <= num_steps <= last:
-        raise ValueError(
+        raise UserError(
             f"num_steps={num_steps} with spacing='log_snr' and num_train_timesteps="
             f"{last + 1}: wanted 1 <= num_steps <= {last}"
         )
@@ -209,7 +208,7 @@ def check_direction(table: Table, wanted: str, caller: str) -> None:
     first, last = table.sigma_from[0], table.sigma_to[-1]
     found = "inversion" if last > first else "sampling"
     if found != wanted and first != last:
-        raise ValueError(
+        raise UserError(
             f"{caller} walks a table of {wanted} and was given one of {found} "
             f"(sigma {first:.4g} -> {last:.4g}); build it with "
             f"schedules.{wanted}_table"
@@ -224,23 +223,23 @@ def _noise_levels(
     alphas = np.asarray(alphas_cumprod, np.float64)
     grid = np.asarray(levels)
     if alphas.ndim != 1 or np.any(alphas <= 0) or np.any(alphas > 1):
-        raise ValueError(
+        raise UserError(
             f"alphas_cumprod of shape {alphas.shape} must be one row within (0, 1]"
         )
     if grid.ndim != 1 or grid.size < 2 or np.any(np.diff(grid) <= 0):
-        raise ValueError(
+        raise UserError(
             f"levels={grid.tolist()} must be at least two, strictly increasing; "
             "build them with schedules.levels"
         )
     if grid[1] < 0 or grid[-1] >= alphas.size:
-        raise ValueError(
+        raise UserError(
             f"levels run from {grid[1]} to {grid[-1]} after tau_0; alphas_cumprod has "
             f"indices 0 to {alphas.size - 1}"
         )
     alpha = alphas[np.maximum(grid, 0)]
     alpha[0] = 1.0 if final_alpha == "one" else alphas[0]
     if np.any(np.diff(alpha) > 0):
-        raise ValueError("alphas_cumprod must not increase along the levels")
+        raise UserError("alphas_cumprod must not increase along the levels")
     sigma = np.sqrt(1 / alpha - 1)
     return alpha.astype(np.float32), sigma.astype(np.float32)
 
@@ -252,4 +251,4 @@ def _network_timesteps(levels: np.ndarray) -> np.ndarray:
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise ValueError(f"{name}={value!r} is not one of {', '.join(choices)}")
+        raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}")

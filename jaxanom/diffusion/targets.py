@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array, NoiseFn, PRNGKey
 
 
@@ -18,7 +19,7 @@ def draw_timesteps(
 ) -> Array:
     """Draws training indices uniformly from [first, num_train_timesteps), int32 [B]."""
     if not 0 <= first < num_train_timesteps:
-        raise ValueError(
+        raise UserError(
             f"first={first} must lie in [0, num_train_timesteps={num_train_timesteps})"
         )
     return jax.random.randint(key, (batch_size,), first, num_train_timesteps)

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
+
 
 class Threshold(NamedTuple):
     """Where an image starts to count as anomalous.
@@ -33,13 +35,13 @@ def from_normals(image_score: np.ndarray, false_alarm_rate: float = 0.05) -> Thr
       false_alarm_rate: wanted bound, in (0, 1).
 
     Raises:
-      ValueError: no score, one that is no number, or a rate outside (0, 1).
+      UserError: no score, one that is no number, or a rate outside (0, 1).
     """
     values = np.sort(np.asarray(image_score, np.float64).ravel())
     if not 0 < false_alarm_rate < 1:
-        raise ValueError(f"false_alarm_rate={false_alarm_rate}; wanted one in (0, 1)")
+        raise UserError(f"false_alarm_rate={false_alarm_rate}; wanted one in (0, 1)")
     if not len(values) or not np.isfinite(values).all():
-        raise ValueError(
+        raise UserError(
             f"{len(values)} normal scores, {int(np.isfinite(values).sum())} of them "
             "finite; a threshold needs at least one and no others"
         )

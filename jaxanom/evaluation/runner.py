@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxanom.contracts import Metric
+from jaxanom.errors import UserError
 from jaxanom.types import Batch, Predictions
 
 KEEP_LIMIT = 64
@@ -50,7 +51,7 @@ def evaluate(
       but the last is plain JSON data.
     """
     if len(keep_indices) > KEEP_LIMIT:
-        raise ValueError(
+        raise UserError(
             f"{len(keep_indices)} examples to keep; choose at most {KEEP_LIMIT}"
         )
     states: dict[int, dict[str, Any]] = {}
@@ -73,7 +74,7 @@ def evaluate(
             num_images[number] = num_images.get(number, 0) + int(rows.sum())
         examples += _kept(predictions, batch, keep_indices)
     if not states:
-        raise ValueError("no batch holds a valid image; the split is empty")
+        raise UserError("no batch holds a valid image; the split is empty")
 
     shown = sorted({example["category_id"] for example in examples})
     of_example = _names(shown, categories) if shown else {}
@@ -117,7 +118,7 @@ def _finalize(
         found = metric.finalize(states[name])
         twice = sorted(results.keys() & found.keys())
         if twice:
-            raise ValueError(f"two metrics report {twice}; drop one of them")
+            raise UserError(f"two metrics report {twice}; drop one of them")
         results.update(found)
     return results
 
@@ -161,7 +162,7 @@ def _names(numbers: Sequence[int], categories: Sequence[str] | None) -> dict[int
     if categories is None:
         return {number: str(number) for number in numbers}
     if numbers[0] < 0 or numbers[-1] >= len(categories):
-        raise ValueError(
+        raise UserError(
             f"category_id {numbers[0]} to {numbers[-1]}, but {len(categories)} "
             "categories were named; pass Dataset.categories"
         )

@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 
 from jaxanom.contracts import PredictFn
 from jaxanom.data import catalog, pipeline
+from jaxanom.errors import UserError
 from jaxanom.evaluation import protocols, runner
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
@@ -24,12 +25,12 @@ def labelled(
       categories: wanted; each must be there.
 
     Raises:
-      ValueError: a category without images among `numbers`.
+      UserError: a category without images among `numbers`.
     """
     present = {dataset.records[number].category for number in numbers}
     missing = sorted(set(categories) - present)
     if missing:
-        raise ValueError(
+        raise UserError(
             f"config.selection.categories={missing} are not among the tested ones, "
             f"{sorted(present)}"
         )
@@ -62,7 +63,7 @@ def make_measure(
 
     def measure(params: Params, frozen: Frozen, phase: str) -> float:
         if phase not in metrics:
-            raise ValueError(
+            raise UserError(
                 f"config.selection.metrics names no metric of phase {phase!r}"
             )
         batches: Any = (

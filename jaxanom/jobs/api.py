@@ -14,6 +14,7 @@ from jaxanom import record, trees
 from jaxanom.contracts import Metric
 from jaxanom.data import catalog, generated, images, pipeline, pools
 from jaxanom.data.layouts import mvtec
+from jaxanom.errors import UserError
 from jaxanom.evaluation import calibration, protocols, runner
 from jaxanom.jobs import prepare as prepared_config
 from jaxanom.methods.defect_generation import drawing
@@ -51,7 +52,7 @@ def train(
       on_log: called with every row of metrics.
 
     Raises:
-      ValueError: see `prepared.prepare`; or the directory holds another run, or one of
+      UserError: see `prepared.prepare`; or the directory holds another run, or one of
         other images.
     """
     directory = Path(directory)
@@ -139,13 +140,13 @@ def load(
       category: a product it was not trained on and shall be asked about.
 
     Raises:
-      ValueError: no run, or an unfinished one.
+      UserError: no run, or an unfinished one.
     """
     directory = Path(directory)
     if not (directory / record.CONFIG).is_file():
-        raise ValueError(f"{directory} is no run: {record.CONFIG} is missing")
+        raise UserError(f"{directory} is no run: {record.CONFIG} is missing")
     if not (directory / PARAMS).is_file():
-        raise ValueError(f"{directory} is not finished; start its train command again")
+        raise UserError(f"{directory} is not finished; start its train command again")
     config = record.config_from_plain(record.read_json(directory / record.CONFIG))
     sizes = meshes.fitting(config.mesh, len(jax.devices()))
     if sizes != config.mesh.to_dict() and distributed.is_writer():
@@ -171,7 +172,7 @@ def check_images(run: Run) -> None:
     """Checks that a run is tested on the images that it was begun with, or on others.
 
     Raises:
-      ValueError: its own folder holds others now, see `pools.check_recorded`.
+      UserError: its own folder holds others now, see `pools.check_recorded`.
     """
     stored = run.directory / record.CONFIG
     if not stored.is_file():
@@ -198,16 +199,16 @@ def predict(
       Maps at the run's image size [N, h, w] and scores [N], numpy float32.
 
     Raises:
-      ValueError: the method only generates, there is no picture or one of another type
+      UserError: the method only generates, there is no picture or one of another type
         or shape, or the category is not known.
     """
     _check_detects(run)
     count = len(pictures)
     if not count:
-        raise ValueError("no picture to score")
+        raise UserError("no picture to score")
     known = run.prepared.dataset.categories
     if (category or len(known) > 1) and category not in known:
-        raise ValueError(
+        raise UserError(
             f"category {category!r}: this run knows {', '.join(known)}; name one of "
             "them, or a new one when the run is loaded (--category=NAME)"
         )
@@ -252,7 +253,7 @@ def detect(
       category: see `predict`.
 
     Raises:
-      ValueError: a path that is no image, a normal image that was trained on, or the
+      UserError: a path that is no image, a normal image that was trained on, or the
         method does not detect.
     """
     files = mvtec.image_files(paths)
@@ -280,7 +281,7 @@ def evaluate(
       {"mean", "per_category", "num_images", "curves"}.
 
     Raises:
-      ValueError: the method only generates, there are no test images, or others than
+      UserError: the method only generates, there are no test images, or others than
         when the run was begun.
     """
     _check_detects(run)
@@ -330,7 +331,7 @@ def evaluate(
 
 def _check_detects(run: Run) -> None:
     if run.prepared.method.predict is None:
-        raise ValueError(
+        raise UserError(
             f"method {run.prepared.config.method!r} of {run.directory} does not detect;"
             " train a detector on its images with config.method='detector'"
         )
@@ -354,10 +355,10 @@ def generate(
       overwrite: replace an earlier set.
 
     Raises:
-      ValueError: the method does not generate, or the directory is in use.
+      UserError: the method does not generate, or the directory is in use.
     """
     if run.prepared.method.generate is None:
-        raise ValueError(
+        raise UserError(
             f"method {run.prepared.config.method!r} of {run.directory} does not "
             "generate; train one that does, such as 'defect_generation'"
         )

@@ -7,6 +7,7 @@ from typing import Any
 import ml_collections
 
 from jaxanom.data import generated, pools
+from jaxanom.errors import UserError
 from jaxanom.jobs import api
 from jaxanom.jobs import prepare as prepared_config
 from jaxanom.methods.defect_generation import drawing
@@ -34,13 +35,13 @@ def generate_then_detect(
       (path of the report, table of both detectors).
 
     Raises:
-      ValueError: a config of something else, or what `train` refuses; of the detectors
+      UserError: a config of something else, or what `train` refuses; of the detectors
         too, before the generator is trained.
     """
     directory = Path(directory)
     made = directory / "generated"
     if config.method != "defect_generation" or "detector" not in config:
-        raise ValueError(
+        raise UserError(
             f"config.method={config.method!r}: the whole job takes a config of "
             "'defect_generation' with a section `detector`; this one is for train"
         )

@@ -54,7 +54,7 @@ def of_config(
       limit: bytes of a device; None asks the devices.
 
     Raises:
-      ValueError: see `prepared.prepare`.
+      UserError: see `prepared.prepare`.
     """
     config = prepared_config.located(config, directory)
     made = prepared_config.prepare(config, devices=devices)
@@ -77,7 +77,7 @@ def of_config(
 
 
 def check_fits(found: DryRun) -> None:
-    """Raises ValueError where a phase needs more than a device has."""
+    """Raises UserError where a phase needs more than a device has."""
     for one in found.forecasts:
         forecast.check_fits(one, found.limit)
 

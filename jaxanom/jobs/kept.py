@@ -16,6 +16,7 @@ import ml_collections
 
 from jaxanom import record
 from jaxanom.data import images
+from jaxanom.errors import UserError
 from jaxanom.models.features import mobilenet_v2
 
 IN_RUN = "run:"
@@ -44,7 +45,7 @@ def keep(
       weights: folder of MobileNetV2 weights; "" keeps the config's tower.
 
     Raises:
-      ValueError: a name or a file that would not be read back, or a directory that
+      UserError: a name or a file that would not be read back, or a directory that
         holds another run or files of the user.
     """
     directory = Path(directory)
@@ -94,13 +95,13 @@ def _named(files: Sequence[Path], category: str) -> dict[str, Path]:
     """Returns {name of the copy: file}; only what `data.folders` reads has one."""
     is_name = category.strip(" .") and Path(category).name == category
     if not is_name or category[0] == "." or category.lower() in ("train", "test"):
-        raise ValueError(
+        raise UserError(
             f"category name {category!r}; wanted words such as 'hex nut' that are a "
             "folder's name: no dot in front, neither 'train' nor 'test'"
         )
     for file in files:
         if file.suffix.lower() not in images.SUFFIXES:
-            raise ValueError(
+            raise UserError(
                 f"{file} has suffix {file.suffix!r}; wanted one of "
                 f"{' '.join(images.SUFFIXES)}"
             )
@@ -116,7 +117,7 @@ def _checked(weights: str | Path, directory: Path) -> Path:
     file = Path(weights).expanduser() / mobilenet_v2.WEIGHTS
     own = directory / FEATURES / mobilenet_v2.WEIGHTS
     if own.is_file() and not filecmp.cmp(file, own, shallow=False):
-        raise ValueError(f"{own} holds other weights than {file}; choose another --out")
+        raise UserError(f"{own} holds other weights than {file}; choose another --out")
     return file
 
 
@@ -134,16 +135,16 @@ def _holds(directory: Path, wanted: Mapping[str, Path]) -> bool:
         return True
     for file in wanted.values():
         if file.resolve().is_relative_to(place.resolve()):
-            raise ValueError(
+            raise UserError(
                 f"{file} lies in {place}, where the run keeps its copies; choose "
                 "another --out"
             )
     if found and (directory / record.CONFIG).is_file():
-        raise ValueError(f"{directory} holds images of another run; choose another")
+        raise UserError(f"{directory} holds images of another run; choose another")
     listed = place / COPIES
     foreign = found.keys() - (record.read_json(listed) if listed.is_file() else ())
     if foreign:
-        raise ValueError(
+        raise UserError(
             f"{place} holds files that are no copies of a run, such as "
             f"{min(foreign)}; choose another --out"
         )

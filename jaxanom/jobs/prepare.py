@@ -78,7 +78,7 @@ def prepare(
       devices: of the mesh; None: all that are attached.
 
     Raises:
-      ValueError: what is wrong, where, and which key to change.
+      UserError: what is wrong, where, and which key to change.
     """
     shape = config.mesh
     sizes = {axis: shape[axis] for axis in meshes.AXES}
@@ -151,7 +151,7 @@ def pools_of(
     """Returns the pools of training images, and each phase's weights of them.
 
     Raises:
-      ValueError: a weight without images, a generated set that does not fit, or defects
+      UserError: a weight without images, a generated set that does not fit, or defects
         without masks for a method that learns from pixels.
     """
     config, dataset, division = prepared.config, prepared.dataset, prepared.division

@@ -6,6 +6,7 @@ from typing import Any
 
 from jaxanom.contracts import Method
 from jaxanom.data.catalog import Dataset
+from jaxanom.errors import UserError
 
 METHODS = {
     "adp": "jaxanom.methods.adp",
@@ -30,10 +31,10 @@ def make(config: Any, dataset: Dataset) -> Method:
     """Builds `config.method`.
 
     Raises:
-      ValueError: there is no such method; names the nearest.
+      UserError: there is no such method; names the nearest.
     """
     name = config.method
     if name not in METHODS:
         near = difflib.get_close_matches(name, METHODS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"config.method={name!r}; did you mean {near!r}?")
+        raise UserError(f"config.method={name!r}; did you mean {near!r}?")
     return importlib.import_module(METHODS[name]).make(config, dataset)

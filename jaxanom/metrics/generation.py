@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxanom.errors import UserError
+
 ExtractFn = Callable[[np.ndarray], Any]
 """images [B, H, W, 3] in [0, 1] -> features [B, D]."""
 DistanceFn = Callable[[np.ndarray, np.ndarray], Any]
@@ -86,7 +88,7 @@ def kernel_distance(
     first, second = _pair(first, second)
     largest = min(len(first), len(second))
     if subset_size is not None and not 2 <= subset_size <= largest:
-        raise ValueError(f"subset_size={subset_size}; choose 2 to {largest}")
+        raise UserError(f"subset_size={subset_size}; choose 2 to {largest}")
     rng = np.random.default_rng(seed)
     estimates = []
     for _ in range(num_subsets):
@@ -176,7 +178,7 @@ def _in_batches(
 def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     first, second = (np.asarray(part, np.float64) for part in (first, second))
     if first.ndim != 2 or second.ndim != 2 or first.shape[1] != second.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"features have shapes {first.shape} and {second.shape}; wanted [N, D] and "
             "[M, D] from the same network"
         )
@@ -186,4 +188,4 @@ def _pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 def _need(number: int, least: int, what: str) -> None:
     if number < least:
-        raise ValueError(f"{number} {what}; at least {least} needed")
+        raise UserError(f"{number} {what}; at least {least} needed")

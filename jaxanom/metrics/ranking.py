@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.contracts import Metric
+from jaxanom.errors import UserError
 from jaxanom.metrics import bins
 from jaxanom.types import Array, Batch, Predictions
 
@@ -186,7 +187,7 @@ def count_histogram(state: Histogram) -> Counts:
     """Reads the occupied bins.
 
     Raises:
-      ValueError: some scores were NaN.
+      UserError: some scores were NaN.
     """
     low, high = (np.asarray(digit, dtype=np.int64) for digit in state)
     total = low + (high << _DIGIT_BITS)
@@ -286,7 +287,7 @@ def histogram(level: Level, mantissa_bits: int = bins.MANTISSA_BITS) -> Metric:
       mantissa_bits: 1 to 12; every further bit halves bins and doubles memory.
     """
     if not 1 <= mantissa_bits <= 12:
-        raise ValueError(f"mantissa_bits={mantissa_bits}; choose 1 to 12")
+        raise UserError(f"mantissa_bits={mantissa_bits}; choose 1 to 12")
     shape = (2, bins.num_bins(mantissa_bits))
 
     def init() -> Histogram:
@@ -302,9 +303,9 @@ def histogram(level: Level, mantissa_bits: int = bins.MANTISSA_BITS) -> Metric:
 
 
 def refuse_nan(number: int) -> None:
-    """Raises ValueError if any score is NaN; a NaN has no rank."""
+    """Raises UserError if any score is NaN; a NaN has no rank."""
     if number:
-        raise ValueError(
+        raise UserError(
             f"{number} scores are NaN and cannot be ranked; look for them in `predict`"
         )
 
@@ -315,7 +316,7 @@ def _add(
 ) -> Histogram:
     """Adds one batch; values [B, ...], positive [B, ...] bool, valid [B]."""
     if values.size >= 2**_DIGIT_BITS:
-        raise ValueError(f"{values.size} samples in one batch; use fewer than 2**30")
+        raise UserError(f"{values.size} samples in one batch; use fewer than 2**30")
     count = bins.num_bins(mantissa_bits)
     valid = jnp.asarray(valid, bool).reshape((-1,) + (1,) * (values.ndim - 1))
     index = bins.bin_index(values, mantissa_bits) + count * positive.astype(jnp.int32)
@@ -353,7 +354,7 @@ def _select(level: Level, predictions: Predictions, batch: Batch) -> tuple[Any, 
     targets = _targets(level, batch)
     values = predictions.image_score if level == "image" else predictions.anomaly_map
     if values.shape != targets.shape:
-        raise ValueError(
+        raise UserError(
             f"{level} scores have shape {values.shape}, targets {targets.shape}; "
             "predict at the size of the mask"
         )

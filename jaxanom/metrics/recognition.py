@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxanom.contracts import Metric
+from jaxanom.errors import UserError
 from jaxanom.types import Batch, Predictions
 
 NUM_BINS = 15
@@ -46,7 +47,7 @@ def exact(target: str, num_bins: int = NUM_BINS) -> Metric:
         wanted = np.asarray(batch[target])[valid]
         probability = np.asarray(predictions.classes.probability, np.float64)[valid]
         if np.isnan(probability).any():
-            raise ValueError("a class probability is NaN; the parameters are damaged")
+            raise UserError("a class probability is NaN; the parameters are damaged")
         rows = np.arange(len(wanted))
         # A float32 probability of 0 stands for one below its smallest number.
         floor = np.finfo(np.float32).tiny

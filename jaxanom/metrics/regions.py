@@ -16,6 +16,7 @@ import numpy as np
 from scipy import ndimage
 
 from jaxanom.contracts import Metric
+from jaxanom.errors import UserError
 from jaxanom.metrics import bins, ranking
 from jaxanom.types import Batch, Predictions
 
@@ -71,7 +72,7 @@ def per_region_overlap(
       mantissa_bits: width of the bins, see `ranking.histogram`.
     """
     if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit={fpr_limit}; choose a rate in (0, 1]")
+        raise UserError(f"fpr_limit={fpr_limit}; choose a rate in (0, 1]")
     num_bins = bins.num_bins(mantissa_bits)
 
     def init() -> Regions:
@@ -82,7 +83,7 @@ def per_region_overlap(
             return state
         masks = np.asarray(batch["mask"]) >= 0.5  # [B, H, W]
         if predictions.anomaly_map.shape != masks.shape:
-            raise ValueError(
+            raise UserError(
                 f"anomaly_map has shape {predictions.anomaly_map.shape}, mask "
                 f"{masks.shape}; predict at the size of the mask"
             )

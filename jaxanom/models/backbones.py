@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxanom import record
 from jaxanom.diffusion import targets
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import sources
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import original_stable_diffusion
@@ -87,7 +88,7 @@ def resolve(name: str) -> Path:
         the tokenizer's files are then at hand.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     return sources.small_files(
         _named(name), _TOKENIZER_FOLDERS, _TOKENIZER_FILES, _PADDING_FILES
@@ -149,7 +150,7 @@ def load_text_encoder(
     tokenizer = load_tokenizer(directory)
     if tokenizer.vocab_size > config.vocab_size:
         # An id past the table would be read as another word in silence.
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and the text "
             f"tower beside it {config.vocab_size}; use the tokenizer the tower was "
             "trained on"
@@ -227,10 +228,10 @@ def implemented(tower: Any, implementation: str) -> Any:
         transformers, a second opinion on the same weights.
 
     Raises:
-      ValueError: an unknown name, or the library has no such network.
+      UserError: an unknown name, or the library has no such network.
     """
     if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
+        raise UserError(
             f"config.model.implementation={implementation!r}; choose one of "
             f"{IMPLEMENTATIONS}"
         )
@@ -303,7 +304,7 @@ def load_scheduler(directory: str | Path) -> dict[str, Any]:
     """Returns `scheduler/scheduler_config.json` of a checkpoint, once it makes sense.
 
     Raises:
-      ValueError: no such file, or a value in it that cannot be honoured.
+      UserError: no such file, or a value in it that cannot be honoured.
     """
     folders, file = ("scheduler", "."), "scheduler_config.json"
     path = sources.small_files(_named(directory), folders, ((file,),))
@@ -314,7 +315,7 @@ def load_scheduler(directory: str | Path) -> dict[str, Any]:
         found = [path / folder / file for folder in folders]
         where = next((each for each in found if each.is_file()), None)
         if where is None:
-            raise ValueError(f"{found[0]} is missing; set config.model.scheduler")
+            raise UserError(f"{found[0]} is missing; set config.model.scheduler")
         settings = record.read_json(where)
     noise_schedule.read(settings, where)
     return {"prediction_type": "epsilon", **settings}
@@ -371,11 +372,11 @@ def latent_grid(autoencoder: Tower, image_size: tuple[int, int]) -> tuple[int, i
     """Returns (h, w) of the latents of an image.
 
     Raises:
-      ValueError: the image does not divide.
+      UserError: the image does not divide.
     """
     factor = autoencoder.module.config.downsampling
     if image_size[0] % factor or image_size[1] % factor:
-        raise ValueError(
+        raise UserError(
             f"images of {image_size[0]}x{image_size[1]} do not divide by the "
             f"autoencoder's factor {factor}; set config.data.image_size to a multiple"
         )

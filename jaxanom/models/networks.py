@@ -51,7 +51,7 @@ def of(kind: str, config: Mapping[str, Any], image_size: int | None = None) -> N
       image_size: side in pixels of the images of `calls`; None takes the config's.
 
     Raises:
-      ValueError: the config asks for what our modules do not have.
+      UserError: the config asks for what our modules do not have.
     """
     return _MAKERS[kind](config, image_size)
 

@@ -4,6 +4,8 @@ import math
 import re
 from collections.abc import Iterator
 
+from jaxanom.errors import UserError
+
 _SIZES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2}
 _SIZES |= {"f32": 4, "s32": 4, "u32": 4, "f64": 8, "s64": 8, "u64": 8}
 _COMPUTATION = re.compile(r"^(?:ENTRY )?%?([\w.\-]+) \(.*\{$")
@@ -37,7 +39,7 @@ def received_bytes(text: str, num_devices: int) -> float:
       num_devices: n of a collective that names no groups.
 
     Raises:
-      ValueError: a loop of unknown length that sends.
+      UserError: a loop of unknown length that sends.
     """
     return sum(by_kind(text, num_devices).values())
 
@@ -64,7 +66,7 @@ def by_kind(text: str, num_devices: int) -> dict[str, float]:
             if loop:
                 inside, turns = total(loop[1]), _TURNS.search(line)
                 if inside and not turns:
-                    raise ValueError(f"a loop of unknown length sends: {line.strip()}")
+                    raise UserError(f"a loop of unknown length sends: {line.strip()}")
                 _add(found, inside, int(turns[1]) if turns else 0)
             called = _CALLED.search(line)
             if called:

@@ -6,6 +6,8 @@ import signal
 import jax
 from jax.experimental import multihost_utils
 
+from jaxanom.errors import UserError
+
 ADDRESS = "JAX_COORDINATOR_ADDRESS"
 COUNT, NUMBER = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _SCHEDULED = (ADDRESS, "SLURM_STEP_NODELIST", "OMPI_MCA_orte_hnp_uri")
@@ -22,7 +24,7 @@ def initialise() -> None:
     be called before any computation; a second call does nothing.
 
     Raises:
-      ValueError: a part of the three variables is missing or is no number.
+      UserError: a part of the three variables is missing or is no number.
     """
     if jax.distributed.is_initialized():
         return
@@ -44,7 +46,7 @@ def initialise() -> None:
 
 
 def check_alone(what: str) -> None:
-    """Raises ValueError where a scheduler has started several processes of a command.
+    """Raises UserError where a scheduler has started several processes of a command.
 
     For commands whose every process would write the same files.
 
@@ -54,7 +56,7 @@ def check_alone(what: str) -> None:
     for name in _COUNTED:
         count = os.environ.get(name, "")
         if count.isdigit() and int(count) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{what} runs in one process, and {name}={count}: start it once. Of "
                 "the others train, generate and evaluate share their work"
             )
@@ -85,7 +87,7 @@ def _asked() -> dict[str, int]:
             "process_id": int(os.environ[NUMBER]),
         }
     except (KeyError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"{ADDRESS} and {COUNT} are set, {NUMBER} is "
             f"{os.environ.get(NUMBER)!r}: set each to a whole number"
         ) from error

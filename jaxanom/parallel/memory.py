@@ -74,7 +74,7 @@ def bytes_per_device(
       itemsize: bytes of one value.
 
     Raises:
-      ValueError: a leaf does not divide, see `rules.spec`.
+      UserError: a leaf does not divide, see `rules.spec`.
     """
     total = 0
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 AXES = ("data", "fsdp", "model", "particle")
@@ -44,7 +45,7 @@ def make_mesh(
       A mesh with axes `AXES`, partitioned by the compiler (axis type Auto).
 
     Raises:
-      ValueError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     shape = _resolve((data, fsdp, model, particle), len(devices))
@@ -151,7 +152,7 @@ def _resolve(sizes: tuple[int, ...], num_devices: int) -> tuple[int, ...]:
         f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True)
     )
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-        raise ValueError(
+        raise UserError(
             f"{asked}: every mesh axis is a positive count, and at most one is -1 "
             "(= the devices that are left)"
         )
@@ -159,7 +160,7 @@ def _resolve(sizes: tuple[int, ...], num_devices: int) -> tuple[int, ...]:
     if -1 in sizes and num_devices % given == 0:
         return tuple(num_devices // given if size == -1 else size for size in sizes)
     if given != num_devices or -1 in sizes:
-        raise ValueError(
+        raise UserError(
             f"{asked} does not fit {num_devices} devices: the product must be "
             f"{num_devices} (or divide it, with one axis -1); change config.mesh"
         )

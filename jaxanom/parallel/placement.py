@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from jaxanom.errors import UserError
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import rules
 from jaxanom.types import Batch
@@ -25,16 +26,16 @@ def check_batch_size(batch_size: int, mesh: Mesh, accumulate: int = 1) -> None:
       accumulate: microbatches per optimiser step.
 
     Raises:
-      ValueError: they do not.
+      UserError: they do not.
     """
     shards = meshes.num_batch_shards(mesh)
     if batch_size % shards:
-        raise ValueError(
+        raise UserError(
             f"batch_size={batch_size} is not a multiple of mesh axes data*fsdp="
             f"{shards}; set config.data.batch_size"
         )
     if batch_size % (shards * accumulate):
-        raise ValueError(
+        raise UserError(
             f"batch_size={batch_size} is not a multiple of mesh axes data*fsdp="
             f"{shards} times accumulate={accumulate}; set config.data.batch_size or "
             "config.phases.<name>.accumulate"
@@ -85,12 +86,12 @@ def place_batch(batch: Mapping[str, Any], mesh: Mesh, accumulate: int = 1) -> Ba
       Global arrays of the rows of all processes, split over `data` and `fsdp`.
 
     Raises:
-      ValueError: rows differ between entries, an entry is not numeric, or the rows do
+      UserError: rows differ between entries, an entry is not numeric, or the rows do
         not split evenly.
     """
     num_rows = {key: np.shape(value)[:1] for key, value in batch.items()}
     if len(set(num_rows.values())) != 1 or () in num_rows.values():
-        raise ValueError(f"entries of a batch need equally many rows, got {num_rows}")
+        raise UserError(f"entries of a batch need equally many rows, got {num_rows}")
     (local,) = next(iter(num_rows.values()))
     sharding, shards = rules.rows(mesh), meshes.num_batch_shards(mesh)
     total = local * shards // len(process_rows(shards, mesh))
@@ -129,14 +130,14 @@ def frozen_shardings(frozen: Any, mesh: Mesh, offload: bool = False) -> Any:
         the devices, so that a step brings no more than its part to a device.
 
     Raises:
-      ValueError: `offload`, and the devices reach no such memory.
+      UserError: `offload`, and the devices reach no such memory.
     """
     if not offload:
         return rules.shardings(frozen, mesh)
     device = mesh.devices.flat[0]
     known = [memory.kind for memory in device.addressable_memories()]
     if HOST_MEMORY not in known:
-        raise ValueError(
+        raise UserError(
             f"config.train.offload_frozen=True needs memory of kind {HOST_MEMORY!r}; "
             f"{device.device_kind} devices have {known}: set it to False"
         )
@@ -172,7 +173,7 @@ def _place_rows(
         return jax.device_put(value, sharding)
     value = np.asarray(value)
     if value.dtype.kind not in "biuf" and value.dtype.name != "bfloat16":
-        raise ValueError(
+        raise UserError(
             f"batch[{key!r}] has dtype {value.dtype}; only numbers go to devices, "
             "leave it out of the batch"
         )

@@ -20,6 +20,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxanom.errors import UserError
 from jaxanom.parallel.mesh import BATCH_AXES
 
 MIN_FSDP_SIZE = 2**14
@@ -49,7 +50,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
       mesh: from `make_mesh`.
 
     Raises:
-      ValueError: a rule splits a dimension that the mesh axis does not divide.
+      UserError: a rule splits a dimension that the mesh axis does not divide.
     """
     rule = next(found for pattern, found in RULES if re.fullmatch(pattern, path))
     axes = list(rule) + [None] * (len(shape) - len(rule))
@@ -57,7 +58,7 @@ def spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
         if axis is None or mesh.shape[axis] == 1:
             continue
         if dimension >= len(shape) or shape[dimension] % mesh.shape[axis]:
-            raise ValueError(
+            raise UserError(
                 f"{path} of shape {shape} cannot be split along dimension {dimension} "
                 f"into {axis}={mesh.shape[axis]} parts; set config.mesh.{axis}"
             )

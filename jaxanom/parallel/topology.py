@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 import jax
 
+from jaxanom.errors import UserError
+
 
 def devices(name: str) -> Sequence[jax.Device]:
     """Returns the devices of a topology; nothing can run on them.
@@ -13,7 +15,7 @@ def devices(name: str) -> Sequence[jax.Device]:
       name: such as "v5e:4x4".
 
     Raises:
-      ValueError: libtpu, which has the compiler, is missing, or knows no such topology.
+      UserError: libtpu, which has the compiler, is missing, or knows no such topology.
     """
     from jax.experimental import topologies
 
@@ -23,7 +25,7 @@ def devices(name: str) -> Sequence[jax.Device]:
     try:
         return topologies.get_topology_desc(name, "tpu").devices
     except Exception as error:  # jax has one of its own for each reason
-        raise ValueError(
+        raise UserError(
             f"--topology={name}: {error}. It needs the extra `tpu` and a name such as "
             "v5e:4x4; --devices=16 simulates devices without it"
         ) from error

@@ -10,6 +10,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.posterior import kernels
 from jaxanom.posterior.pairs import matmul
 from jaxanom.types import Array
@@ -39,10 +40,10 @@ def fixed(value: float) -> Rule:
     """The same h always.
 
     Raises:
-      ValueError: not positive.
+      UserError: not positive.
     """
     if value <= 0:
-        raise ValueError(f"bandwidth={value}; wanted a positive number")
+        raise UserError(f"bandwidth={value}; wanted a positive number")
     return Rule(
         init=lambda dtype: (),
         update=lambda r2, inner, columns, state: (jnp.asarray(value, r2.dtype), state),
@@ -60,7 +61,7 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
       num_pairs: of "subsample".
 
     Raises:
-      ValueError: an unknown rule or mode.
+      UserError: an unknown rule or mode.
     """
     modes: dict[str, Callable[[Array], Array]] = {
         "exact": lambda r2: median_of(r2, rule),
@@ -69,7 +70,7 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
         "lagged": lambda r2: median_of(r2, rule),
     }
     if rule not in MEDIANS or mode not in MODES:
-        raise ValueError(
+        raise UserError(
             f"median rule {rule!r}, mode {mode!r}; choose one of {MEDIANS} and one of "
             f"{MODES}"
         )
@@ -179,10 +180,10 @@ def heat_equation(
       form: of the misfit, see `heat_misfit`.
 
     Raises:
-      ValueError: an unknown form.
+      UserError: an unknown form.
     """
     if form not in MISFITS:
-        raise ValueError(f"heat equation with form={form!r}; choose one of {MISFITS}")
+        raise UserError(f"heat equation with form={form!r}; choose one of {MISFITS}")
 
     def update(r2, inner, columns, state):
         first = scaled(median_of(r2, rule), r2.shape[0])

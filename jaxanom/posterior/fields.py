@@ -12,6 +12,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.posterior import bandwidths, kernels
 from jaxanom.posterior import pairs as pairing
 from jaxanom.posterior.kernels import Interaction
@@ -120,11 +121,11 @@ def velocity(
       makes of it, to be added with the factor sqrt(2 eps T).
 
     Raises:
-      ValueError: noise for a flow that takes none.
+      UserError: noise for a flow that takes none.
     """
     chex.assert_equal_shape([particles, grad_log_p])
     if noise is not None and field.flow.noise is None:
-        raise ValueError("this flow has no noise of its own; use svgd.flow")
+        raise UserError("this flow has no noise of its own; use svgd.flow")
     pairs = pairing.local(particles.shape[0]) if pairs is None else pairs
     state, root = _updated_metric(field, state, grad_log_p, pairs)
     # The preconditioned flow is the plain one of y = Q^(1/2) x.

@@ -16,6 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 Constraint = Literal["none", "invertible"]
@@ -70,12 +71,12 @@ def push(
       (moved point [..., D], sum of the log-determinants [...]).
 
     Raises:
-      ValueError: an unknown constraint.
+      UserError: an unknown constraint.
     """
     chex.assert_equal_shape([flow.u, flow.w])
     chex.assert_equal_shape_prefix([flow.u, flow.b], flow.b.ndim)
     if constraint not in CONSTRAINTS:
-        raise ValueError(
+        raise UserError(
             f"flow constraint {constraint!r} is unknown; choose one of {CONSTRAINTS}"
         )
     u = flow.u if constraint == "none" else invertible(flow.u, flow.w)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.posterior import pairs as pairing
 from jaxanom.posterior.pairs import Pairs
 from jaxanom.types import Array
@@ -65,10 +66,10 @@ def imq(offset: float = 1.0, exponent: float = -0.5) -> RadialFn:
       exponent: beta in (-1, 0).
 
     Raises:
-      ValueError: out of range.
+      UserError: out of range.
     """
     if offset <= 0 or not -1 < exponent < 0:
-        raise ValueError(
+        raise UserError(
             f"imq with offset={offset}, exponent={exponent}; wanted offset > 0 and "
             "exponent in (-1, 0)"
         )

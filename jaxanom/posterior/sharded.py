@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as Spec
 
+from jaxanom.errors import UserError
 from jaxanom.posterior import fields
 from jaxanom.posterior import pairs as pairing
 from jaxanom.posterior.pairs import Pairs
@@ -37,11 +38,11 @@ def velocity(mesh: Mesh, axis: str, backend: str) -> Callable:
       backend: one of `BACKENDS`.
 
     Raises:
-      ValueError: unknown backend or axis; from the result: particles that do not split
+      UserError: unknown backend or axis; from the result: particles that do not split
         evenly, or an embedding, which needs them all.
     """
     if backend not in BACKENDS or axis not in mesh.shape:
-        raise ValueError(
+        raise UserError(
             f"backend={backend!r} over axis {axis!r}; choose one of {BACKENDS} and an "
             f"axis of {tuple(mesh.shape)}"
         )
@@ -51,12 +52,12 @@ def velocity(mesh: Mesh, axis: str, backend: str) -> Callable:
 
     def apply(field, state, particles, grad_log_p, embed=None, noise=None):
         if embed is not None:
-            raise ValueError(
+            raise UserError(
                 f"backend={backend!r} knows kernel_space 'ctx' only; set "
                 "config.app.backend='auto'"
             )
         if particles.shape[0] % size:
-            raise ValueError(
+            raise UserError(
                 f"{particles.shape[0]} particles do not split over mesh axis {axis}="
                 f"{size}; set config.app.num_particles to a multiple"
             )

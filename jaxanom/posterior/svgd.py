@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 from jax.scipy import linalg
 
+from jaxanom.errors import UserError
 from jaxanom.posterior import kernels
 from jaxanom.posterior.fields import Flow
 from jaxanom.posterior.kernels import Interaction
@@ -47,10 +48,10 @@ def flow(normalise: str = "mean", normalised_density: bool = False) -> Flow:
         one; for few dimensions only, it over- or underflows from some dozens on.
 
     Raises:
-      ValueError: unknown `normalise`.
+      UserError: unknown `normalise`.
     """
     if normalise not in NORMALISATIONS:
-        raise ValueError(f"normalise={normalise!r}; choose one of {NORMALISATIONS}")
+        raise UserError(f"normalise={normalise!r}; choose one of {NORMALISATIONS}")
 
     def factor(x: Array, between: Interaction, pairs: Pairs) -> Array:
         share = 1.0 / pairs.num_particles if normalise == "mean" else 1.0

@@ -8,6 +8,7 @@ flows smooth it differently (arXiv 1807.01750, 1709.09195, 1805.11659). Symbols 
 import jax.numpy as jnp
 from jax.scipy import linalg
 
+from jaxanom.errors import UserError
 from jaxanom.posterior import kernels
 from jaxanom.posterior.fields import Flow
 from jaxanom.posterior.kernels import Interaction
@@ -63,10 +64,10 @@ def gfsf(ridge: float = 1e-2, form: str = "compact") -> Flow:
         towards the origin by about `ridge`.
 
     Raises:
-      ValueError: unknown form, or a ridge that is not positive.
+      UserError: unknown form, or a ridge that is not positive.
     """
     if form not in GFSF_FORMS or ridge < 0:
-        raise ValueError(
+        raise UserError(
             f"gfsf with form={form!r}, ridge={ridge}; choose one of {GFSF_FORMS} and "
             "a ridge >= 0"
         )

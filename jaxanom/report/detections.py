@@ -11,6 +11,7 @@ from PIL import Image
 
 from jaxanom import record
 from jaxanom.data import images
+from jaxanom.errors import UserError
 from jaxanom.evaluation.calibration import Threshold
 from jaxanom.report import figures
 from jaxanom.types import Predictions
@@ -45,13 +46,13 @@ def write(
       `image_score_std` of a method that knows it.
 
     Raises:
-      ValueError: a picture would be written over an image.
+      UserError: a picture would be written over an image.
     """
     pictures = [directory / f"{n:04d}_{file.stem}.png" for n, file in enumerate(files)]
     read = {file.resolve() for file in files}
     for picture in pictures:
         if picture.resolve() in read:
-            raise ValueError(f"{picture} is an image to score; choose another --out")
+            raise UserError(f"{picture} is an image to score; choose another --out")
     directory.mkdir(parents=True, exist_ok=True)
     for picture in _earlier(directory):
         if picture.resolve() not in read:

@@ -15,6 +15,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from jaxanom.errors import UserError
+
 OUTLINE = (0, 255, 213)
 # Legible on white and on near-black (contrast above 3:1); told apart by dashes as well.
 LINE_COLORS = ("#2f7fd1", "#d55e00", "#00966e", "#a566b8", "#a87b00", "#7a7f87")
@@ -74,7 +76,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """Converts a picture to uint8; float values are clipped to [0, 1]."""
     image = np.asarray(image)
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3):
-        raise ValueError(f"picture has shape {image.shape}; wanted [H, W(, 3)]")
+        raise UserError(f"picture has shape {image.shape}; wanted [H, W(, 3)]")
     if image.dtype == np.uint8:
         return image
     clean = np.nan_to_num(image.astype(np.float32), nan=0.0)
@@ -154,7 +156,7 @@ def grid(images: Sequence[np.ndarray], num_columns: int, gap: int = 4) -> np.nda
     """Joins coloured pictures of one size into one, row by row, on white."""
     pictures = [to_uint8(image) for image in images]
     if len({picture.shape for picture in pictures}) != 1:
-        raise ValueError("a grid needs pictures of one size, and at least one")
+        raise UserError("a grid needs pictures of one size, and at least one")
     height, width, _ = pictures[0].shape
     num_rows = -(-len(pictures) // num_columns)
     shape = (num_rows * (height + gap) - gap, num_columns * (width + gap) - gap, 3)

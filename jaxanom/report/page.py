@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.report import figures, style, tables
 
 MAX_BYTES = 5_000_000
@@ -63,7 +64,7 @@ def write(
       The path.
 
     Raises:
-      ValueError: too large even with the smallest pictures.
+      UserError: too large even with the smallest pictures.
     """
     path = Path(path)
     for side in PICTURE_SIDES:
@@ -74,7 +75,7 @@ def write(
         if len(content) < max_bytes:
             break
     else:
-        raise ValueError(
+        raise UserError(
             f"the page has {len(content)} bytes with pictures of {side} pixels, the "
             f"limit is {max_bytes}; pass fewer rows of pictures"
         )
@@ -171,11 +172,11 @@ def pictures(
       caption: below the pictures; says what the columns are.
 
     Raises:
-      ValueError: a row has more or fewer pictures than there are columns.
+      UserError: a row has more or fewer pictures than there are columns.
     """
     for row in rows:
         if len(row.images) != len(column_names):
-            raise ValueError(
+            raise UserError(
                 f"row {row.label!r} has {len(row.images)} pictures, wanted one for "
                 f"each of {list(column_names)}"
             )

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from jaxanom import record
+from jaxanom.errors import UserError
 from jaxanom.evaluation import protocols
 from jaxanom.report import page, panels, tables
 
@@ -33,12 +34,12 @@ def write(
       lead: sections to put first.
 
     Raises:
-      ValueError: a directory is no run.
+      UserError: a directory is no run.
     """
     runs = _names(directories)
     for directory in runs.values():
         if not (directory / "config.json").is_file():
-            raise ValueError(f"{directory} is no run: config.json is missing")
+            raise UserError(f"{directory} is no run: config.json is missing")
     # What one looks at first comes first: tables, then pictures, then curves.
     tabled, pictured, plotted = _detection(runs)
     sections = [*lead, *tabled, *_generation(runs), *pictured, *plotted]

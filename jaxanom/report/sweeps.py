@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.report import figures, page, tables
 
 Row = Mapping[str, Any]
@@ -33,7 +34,7 @@ def chosen(rows: Sequence[Row], development_seed: int) -> list[Row]:
     rows of that seed are then left out.
 
     Raises:
-      ValueError: several step sizes, and no row of the development seed.
+      UserError: several step sizes, and no row of the development seed.
     """
     found = []
     for members in _by(rows, ("num_particles", "update", "rkhs")).values():
@@ -43,7 +44,7 @@ def chosen(rows: Sequence[Row], development_seed: int) -> list[Row]:
             continue
         tried = [row for row in members if row["seed"] == development_seed]
         if {row["step_size"] for row in tried} != sizes:
-            raise ValueError(
+            raise UserError(
                 f"config.sweep.step_size={tuple(sorted(sizes))} is to be chosen on "
                 f"config.sweep.development_seed={development_seed}, which is not among "
                 "config.sweep.seed"

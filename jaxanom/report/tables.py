@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
+
 Cell = str | float | int | None
 UNDEFINED = "–"
 _NUMBER = re.compile(r"[-+−]?[\d.]+(e[-+]?\d+)?( ?[±%].*)?")
@@ -193,7 +195,7 @@ def _formatted(table: Table) -> tuple[list[str], list[list[str]], list[bool]]:
     """Returns headings, cells as text, and which columns align right."""
     for row in table.rows:
         if len(row) != len(table.columns):
-            raise ValueError(
+            raise UserError(
                 f"row {row} has {len(row)} cells for {len(table.columns)} columns"
             )
     rows = [[format_cell(cell, table.digits) for cell in row] for row in table.rows]

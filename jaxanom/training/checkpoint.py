@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from jaxanom.errors import UserError
 from jaxanom.parallel import rules
 from jaxanom.training import packing
 
@@ -87,12 +88,12 @@ class Checkpoints:
           only that writing has begun.
 
         Raises:
-          ValueError: `step` is not newer than the newest checkpoint.
+          UserError: `step` is not newer than the newest checkpoint.
         """
         self.wait()  # one save at a time; the last one's failure is told here
         newest = self.latest_step()
         if newest is not None and step <= newest:
-            raise ValueError(
+            raise UserError(
                 f"step {step} is not newer than checkpoint {newest} in {self.directory}"
             )
         flat = {path: _storable(leaf) for path, leaf in _flatten(tree).items()}
@@ -131,7 +132,7 @@ class Checkpoints:
           Arrays in the containers of `target`.
 
         Raises:
-          ValueError: paths or shapes differ; says which, wanted and found.
+          UserError: paths or shapes differ; says which, wanted and found.
         """
         wanted = _flatten(target)
         stored = {path: _stored_form(leaf) for path, leaf in wanted.items()}
@@ -215,7 +216,7 @@ class Checkpoints:
         ]
         if wrong:
             more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
-            raise ValueError(
+            raise UserError(
                 f"{self.path(step)} holds the checkpoint of another model; use another "
                 "directory or the config it was trained with:\n  "
                 + "\n  ".join(wrong[:_SHOWN])

@@ -12,6 +12,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxanom import flops, trees
+from jaxanom.errors import UserError
 from jaxanom.parallel import collectives, placement, rules
 from jaxanom.training import checkpoint, optimizer, plan, state, step
 from jaxanom.types import Batch, Frozen, Params
@@ -86,7 +87,7 @@ def of_step(
       ema_decay, offload_frozen: see `plan.TrainConfig`.
 
     Raises:
-      ValueError: a leaf or the batch does not split over the mesh, the host's memory
+      UserError: a leaf or the batch does not split over the mesh, the host's memory
         is asked for where there is none, or the devices' compiler finds no plan that
         fits their memory.
     """
@@ -131,7 +132,7 @@ def of_step(
 
 
 def check_fits(found: Forecast, limit: int | None) -> None:
-    """Raises ValueError where a step needs more than a device has.
+    """Raises UserError where a step needs more than a device has.
 
     Args:
       found: of one phase.
@@ -149,7 +150,7 @@ def check_fits(found: Forecast, limit: int | None) -> None:
         key=lambda name: getattr(found, name),
     )
     gibi = 2**30
-    raise ValueError(
+    raise UserError(
         f"phase {found.phase!r} needs {found.total / gibi:.2f} GiB on each device of "
         f"{limit / gibi:.2f} GiB, most of it {largest} "
         f"({getattr(found, largest) / gibi:.2f} GiB); try "
@@ -201,7 +202,7 @@ def _compile(traced: Any, phase: str, mesh: Mesh) -> Any:
         if "RESOURCE_EXHAUSTED" not in said:
             raise
         kind = mesh.devices.flat[0].device_kind
-        raise ValueError(
+        raise UserError(
             f"phase {phase!r} does not fit a device of kind {kind}; try "
             f"config.mesh.fsdp, {_LESS_WORKING}. Its compiler says: "
             f"{said.splitlines()[0]}"

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxanom import record, trees
 from jaxanom.contracts import Method
+from jaxanom.errors import UserError
 from jaxanom.parallel import placement, rules
 from jaxanom.training import (
     checkpoint,
@@ -109,7 +110,7 @@ def run(
       without an update}, of the phases that this call saw.
 
     Raises:
-      ValueError: configs, batches or an existing checkpoint do not fit.
+      UserError: configs, batches or an existing checkpoint do not fit.
       FloatingPointError: `nan_patience` bad steps in a row.
       preemption.Preempted: SIGTERM came; the state is saved, if a step was trained.
     """
@@ -257,7 +258,7 @@ def _next_batch(
     """Takes and places the batch of a step."""
     batch = next(batches, None)
     if batch is None:
-        raise ValueError(
+        raise UserError(
             f"make_batches({stage.name!r}, ...) ended before step {position}; "
             f"config.phases.{stage.name}.num_steps={stage.config.num_steps} needs one "
             "batch a step: repeat the data"
@@ -391,7 +392,7 @@ def _read_meta(job: Job, at: int) -> dict[str, Any]:
     meta = job.checkpoints.read_meta(at)
     wrong = plan.changes(job.identity, meta["identity"])
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"{job.checkpoints.path(at)} was written by a run with other settings; use "
             "another directory or set them back:\n  " + "\n  ".join(wrong)
         )

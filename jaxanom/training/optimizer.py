@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 Settings = TypeVar("Settings")
@@ -79,7 +80,7 @@ class OptimizerConfig:
         """Reads the settings of one phase.
 
         Raises:
-          ValueError: an unknown key (the nearest known one is named) or a bad value.
+          UserError: an unknown key (the nearest known one is named) or a bad value.
         """
         settings = read_settings(cls, config, where)
         _check_choice(settings.optimizer, OPTIMIZERS, f"{where}.optimizer")
@@ -91,7 +92,7 @@ class OptimizerConfig:
             ("steps_per_epoch", 1),
         ):
             if getattr(settings, name) < lowest:
-                raise ValueError(
+                raise UserError(
                     f"{where}.{name}={getattr(settings, name)}; want {lowest} or more"
                 )
         return settings
@@ -108,7 +109,7 @@ def read_settings(
       where: how the section is called in messages, as "config.train".
 
     Raises:
-      ValueError: a key that is no field, or a value of another type.
+      UserError: a key that is no field, or a value of another type.
     """
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
     values = {}
@@ -116,7 +117,7 @@ def read_settings(
         if key not in defaults:
             near = difflib.get_close_matches(key, defaults, n=1)
             hint = f"did you mean {where}.{near[0]}? " if near else ""
-            raise ValueError(
+            raise UserError(
                 f"{where}.{key} is not a setting; {hint}known: {sorted(defaults)}"
             )
         if config[key] is not None:
@@ -206,7 +207,7 @@ def scale_by_path(
         none matches keep their updates.
 
     Raises:
-      ValueError: when it is initialised, a pattern that is the first match of no path.
+      UserError: when it is initialised, a pattern that is the first match of no path.
     """
 
     def place(keys: Any) -> int | None:
@@ -219,7 +220,7 @@ def scale_by_path(
         used = {place(keys) for keys, _ in leaves}
         unused = [factors[i][0] for i in range(len(factors)) if i not in used]
         if unused:
-            raise ValueError(
+            raise UserError(
                 f"config.phases.<name>.rate_factors: {unused} match no parameter that "
                 "the phase trains and an earlier pattern does not"
             )
@@ -257,7 +258,7 @@ def _as_type(value: Any, default: Any, where: str) -> Any:
         return float(value)
     if type(value) is type(default):
         return value
-    raise ValueError(
+    raise UserError(
         f"{where}={value!r} is a {type(value).__name__}; "
         f"want a {type(default).__name__} such as {default!r}"
     )
@@ -265,4 +266,4 @@ def _as_type(value: Any, default: Any, where: str) -> Any:
 
 def _check_choice(value: str, choices: tuple[str, ...], where: str) -> None:
     if value not in choices:
-        raise ValueError(f"{where}={value!r}; want one of {list(choices)}")
+        raise UserError(f"{where}={value!r}; want one of {list(choices)}")

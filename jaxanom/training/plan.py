@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxanom.contracts import Method, Phase
+from jaxanom.errors import UserError
 from jaxanom.training import optimizer
 
 
@@ -45,18 +46,18 @@ class TrainConfig:
         """Reads `config.train`.
 
         Raises:
-          ValueError: an unknown key, a value of another type or out of range.
+          UserError: an unknown key, a value of another type or out of range.
         """
         settings = optimizer.read_settings(cls, config, "config.train")
         lowest = {"log_every": 1, "nan_patience": 1, "eval_every": 0}
         lowest |= {"checkpoint_every": 0, "keep": 0, "keep_best": 0}
         for name, low in lowest.items():
             if getattr(settings, name) < low:
-                raise ValueError(
+                raise UserError(
                     f"config.train.{name}={getattr(settings, name)}; want {low} or more"
                 )
         if not 0 <= settings.ema_decay < 1:
-            raise ValueError(
+            raise UserError(
                 f"config.train.ema_decay={settings.ema_decay}; want 0 (off) to below 1"
             )
         return settings
@@ -89,20 +90,20 @@ def stages(method: Method, phases_config: Mapping[str, Any]) -> list[Stage]:
     A phase with num_steps 0 is left out.
 
     Raises:
-      ValueError: settings without a phase, or a phase without settings.
+      UserError: settings without a phase, or a phase without settings.
     """
     names = [phase.name for phase in method.phases]
     for name in phases_config:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1) or names[:1]
-            raise ValueError(
+            raise UserError(
                 f"config.phases.{name} is no phase of this method; did you mean "
                 f"config.phases.{near[0]}? phases: {names}"
             )
     found, offset = [], 0
     for index, phase in enumerate(method.phases):
         if phase.name not in phases_config:
-            raise ValueError(
+            raise UserError(
                 f"config.phases.{phase.name} is missing; num_steps=0 skips the phase"
             )
         config = optimizer.OptimizerConfig.from_config(

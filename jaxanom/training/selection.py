@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxanom import record, sections, trees
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
@@ -70,7 +71,7 @@ def read(section: Mapping[str, Any] | None) -> Settings:
     """Reads `config.selection`, each key once; without one the rule is "last".
 
     Raises:
-      ValueError: an unknown key, rule or metric, or numbers that choose nothing.
+      UserError: an unknown key, rule or metric, or numbers that choose nothing.
     """
     if section is None:
         return Settings()
@@ -78,14 +79,14 @@ def read(section: Mapping[str, Any] | None) -> Settings:
     given["metrics"] = {name: given["metrics"][name] for name in given["metrics"]}
     found = Settings(**given)._replace(categories=tuple(given["categories"]))
     if found.rule not in RULES:
-        raise ValueError(f"config.selection.rule={found.rule!r}; choose one of {RULES}")
+        raise UserError(f"config.selection.rule={found.rule!r}; choose one of {RULES}")
     wrong = sorted(set(found.metrics.values()) - set(METRICS))
     if wrong:
-        raise ValueError(f"config.selection.metrics={wrong}; known are {METRICS}")
+        raise UserError(f"config.selection.metrics={wrong}; known are {METRICS}")
     if found.rule == "last":
         return found
     if found.every < 1 or found.patience < 1 or not found.categories:
-        raise ValueError(
+        raise UserError(
             f"config.selection.every={found.every}, patience={found.patience}, "
             f"categories={found.categories}: the rule 'authors' wants 1 or more of each"
         )
@@ -104,10 +105,10 @@ def by_measure(
       patience: measurements in a row without a new best that end a phase.
 
     Raises:
-      ValueError: there are several processes, which would write the same files.
+      UserError: there are several processes, which would write the same files.
     """
     if jax.process_count() > 1:
-        raise ValueError(
+        raise UserError(
             "config.selection.rule='authors' measures in one process; there are "
             f"{jax.process_count()}: set it to 'last'"
         )
@@ -116,7 +117,7 @@ def by_measure(
     def add(params: Params, frozen: Frozen, phase: str, step: int) -> float:
         value = float(measure(params, frozen, phase))
         if math.isnan(value):
-            raise ValueError(
+            raise UserError(
                 f"the measure of phase {phase!r} is undefined after step {step}: the "
                 "images of config.selection.categories need both classes"
             )

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from jaxanom import trees
 from jaxanom.contracts import LossFn
+from jaxanom.errors import UserError
 from jaxanom.parallel import mesh as meshes
 from jaxanom.training.state import TrainState
 from jaxanom.types import Array, Batch, Frozen, Metrics, Params, PRNGKey
@@ -162,7 +163,7 @@ def microbatches(batch: Batch, count: int) -> Batch:
     """
     num_rows = jax.tree.leaves(batch)[0].shape[0]
     if num_rows % count:
-        raise ValueError(
+        raise UserError(
             f"batch_size={num_rows} is not a multiple of accumulate={count}; set "
             "config.phases.<name>.accumulate"
         )
@@ -244,11 +245,11 @@ def _scalars(metrics: Metrics) -> Metrics:
     """Returns a method's metrics as float32 scalars.
 
     Raises:
-      ValueError: a metric is no scalar, or takes a name the step uses.
+      UserError: a metric is no scalar, or takes a name the step uses.
     """
     for name, value in metrics.items():
         if name in RESERVED or jnp.ndim(value) != 0:
-            raise ValueError(
+            raise UserError(
                 f"metric {name!r} of shape {jnp.shape(value)}: loss_fn returns scalars "
                 f"under names other than {list(RESERVED)}"
             )

@@ -2,6 +2,8 @@
 
 import difflib
 
+from jaxanom.errors import UserError
+
 TEXTURES = (
     "carpet",
     "leather",
@@ -95,9 +97,9 @@ def defect_types(category: str) -> tuple[str, ...]:
 
 
 def check(kind: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises ValueError with the nearest known names if `name` is not one of them."""
+    """Raises UserError with the nearest known names if `name` is not one of them."""
     if name in known:
         return
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise ValueError(f"unknown {kind} {name!r}; {hint}choose from {', '.join(known)}")
+    raise UserError(f"unknown {kind} {name!r}; {hint}choose from {', '.join(known)}")

@@ -26,6 +26,7 @@ from jaxanom.data.foundry import (
 )
 from jaxanom.data.foundry import noise as fields
 from jaxanom.data.foundry.scene import Edit, Scene
+from jaxanom.errors import UserError
 
 CATEGORIES = names.CATEGORIES
 TRAIN_CATEGORIES = names.TRAIN_CATEGORIES
@@ -105,12 +106,12 @@ def render(
       The sample, equal bytes for equal arguments.
 
     Raises:
-      ValueError: on unknown names, or a defect that does not occur at this index.
+      UserError: on unknown names, or a defect that does not occur at this index.
     """
     known = ("good", *names.defect_types(category))
     names.check("split", split, SPLITS)
     if index < 0 or seed < 0 or size < 16:
-        raise ValueError(
+        raise UserError(
             f"index={index}, seed={seed}, size={size}: index and seed must be >= 0 and "
             "size >= 16"
         )
@@ -119,7 +120,7 @@ def render(
     names.check(f"defect type of {category}", defect_type, known)
     surface = fields.canvas(size)
     if not occurs(category, split, index, seed, defect_type):
-        raise ValueError(
+        raise UserError(
             f"{defect_type} does not occur at index {index} of {category}, which is "
             f"{variant(category, split, index, seed)}; choose an index for which "
             "occurs(...) is True, as records(...) does"
@@ -158,7 +159,7 @@ def variant(category: str, split: str, index: int, seed: int = 0) -> str:
     rust, which is at odd indices, and alternate over the others.
     """
     if category != "panel":
-        raise ValueError(f"category {category!r} has no variants; 'panel' has")
+        raise UserError(f"category {category!r} has no variants; 'panel' has")
     if split == "test":
         return "plastic" if index % 4 == 0 else "steel"
     return ("steel", "plastic")[index % 2]

@@ -24,6 +24,7 @@ from jaxanom.data import images
 from jaxanom.data.foundry import render
 from jaxanom.data.layouts import mvtec, published
 from jaxanom.data.layouts.mvtec import GOOD, Record
+from jaxanom.errors import UserError
 
 FOUNDRY = "foundry"
 NAMES = (*published.READERS, FOUNDRY)
@@ -50,18 +51,18 @@ def make(
       size, seed: of "foundry".
 
     Raises:
-      ValueError: an unknown name, a dataset of that name that is there already (with
+      UserError: an unknown name, a dataset of that name that is there already (with
         which categories, size and seed, its folder does not tell), or
         tensorflow-datasets is not installed.
     """
     _check_installed()
     if name not in NAMES:
-        raise ValueError(mvtec.unknown("dataset", name, NAMES))
+        raise UserError(mvtec.unknown("dataset", name, NAMES))
     arguments = (name, Path(manual_dir) / name, tuple(categories), size, seed)
     made = _builder_class(name, functools.partial(_rows, *arguments))
     builder = made(data_dir=str(data_dir), file_format=FORMAT)
     if Path(builder.data_path).exists():
-        raise ValueError(
+        raise UserError(
             f"{builder.data_path} is there already, perhaps with other categories, "
             "size or seed; choose another --out, or delete it"
         )
@@ -72,7 +73,7 @@ def _check_installed() -> None:
     try:
         import tensorflow_datasets  # noqa: F401
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             "this needs tensorflow-datasets: pip install 'jaxanom[data]'"
         ) from error
 
@@ -180,7 +181,7 @@ class Prepared:
         """Opens a dataset that a builder has written.
 
         Raises:
-          ValueError: the directory holds none.
+          UserError: the directory holds none.
         """
         _check_installed()
         import tensorflow_datasets as tfds
@@ -189,7 +190,7 @@ class Prepared:
         try:
             builder = tfds.builder_from_directory(str(Path(directory).expanduser()))
         except Exception as error:  # tfds raises by file system and by format
-            raise ValueError(
+            raise UserError(
                 f"config.data.directory={directory} holds no prepared dataset: {error};"
                 " write one with `jaxanom data tfds`"
             ) from error

@@ -21,6 +21,7 @@ from jaxanom import record
 from jaxanom.data import images
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
+from jaxanom.errors import UserError
 
 SPLIT = "split.json"
 SPLITS = ("train", "test")
@@ -38,12 +39,12 @@ def read(directory: str | Path, seed: int = 0) -> tuple[list[Record], tuple[str,
       (records, class names in label order).
 
     Raises:
-      ValueError: no such directory, none of the layouts, or a damaged split file; says
+      UserError: no such directory, none of the layouts, or a damaged split file; says
         what was wanted.
     """
     root = Path(directory).expanduser()
     if not root.is_dir():
-        raise ValueError(f"{root} is no directory; set config.data.directory")
+        raise UserError(f"{root} is no directory; set config.data.directory")
     found = sorted(root.glob("split*.json"))
     if found:
         return _from_split(root, root / SPLIT if root / SPLIT in found else found[0])
@@ -61,7 +62,7 @@ def read(directory: str | Path, seed: int = 0) -> tuple[list[Record], tuple[str,
         names = sorted(named, key=_order)
         records = [r for name in names for r in _divided(named[name], name, seed)]
     if len(names) < 2:
-        raise ValueError(
+        raise UserError(
             f"{root} holds {len(names)} classes; wanted {SPLIT}, train/<class>/ and "
             "test/<class>/, or <class>/ folders of images"
         )
@@ -76,10 +77,10 @@ def subset(names: Sequence[str], which: str) -> tuple[str, ...]:
       which: one of `SUBSETS`.
 
     Raises:
-      ValueError: another subset.
+      UserError: another subset.
     """
     if which not in SUBSETS:
-        raise ValueError(f"config.data.class_subset={which!r}; choose one of {SUBSETS}")
+        raise UserError(f"config.data.class_subset={which!r}; choose one of {SUBSETS}")
     half = (len(names) + 1) // 2
     return {"all": tuple(names), "base": tuple(names[:half])}.get(
         which, tuple(names[half:])
@@ -89,28 +90,28 @@ def subset(names: Sequence[str], which: str) -> tuple[str, ...]:
 def _from_split(root: Path, path: Path) -> tuple[list[Record], tuple[str, ...]]:
     entries = record.read_json(path)
     if not isinstance(entries, Mapping) or any(s not in entries for s in SPLITS):
-        raise ValueError(f"{path} has no lists {SPLITS}")
+        raise UserError(f"{path} has no lists {SPLITS}")
     names: dict[int, str] = {}
     records = []
     for split in SPLITS:
         for number, entry in enumerate(entries[split]):
             file, label, name = _entry(path, split, number, entry)
             if names.setdefault(label, name) != name:
-                raise ValueError(
+                raise UserError(
                     f"{path} calls label {label} both {names[label]!r} and {name!r}"
                 )
             records.append(_record(_resolve(root, path, file), name, split))
     if sorted(names) != list(range(len(names))):
-        raise ValueError(f"{path} skips a label: {sorted(names)[:9]}; wanted 0, 1, ...")
+        raise UserError(f"{path} skips a label: {sorted(names)[:9]}; wanted 0, 1, ...")
     if len(set(names.values())) < len(names):
-        raise ValueError(f"{path} gives two labels the same class name")
+        raise UserError(f"{path} gives two labels the same class name")
     return records, tuple(names[label] for label in range(len(names)))
 
 
 def _entry(path: Path, split: str, number: int, entry: Any) -> tuple[str, int, str]:
     fits = isinstance(entry, list) and len(entry) == 3
     if not fits or not isinstance(entry[1], int) or not isinstance(entry[2], str):
-        raise ValueError(
+        raise UserError(
             f"{path}: entry {number} of {split!r} is {entry!r}; wanted [path, label, "
             "class name]"
         )
@@ -121,7 +122,7 @@ def _resolve(root: Path, path: Path, file: str) -> Path:
     for candidate in (root / file, root / "images" / file):
         if candidate.is_file():
             return candidate
-    raise ValueError(f"{path} names {file!r}, which is not below {root}")
+    raise UserError(f"{path} names {file!r}, which is not below {root}")
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:

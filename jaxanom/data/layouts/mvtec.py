@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxanom.data import images
+from jaxanom.errors import UserError
 
 GOOD = "good"
 
@@ -63,18 +64,18 @@ def read_folder(
       Records: by category, then train before test, good before defects, then by name.
 
     Raises:
-      ValueError: no such folder, unknown category, no `train/good`, an empty folder, or
+      UserError: no such folder, unknown category, no `train/good`, an empty folder, or
         masks for only a part of a defect's images; says what was found.
     """
     root = Path(directory).expanduser()
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"{root} {what}; wanted a folder in the MVTec layout")
+        raise UserError(f"{root} {what}; wanted a folder in the MVTec layout")
     found = _category_folders(root)
     records = []
     for category in dict.fromkeys(categories or sorted(found, key=natural_key)):
         if category not in found:
-            raise ValueError(unknown("category", category, found))
+            raise UserError(unknown("category", category, found))
         records += _read_category(found[category], category, require_train)
     return records
 
@@ -91,15 +92,15 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Lists the images meant by files and folders; each one's header is read.
 
     Raises:
-      ValueError: nothing there, a folder without images, or a damaged image.
+      UserError: nothing there, a folder without images, or a damaged image.
     """
     files: list[Path] = []
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
-            raise ValueError(f"no such image or folder: {path}")
+            raise UserError(f"no such image or folder: {path}")
         found = _images(path) if path.is_dir() else [path]
         if not found:
-            raise ValueError(f"{_describe(path)}; wanted images")
+            raise UserError(f"{_describe(path)}; wanted images")
         files += found
     for file in files:
         images.header_size(file)
@@ -119,7 +120,7 @@ def check(records: Sequence[Record]) -> None:
     bytes do not show that it is whole.
 
     Raises:
-      ValueError: names every bad file, up to five.
+      UserError: names every bad file, up to five.
     """
     problems = []
     for record in records:
@@ -129,9 +130,7 @@ def check(records: Sequence[Record]) -> None:
             problems.append(str(error))
     if problems:
         shown = "\n  ".join(problems[:5])
-        raise ValueError(
-            f"{len(problems)} of {len(records)} images are bad:\n  {shown}"
-        )
+        raise UserError(f"{len(problems)} of {len(records)} images are bad:\n  {shown}")
 
 
 def unmasked(records: Iterable[Record]) -> dict[str, int]:
@@ -153,14 +152,14 @@ def mask_files(path: str | Path) -> list[Path]:
     """Returns the files of a mask: itself, or those in its folder.
 
     Raises:
-      ValueError: the folder holds no image.
+      UserError: the folder holds no image.
     """
     path = Path(path)
     if not path.is_dir():
         return [path]
     files = _images(path)
     if not files:
-        raise ValueError(f"{path} holds no mask; {_describe(path)}")
+        raise UserError(f"{path} holds no mask; {_describe(path)}")
     return files
 
 
@@ -171,7 +170,7 @@ def _category_folders(root: Path) -> dict[str, Path]:
         folder.name: folder for folder in _folders(root) if _looks_like_category(folder)
     }
     if not found:
-        raise ValueError(
+        raise UserError(
             f"no train/good in {root}, nor in any folder in it; {_describe(root)}; put "
             "normal images into <category>/train/good"
         )
@@ -186,10 +185,10 @@ def _read_category(folder: Path, category: str, require_train: bool) -> list[Rec
     train, test = folder / "train", folder / "test"
     if not (train / GOOD).is_dir() and (require_train or train.is_dir()):
         where = train if train.is_dir() else folder
-        raise ValueError(f"{folder} has no train/good; {_describe(where)}")
+        raise UserError(f"{folder} has no train/good; {_describe(where)}")
     extra = [sub.name for sub in _folders(train) if sub.name != GOOD]
     if extra:
-        raise ValueError(
+        raise UserError(
             f"{train} holds {', '.join(extra)} beside good; put defective images into "
             "test/<defect> and choose those to train on with fewshot.defect_split"
         )
@@ -208,7 +207,7 @@ def _read_images(
 ) -> list[Record]:
     files = _images(folder)
     if not files:
-        raise ValueError(
+        raise UserError(
             f"{folder} holds no images; {_describe(folder)}; "
             f"known image files: {' '.join(images.SUFFIXES)}"
         )
@@ -239,11 +238,11 @@ def _masks(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
         if mask is None:
             continue
         if mask in taken:
-            raise ValueError(f"{taken[mask]} and {image} share the mask {mask}")
+            raise UserError(f"{taken[mask]} and {image} share the mask {mask}")
         found[image], taken[mask] = str(mask), image
     missing = [image.name for image in files if image not in found]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{len(missing)} of {len(files)} images have no mask in {folder}: "
             f"{', '.join(missing[:5])}; wanted <stem>_mask.png or <stem>.png for each "
             "(or no mask folder at all)"
@@ -282,7 +281,7 @@ def _check_record(record: Record) -> None:
     for file in mask_files(record.mask) if record.mask else []:
         mask_size = images.header_size(file)
         if mask_size != size:
-            raise ValueError(
+            raise UserError(
                 f"mask {file} is {mask_size[0]} x {mask_size[1]}, its image "
                 f"{record.image} is {size[0]} x {size[1]}; they must be equal"
             )

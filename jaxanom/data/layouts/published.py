@@ -24,6 +24,7 @@ import numpy as np
 from jaxanom.data import images
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
+from jaxanom.errors import UserError
 
 VISA_TABLE = Path("split_csv", "1cls.csv")
 _ANOMALY = {"btad": "ko", "visa": "anomaly", "kolektor": "defect"}
@@ -46,18 +47,18 @@ def read(
       (kolektor) are listed there; what learns from normal images leaves them alone.
 
     Raises:
-      ValueError: an unknown name or category, or files that are not laid out so.
+      UserError: an unknown name or category, or files that are not laid out so.
     """
     if name not in READERS:
-        raise ValueError(mvtec.unknown("dataset", name, READERS))
+        raise UserError(mvtec.unknown("dataset", name, READERS))
     root = Path(directory).expanduser()
     if not root.is_dir():
-        raise ValueError(f"config.data.directory={root}: no such folder of {name!r}")
+        raise UserError(f"config.data.directory={root}: no such folder of {name!r}")
     found = READERS[name](root)
     known = dict.fromkeys(record.category for record in found)
     for category in categories:
         if category not in known:
-            raise ValueError(mvtec.unknown("category", category, known))
+            raise UserError(mvtec.unknown("category", category, known))
     order = {category: place for place, category in enumerate(categories or known)}
     kept = [record for record in found if record.category in order]
     return sorted(kept, key=lambda r: (order[r.category], *_place(r)))
@@ -89,13 +90,13 @@ def _btad(root: Path) -> list[Record]:
 def _visa(root: Path) -> list[Record]:
     table = root / VISA_TABLE
     if not table.is_file():
-        raise ValueError(f"{root} has no {VISA_TABLE}; wanted VisA as it is unpacked")
+        raise UserError(f"{root} has no {VISA_TABLE}; wanted VisA as it is unpacked")
     found = []
     with table.open(encoding="utf-8", newline="") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             fields = ("object", "split", "label", "image", "mask")
             if any(row.get(field) is None for field in fields):
-                raise ValueError(f"{table}:{line}: wanted the columns {fields}")
+                raise UserError(f"{table}:{line}: wanted the columns {fields}")
             normal = row["label"] == "normal"
             mask = root / row["mask"] if row["mask"] and not normal else None
             kind = GOOD if normal else _ANOMALY["visa"]
@@ -112,7 +113,7 @@ def _kolektor(root: Path) -> list[Record]:
                 continue
             mask = path.with_name(f"{path.stem}_GT{path.suffix}")
             if not mask.is_file():
-                raise ValueError(f"{path} has no {mask.name} beside it")
+                raise UserError(f"{path} has no {mask.name} beside it")
             defective = np.any(images.load_mask([mask]))
             kind = _ANOMALY["kolektor"] if defective else GOOD
             marked = mask if defective else None
@@ -129,7 +130,7 @@ def _kolektor_sdd(root: Path) -> list[Record]:
                 continue
             mask = path.with_name(f"{path.stem}_label.bmp")
             if not mask.is_file():
-                raise ValueError(f"{path} has no {mask.name} beside it")
+                raise UserError(f"{path} has no {mask.name} beside it")
             defective = np.any(images.load_mask([mask]))
             kind = "crack" if defective else GOOD
             trained = not defective and int(numbered[1]) <= _LAST_TRAINING_ITEM
@@ -169,5 +170,5 @@ def _images(folder: Path) -> list[Path]:
 
 def _some(found: list[Record], root: Path, wanted: str) -> list[Record]:
     if not found:
-        raise ValueError(f"{root}: found no images; wanted {wanted}")
+        raise UserError(f"{root}: found no images; wanted {wanted}")
     return found

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxanom import sections
+from jaxanom.errors import UserError
 from jaxanom.methods.app import coupling
 
 AXES = ("num_particles", "update", "rkhs", "step_size", "seed")
@@ -54,7 +55,7 @@ def points(section: Mapping[str, Any]) -> tuple[Point, ...]:
     A transport that does not look at the RKHS has points of the first one only.
 
     Raises:
-      ValueError: an unknown key, an axis without values, or a value that cannot be.
+      UserError: an unknown key, an axis without values, or a value that cannot be.
     """
     _check(section)
     found = []
@@ -114,15 +115,15 @@ def _check(section: Mapping[str, Any]) -> None:
         values: Sequence[Any] = section[name]
         wrong = [value for value in values if not fits(value)]
         if not values or wrong:
-            raise ValueError(
+            raise UserError(
                 f"config.sweep.{name}={tuple(values)}; wanted one or more {wanted}"
             )
     for update, factor in section["scale"].items():
         if update not in coupling.UPDATES or factor <= 0:
-            raise ValueError(
+            raise UserError(
                 f"config.sweep.scale.{update}={factor}; wanted a positive factor of "
                 f"one of {coupling.UPDATES}"
             )
     for name in ("num_snapshots", "prompts_together"):
         if section[name] < 1:
-            raise ValueError(f"config.sweep.{name}={section[name]}; wanted at least 1")
+            raise UserError(f"config.sweep.{name}={section[name]}; wanted at least 1")

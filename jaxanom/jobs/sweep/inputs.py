@@ -44,7 +44,7 @@ def make(config: ml_collections.ConfigDict, points: Sequence[grid.Point]) -> Inp
       points: whose seeds are meant.
 
     Raises:
-      ValueError: see `seeds.load`.
+      UserError: see `seeds.load`.
     """
     numbers = tuple(dict.fromkeys(point.seed for point in points))
     parts, frozen, stacked = seeds.load(config, numbers)

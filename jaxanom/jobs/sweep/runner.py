@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxanom import record
+from jaxanom.errors import UserError
 from jaxanom.jobs import prepare
 from jaxanom.jobs.sweep import grid, measures, program
 from jaxanom.jobs.sweep import inputs as sweep_inputs
@@ -52,7 +53,7 @@ def run(
       variance they hold. Measures that are not finite are None.
 
     Raises:
-      ValueError: a config of something else, or the directory holds another sweep.
+      UserError: a config of something else, or the directory holds another sweep.
     """
     directory = Path(directory)
     wanted = grid.points(_section(config))
@@ -142,7 +143,7 @@ def _compile(section, inputs: Inputs, group: grid.Group, args) -> meter.Compiled
 
 def _section(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
     if config.method != "app" or "sweep" not in config:
-        raise ValueError(
+        raise UserError(
             f"config.method={config.method!r}: a sweep takes a config of 'app' with a "
             "section `sweep`, such as configs/app/sweep_foundry.py"
         )
@@ -158,13 +159,13 @@ def _check(config: ml_collections.ConfigDict) -> None:
             given |= coupling.OF_SAMPLERS  # of the sweep's own optimiser
         coupling.check(options._replace(update=update), given, config.app.prior)
     if options.backend != "auto":
-        raise ValueError(
+        raise UserError(
             f"config.app.particles.backend={options.backend!r}: a sweep spreads runs, "
             "not particles, over devices; set it to 'auto'"
         )
     steps = config.phases.particles.num_steps
     if steps < 1 or steps % config.sweep.num_snapshots:
-        raise ValueError(
+        raise UserError(
             f"config.phases.particles.num_steps={steps} is not a positive multiple of "
             f"config.sweep.num_snapshots={config.sweep.num_snapshots}"
         )

@@ -13,6 +13,7 @@ import ml_collections
 import numpy as np
 
 from jaxanom.data import catalog, pipeline, pools
+from jaxanom.errors import UserError
 from jaxanom.jobs import prepare
 from jaxanom.methods.app import parts as app_parts
 from jaxanom.parallel import mesh as meshes
@@ -67,7 +68,7 @@ def load(
       (the method in pieces, what is frozen in all seeds, the seeds).
 
     Raises:
-      ValueError: see `prepared.prepare`; or seeds whose data differ in size.
+      UserError: see `prepared.prepare`; or seeds whose data differ in size.
     """
     found, encode, frozen, items = None, None, None, []
     for seed in seeds:
@@ -159,7 +160,7 @@ def _arrays(source: catalog.Source) -> dict[str, np.ndarray]:
 def _stacked(items: Sequence[Seeds]) -> Seeds:
     shapes = {str(jax.tree.map(np.shape, item)) for item in items}
     if len(shapes) > 1:
-        raise ValueError(
+        raise UserError(
             "config.sweep.seed: seeds divide the images into parts of different sizes, "
             "which cannot run as one program; set config.data.num_train and "
             "config.data.shots so that every class has as many"

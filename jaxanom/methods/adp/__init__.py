@@ -36,6 +36,7 @@ import numpy as np
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import (
     channels,
     complete,
@@ -72,19 +73,19 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
       A detector with one token, memory and settings per category.
 
     Raises:
-      ValueError: towers, options or images that do not fit.
+      UserError: towers, options or images that do not fit.
     """
     chosen = options.read(config.adp)
     num_steps = config.phases[PHASE].num_steps
     if chosen.token == "class_word" and num_steps:
-        raise ValueError(
+        raise UserError(
             f"config.phases.{PHASE}.num_steps={num_steps}, but with config.adp.token="
             "'class_word' (or a baseline) there is no token to train; set it to 0"
         )
     towers, params = model.load(config.model, chosen.diffusion_size)
     side = dataset.image_size[0]
     if chosen.stage2_steps and not complete.can_draw(towers, side):
-        raise ValueError(
+        raise UserError(
             f"config.adp.stage2_steps={chosen.stage2_steps} needs synthetic defects, "
             f"but config.data.image_size={side} is finer than the autoencoder's "
             f"{towers.size}: set stage2_steps=0 or image_size={towers.size}"
@@ -194,7 +195,7 @@ def _start(
 
 
 def make_detector(chosen: options.Options, towers: model.Towers) -> predict.Detector:
-    """Returns the channels that are on; ValueError for windows beyond CLIP's grid."""
+    """Returns the channels that are on; UserError for windows beyond CLIP's grid."""
     for size in chosen.windows:
         windows.window_indices(towers.grid, size)
     side = chosen.map_size

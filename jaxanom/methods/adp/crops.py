@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from PIL import Image
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 
@@ -39,10 +40,10 @@ def pyramid(
       seed: of the shifts.
 
     Raises:
-      ValueError: the first level is not the whole image.
+      UserError: the first level is not the whole image.
     """
     if not divisions or divisions[0] != 1 or any(d < 1 for d in divisions):
-        raise ValueError(
+        raise UserError(
             f"config.adp.pyramid={tuple(divisions)}; wanted positive numbers, the "
             "first of them 1: the whole image"
         )
@@ -134,7 +135,7 @@ def _overlap(size: int, side: int) -> np.ndarray:
 def rotated(image: np.ndarray, quarter_turns: Sequence[int]) -> np.ndarray:
     """Returns [R, H, W, C]: a square image turned by multiples of 90 degrees."""
     if image.shape[0] != image.shape[1] and any(t % 2 for t in quarter_turns):
-        raise ValueError(
+        raise UserError(
             f"an image of {image.shape[0]}x{image.shape[1]} does not turn by 90 "
             "degrees; set config.data.image_size to one number"
         )

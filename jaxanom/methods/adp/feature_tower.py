@@ -7,6 +7,7 @@ weights (`models/mobilenet_v2.py`) is one.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import bank, crops, windows
 from jaxanom.models.features import mobilenet_v2
 from jaxanom.types import Array, Params
@@ -56,7 +57,7 @@ def from_mobilenet(directory: str, layers: Sequence[str], size: int) -> FeatureT
       size: side of the images it is given; 0 leaves them as they come.
 
     Raises:
-      ValueError: no weights there, or an unknown layer.
+      UserError: no weights there, or an unknown layer.
     """
     tower = mobilenet_v2.load(directory)
     mobilenet_v2.check_layers(layers)
@@ -75,14 +76,14 @@ def make(directory: str, layers: Sequence, size: int, sizes: Sequence[int]):
     """Makes the tower of `config.adp.feature_tower`; "" is CLIP.
 
     Raises:
-      ValueError: layers that do not fit the tower.
+      UserError: layers that do not fit the tower.
     """
     if directory:
         return from_mobilenet(directory, [str(n) for n in layers], size)
     try:
         return from_clip([int(n) for n in layers], sizes)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"config.adp.feature_layers={tuple(layers)}: CLIP's layers are numbers; "
             "names are for config.adp.feature_tower"
         ) from error

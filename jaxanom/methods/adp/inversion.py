@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from jaxanom.contracts import LossFn
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import crops, model, windows
 from jaxanom.methods.adp.objective import TokenData
 from jaxanom.models.clip import prompts
@@ -231,10 +232,10 @@ def prepare(
       num_anomalous: room for windows of stage 2.
 
     Raises:
-      ValueError: more shots than slots.
+      UserError: more shots than slots.
     """
     if len(shots) > num_slots:
-        raise ValueError(f"{len(shots)} shots do not fit {num_slots} slots")
+        raise UserError(f"{len(shots)} shots do not fit {num_slots} slots")
     moments, features = [], []
     for image in shots:
         cut = crops.crop(image, pyramid.boxes, sizes[0])

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import crops
 from jaxanom.models import backbones
 from jaxanom.models.checkpoints import sources
@@ -80,7 +81,7 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
       (towers, their weights by name).
 
     Raises:
-      ValueError: a tower is missing, or two do not fit each other.
+      UserError: a tower is missing, or two do not fit each other.
     """
     source = settings.directory
     loading = sources.chosen(settings)
@@ -96,14 +97,14 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
         for params in (whole.params, text.params)
     ]
     if tables[0] != tables[1]:
-        raise ValueError(
+        raise UserError(
             f"CLIP's token table is {tables[0]} and the UNet's text tower's "
             f"{tables[1]}: a token learnt through one means nothing to the other; set "
             "config.model.clip and config.model.text_encoder to one family, such as "
             "CLIP ViT-L/14 and Stable Diffusion 1.5"
         )
     if network.module.config.cross_attention_dim != text.width:
-        raise ValueError(
+        raise UserError(
             f"the text tower is {text.width} wide and the UNet reads contexts of "
             f"{network.module.config.cross_attention_dim}; set "
             "config.model.text_encoder"
@@ -218,11 +219,11 @@ def class_vectors(
     """Returns where S* starts, [N, D]: the class word's first piece, then noisy copies.
 
     Raises:
-      ValueError: the name has no token.
+      UserError: the name has no token.
     """
     ids = tokenizer.words([class_name])[0]
     if not ids:
-        raise ValueError(f"the category name {class_name!r} holds no word; rename it")
+        raise UserError(f"the category name {class_name!r} holds no word; rename it")
     table = np.asarray(token_table(params), np.float32)
     first = table[ids[0]]
     noise = np.random.default_rng(seed).standard_normal((num_vectors, len(first)))

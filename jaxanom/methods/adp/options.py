@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from jaxanom import sections
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import objective, wording
 
 CHANNELS = ("language", "reference", "reconstruct", "noise_gap", "unet_features")
@@ -102,7 +103,7 @@ def read(section: Mapping[str, Any]) -> Options:
     """Reads `config.adp`, each key once; a baseline overrides what it stands for.
 
     Raises:
-      ValueError: an unknown key or choice; names the key.
+      UserError: an unknown key or choice; names the key.
     """
     options = Options(**sections.given(section, Options._fields, "config.adp"))
     _check_choice("baseline", options.baseline, tuple(BASELINES))
@@ -117,7 +118,7 @@ def read(section: Mapping[str, Any]) -> Options:
 
 def _check_choice(key: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise ValueError(f"config.adp.{key}={value!r}; choose one of {known}")
+        raise UserError(f"config.adp.{key}={value!r}; choose one of {known}")
 
 
 def _check(options: Options) -> None:
@@ -126,10 +127,10 @@ def _check(options: Options) -> None:
     for name in options.channels:
         _check_choice("channels", name, CHANNELS)
     if not options.channels:
-        raise ValueError(f"config.adp.channels is empty; choose some of {CHANNELS}")
+        raise UserError(f"config.adp.channels is empty; choose some of {CHANNELS}")
     _check_choice("primary", options.primary, CHANNELS)
     if not options.turns:
-        raise ValueError("config.adp.turns is empty; choose some of (0, 1, 2, 3)")
+        raise UserError("config.adp.turns is empty; choose some of (0, 1, 2, 3)")
     for key, least in (
         ("num_vectors", 1),
         ("batch_size", 1),
@@ -141,24 +142,24 @@ def _check(options: Options) -> None:
         ("stage2_steps", 0),
     ):
         if getattr(options, key) < least:
-            raise ValueError(
+            raise UserError(
                 f"config.adp.{key}={getattr(options, key)}; wanted at least {least}"
             )
     if options.tune and options.num_synthetic < 2:
-        raise ValueError(
+        raise UserError(
             f"config.adp.num_synthetic={options.num_synthetic}; wanted at least 2, "
             "or config.adp.tune=False"
         )
     if options.standard_errors < 0:
-        raise ValueError(
+        raise UserError(
             f"config.adp.standard_errors={options.standard_errors}; wanted at least 0"
         )
     if not 0 <= options.sigma < math.inf:
-        raise ValueError(f"config.adp.sigma={options.sigma}; wanted at least 0")
+        raise UserError(f"config.adp.sigma={options.sigma}; wanted at least 0")
     if options.temperature <= 0:
-        raise ValueError(f"config.adp.temperature={options.temperature}; wanted > 0")
+        raise UserError(f"config.adp.temperature={options.temperature}; wanted > 0")
     if options.stage2_steps and not (options.tune and options.token == "learned"):
-        raise ValueError(
+        raise UserError(
             f"config.adp.stage2_steps={options.stage2_steps} needs synthetic defects "
             "and a token: set config.adp.tune=True and config.adp.token='learned'"
         )

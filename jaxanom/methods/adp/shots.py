@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.data import catalog
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import bank, crops, generative, inversion, model, windows
 from jaxanom.methods.adp.predict import Detector
 from jaxanom.methods.adp.texts import Texts
@@ -23,7 +24,7 @@ def load(dataset: catalog.Dataset, category: str) -> np.ndarray:
     """Loads the normal training images of a category, [K, H, W, 3] in [0, 1].
 
     Raises:
-      ValueError: it has none, or images are not square.
+      UserError: it has none, or images are not square.
     """
 
     def normal(name: str) -> list[int]:
@@ -32,13 +33,13 @@ def load(dataset: catalog.Dataset, category: str) -> np.ndarray:
     numbers = normal(category)
     if not numbers:
         known = ", ".join(filter(normal, dataset.categories)) or "none"
-        raise ValueError(
+        raise UserError(
             f"category {category!r} has no normal training image, which method 'adp' "
             f"needs; known: {known}"
         )
     height, width = dataset.image_size
     if height != width:
-        raise ValueError(
+        raise UserError(
             f"images of {height}x{width}; views and maps of this method are square: "
             "set config.data.image_size to one number"
         )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import inversion, model, objective, windows
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, PRNGKey
@@ -47,12 +48,12 @@ def go_on(
       [n, D]; `vectors` where no window lies under a defect.
 
     Raises:
-      ValueError: the run trained no token.
+      UserError: the run trained no token.
     """
     images, masks = drawn
     towers = frozen["towers"]
     if "particles" not in frozen:
-        raise ValueError(
+        raise UserError(
             f"config.adp.stage2_steps={num_steps} goes on with a trained token; set "
             "config.phases.invert.num_steps above 0"
         )

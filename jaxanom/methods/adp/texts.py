@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import model, objective, synthesis, wording
 from jaxanom.models.clip import prompts
 
@@ -28,7 +29,7 @@ def phrases(name: str, defect_words: Sequence[str]) -> wording.Wording:
     wording.check(chosen)
     wrong = [word for word in defect_words if "{}" not in word]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"config.adp.defect_words has {wrong}; every phrase needs the place {{}}, "
             "such as '{} with rust'"
         )

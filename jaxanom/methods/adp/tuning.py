@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import fusion, grid_objective
 from jaxanom.methods.adp.fusion import Settings
 
@@ -141,12 +142,12 @@ def tune(
       standard_errors: see `choose`.
 
     Raises:
-      ValueError: fewer than 64 images: on 32 the chosen settings look about 0.09 AUROC
+      UserError: fewer than 64 images: on 32 the chosen settings look about 0.09 AUROC
         better than they are (simulation in tests/methods/adp/test_tuning.py).
     """
     count = len(synthetic.source)
     if count < LEAST_IMAGES:
-        raise ValueError(
+        raise UserError(
             f"{count} synthetic images; tuning on fewer than {LEAST_IMAGES} chooses "
             "noise: raise config.adp.num_synthetic or set config.adp.tune=False"
         )
@@ -154,7 +155,7 @@ def tune(
         len(np.unique(synthetic.source)) < 2
         or grid_objective.NORMAL not in synthetic.source
     ):
-        raise ValueError("synthetic images hold no normal or no anomalous image")
+        raise UserError("synthetic images hold no normal or no anomalous image")
     side = synthetic.maps.shape[-1]
     settings = grid(cell_counts, default, has_language, side, most, fits_memory)
     per_fold = np.asarray(

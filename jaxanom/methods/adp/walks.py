@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxanom.diffusion import ddim, guidance, schedules
 from jaxanom.diffusion.schedules import Table
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 
@@ -24,12 +25,12 @@ def tables(alphas_cumprod: np.ndarray, starts: Sequence[int], num_steps: int) ->
       num_steps: S, the same for all.
 
     Raises:
-      ValueError: a level that does not exist or has no room for S moves.
+      UserError: a level that does not exist or has no room for S moves.
     """
     made = []
     for start in starts:
         if start and not num_steps <= start < len(alphas_cumprod):
-            raise ValueError(
+            raise UserError(
                 f"noise level {start} with {num_steps} steps: wanted 0, or {num_steps} "
                 f"to {len(alphas_cumprod) - 1}; lower config.adp.walk_steps"
             )

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.methods.adp import crops, model
 from jaxanom.models.clip import towers as clip
 from jaxanom.types import Array, Params
@@ -38,7 +39,7 @@ class Features(NamedTuple):
 def window_indices(grid: int, size: int) -> np.ndarray:
     """Returns which patches each window holds, [n * n, size * size], rows first."""
     if not 1 <= size <= grid:
-        raise ValueError(
+        raise UserError(
             f"config.adp.windows has {size}; CLIP's grid has {grid} patches a side"
         )
     count = grid - size + 1

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import prompts
 from jaxanom.models.clip.tokenizer import Tokenizer
 
@@ -126,11 +127,11 @@ ANOMALOUS_CAPTION = "a photo of a damaged {}"
 
 
 def check(wording: Wording) -> None:
-    """Raises ValueError where a caption of the inversion speaks of a condition."""
+    """Raises UserError where a caption of the inversion speaks of a condition."""
     for caption in (*wording.whole_captions, *wording.part_captions):
         found = set(caption.split()) & set(CONDITION_WORDS)
         if found:
-            raise ValueError(f"caption {caption!r} holds condition words {found}")
+            raise UserError(f"caption {caption!r} holds condition words {found}")
 
 
 def crossed(states: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
@@ -160,7 +161,7 @@ def layout(
       Layout over [..., L], leading axes as nested.
 
     Raises:
-      ValueError: a sentence, or the name in it, is too long for the tower.
+      UserError: a sentence, or the name in it, is too long for the tower.
     """
     table = np.asarray(sentences)
     made = [
@@ -173,11 +174,11 @@ def layout(
         text = str(table.ravel()[[one is which for one in made].index(True)])
         if class_name is not None:
             taken = len(tokenizer.words([class_name])[0])
-            raise ValueError(
+            raise UserError(
                 f"the name {class_name!r} takes {taken} tokens; in {text!r} there is "
                 f"room for {taken + limit - longest}: choose a shorter name"
             )
-        raise ValueError(
+        raise UserError(
             f"{text!r} takes {longest} tokens, the text tower reads {limit}; set "
             "config.adp.prompts='foundry' or config.adp.num_vectors lower"
         )

@@ -31,6 +31,7 @@ from typing import Any
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
+from jaxanom.errors import UserError
 from jaxanom.methods.app import coupling, objective, parts, predict
 from jaxanom.types import Frozen, Params, PRNGKey
 
@@ -44,13 +45,13 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         size is n.
 
     Raises:
-      ValueError: an option, a class name or a backbone that does not fit.
+      UserError: an option, a class name or a backbone that does not fit.
     """
     found = parts.assemble(config, dataset)
     coupling.check(found.particles, config.phases.particles, config.app.prior)
     num_particles = config.app.num_particles
     if num_particles < 1:
-        raise ValueError(f"config.app.num_particles={num_particles}; wanted 1 or more")
+        raise UserError(f"config.app.num_particles={num_particles}; wanted 1 or more")
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         return parts.params(found, key, num_particles), parts.frozen(found, dataset)

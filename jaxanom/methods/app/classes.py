@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import prompts
 
 TASKS = {"category": "category_id", "defect": "defect_id", "state": "label"}
@@ -46,10 +47,10 @@ def make(
       defect_name: with places {category} and {defect}.
 
     Raises:
-      ValueError: unknown task, or a name with another place.
+      UserError: unknown task, or a name with another place.
     """
     if task not in TASKS:
-        raise ValueError(f"config.app.task={task!r}; choose one of {tuple(TASKS)}")
+        raise UserError(f"config.app.task={task!r}; choose one of {tuple(TASKS)}")
     words = [_words(category) for category in categories]
     if task == "category":
         names = tuple(words)
@@ -85,14 +86,14 @@ def layout(
       length: columns, the longest the tower takes.
 
     Raises:
-      ValueError: a sentence that is too long; names the keys to change.
+      UserError: a sentence that is too long; names the keys to change.
     """
     parsed = prompts.parse(template, num_vectors, tokenizer.words)
     names = tokenizer.words(classes.names)
     longest = max(range(len(names)), key=lambda number: len(names[number]))
     needed = 2 + len(names[longest]) + sum(piece != prompts.NAME for piece in parsed)
     if needed > length:
-        raise ValueError(
+        raise UserError(
             f"class {classes.names[longest]!r} takes {needed} tokens with "
             f"config.app.num_vectors={num_vectors} and config.app.template="
             f"{template!r}; the text tower takes {length}"
@@ -109,6 +110,6 @@ def _fill(key: str, template: str, **names: str) -> str:
         return template.format(**names)
     except (KeyError, IndexError, ValueError) as error:
         fields = " and ".join(f"{{{name}}}" for name in names)
-        raise ValueError(
+        raise UserError(
             f"config.app.{key}={template!r}: the places it may hold are {fields}"
         ) from error

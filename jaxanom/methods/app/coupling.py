@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from jaxanom.errors import UserError
 from jaxanom.methods.app import model
 from jaxanom.parallel import mesh as meshes
 from jaxanom.posterior import (
@@ -105,7 +106,7 @@ def check(options: Options, phase: Any, prior: Any) -> None:
       prior: `config.app.prior`.
 
     Raises:
-      ValueError: names the key.
+      UserError: names the key.
     """
     for key, known in (
         ("update", UPDATES),
@@ -119,23 +120,23 @@ def check(options: Options, phase: Any, prior: Any) -> None:
         ("form", wgf.GFSF_FORMS),
     ):
         if getattr(options, key) not in known:
-            raise ValueError(
+            raise UserError(
                 f"config.app.particles.{key}={getattr(options, key)!r}; choose one of "
                 f"{known}"
             )
     if options.temperature < 0 or options.num_data < 0:
-        raise ValueError(
+        raise UserError(
             f"config.app.particles.temperature={options.temperature}, num_data="
             f"{options.num_data}; neither can be negative"
         )
     if options.space != "ctx" and options.backend != "auto":
-        raise ValueError(
+        raise UserError(
             f"config.app.particles.space={options.space!r} needs backend='auto'"
         )
     if options.update not in COUPLED and (
         options.preconditioned or options.backend != "auto"
     ):
-        raise ValueError(
+        raise UserError(
             f"config.app.particles.preconditioned={options.preconditioned}, backend="
             f"{options.backend!r}: update={options.update!r} heeds neither, they are "
             f"of {COUPLED}; set them to False and 'auto'"
@@ -143,7 +144,7 @@ def check(options: Options, phase: Any, prior: Any) -> None:
     if options.update == "noisy_svgd" and (
         options.space != "ctx" or options.preconditioned
     ):
-        raise ValueError(
+        raise UserError(
             "config.app.particles.update='noisy_svgd' needs space='ctx' and "
             "preconditioned=False: its noise belongs to that kernel"
         )
@@ -156,7 +157,7 @@ def _check_optimiser(update: str, phase: Any, prior: Any) -> None:
     found = {"warmup_steps": 0, **phase}
     wrong = {k: found.get(k) for k, v in OF_SAMPLERS.items() if found.get(k) != v}
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"config.app.particles.update={update!r} makes its own steps, so "
             f"config.phases.particles must hold {OF_SAMPLERS}; found {wrong}"
         )
@@ -166,18 +167,18 @@ def _check_optimiser(update: str, phase: Any, prior: Any) -> None:
         if re.fullmatch(pattern, "particles/context")
     ]
     if factors and factors[0] != 1:  # the first match holds
-        raise ValueError(
+        raise UserError(
             f"config.phases.particles.rate_factors: {factors[0]} would scale the moves "
             f"of update={update!r}, drift and noise alike; set "
             "config.app.particles.step_size"
         )
     if prior.train == "joint":
-        raise ValueError(
+        raise UserError(
             f"config.app.prior.train='joint': with update={update!r} the learning rate "
             "is 1, at which its network diverges; set it to 'separate'"
         )
     if prior.center == "ema" and not 0 < prior.center_rate < 1:
-        raise ValueError(
+        raise UserError(
             f"config.app.prior.center_rate={prior.center_rate}: with update={update!r} "
             "the learning rate is 1, so that this is a batch's share in the moving "
             "average; wanted above 0 and below 1"

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom.contracts import LossFn
+from jaxanom.errors import UserError
 from jaxanom.losses import classification
 from jaxanom.methods.app import model
 from jaxanom.posterior import bandwidths
@@ -67,7 +68,7 @@ def check(prior: Prior) -> None:
         ("train", TRAINING),
     ):
         if getattr(prior, key) not in known:
-            raise ValueError(
+            raise UserError(
                 f"config.app.prior.{key}={getattr(prior, key)!r}; choose one of {known}"
             )
 
@@ -93,10 +94,10 @@ def prior_weight(rule: str, shots: float, reg: float, sigma2: float, num_data: f
       num_data: n.
 
     Raises:
-      ValueError: unknown rule, or a variance that is not positive.
+      UserError: unknown rule, or a variance that is not positive.
     """
     if rule not in RULES or (rule == "sigma2" and sigma2 <= 0):
-        raise ValueError(
+        raise UserError(
             f"config.app.prior.lambda_rule={rule!r}, sigma2={sigma2}; choose one of "
             f"{RULES} and a positive variance"
         )
@@ -112,10 +113,10 @@ def check_classes(columns: Array) -> None:
       columns: [num_categories, T] int32.
 
     Raises:
-      ValueError: T is 1, where the cross-entropy is 0 whatever the prompts.
+      UserError: T is 1, where the cross-entropy is 0 whatever the prompts.
     """
     if columns.shape[1] < 2:
-        raise ValueError(
+        raise UserError(
             "config.app.task has a single class, from which nothing is learnt; add "
             "config.data.categories or defect types, or set config.app.task='state'"
         )

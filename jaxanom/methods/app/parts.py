@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxanom import sections
 from jaxanom.data import catalog, generated, pipeline
+from jaxanom.errors import UserError
 from jaxanom.methods.app import classes, coupling, model, objective, predict
 from jaxanom.models.checkpoints import sources
 from jaxanom.models.clip import pair as clip_pair
@@ -53,7 +54,7 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
       dataset: the training part.
 
     Raises:
-      ValueError: an option, a class name or a backbone that does not fit.
+      UserError: an option, a class name or a backbone that does not fit.
     """
     settings = config.app
     named = classes.make(
@@ -66,7 +67,7 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
     )
     particles = options_of(settings.particles)
     if settings.prior.train == "frozen_random" and config.phases.prior.num_steps:
-        raise ValueError(
+        raise UserError(
             "config.app.prior.train='frozen_random' leaves the prior as drawn; set "
             "config.phases.prior.num_steps=0"
         )
@@ -187,7 +188,7 @@ def _network(
     settings: Any, named: classes.Classes, pair: clip_pair.ClipPair, dtype: Any
 ) -> objective.Network:
     if settings.text_form not in TEXT_FORMS:
-        raise ValueError(
+        raise UserError(
             f"config.app.text_form={settings.text_form!r}; choose one of "
             f"{tuple(TEXT_FORMS)}"
         )

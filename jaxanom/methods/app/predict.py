@@ -5,6 +5,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.methods.app import model, objective
 from jaxanom.types import Array, ClassPredictions, Predictions
 
@@ -49,12 +50,12 @@ def check(options: Options) -> None:
     """Refuses unknown options; ValueError names the key."""
     for key, known in (("average", AVERAGES), ("mix", MIXES)):
         if getattr(options, key) not in known:
-            raise ValueError(
+            raise UserError(
                 f"config.app.predict.{key}={getattr(options, key)!r}; choose one of "
                 f"{known}"
             )
     if not 0 <= options.alpha <= 1:
-        raise ValueError(f"config.app.predict.alpha={options.alpha}; wanted 0 to 1")
+        raise UserError(f"config.app.predict.alpha={options.alpha}; wanted 0 to 1")
 
 
 def mixed_logits(logits: Logits, options: Options) -> Array:

@@ -54,6 +54,7 @@ import jax
 import numpy as np
 
 from jaxanom.contracts import Method, Phase
+from jaxanom.errors import UserError
 from jaxanom.methods.bayes_pfl import (
     captions,
     features,
@@ -83,7 +84,7 @@ def make(config: Any, dataset: Any) -> Method:
         change no parameter.
 
     Raises:
-      ValueError: an unknown key, or sizes that do not fit the towers.
+      UserError: an unknown key, or sizes that do not fit the towers.
     """
     options = settings.read_options(config.bayes_pfl)
     backbone = config.model
@@ -154,20 +155,20 @@ def make(config: Any, dataset: Any) -> Method:
 
 
 def check_image_head(phases: Mapping[str, Any], options: settings.Options) -> None:
-    """Raises ValueError where images would be scored by a head that nobody trained."""
+    """Raises UserError where images would be scored by a head that nobody trained."""
     first, second = (phases[name].num_steps for name in ("stage1", "stage2"))
     if options.image_head == "fused" and first and not second:
-        raise ValueError(
+        raise UserError(
             "config.phases.stage2.num_steps=0 leaves the image head untrained; set "
             "config.bayes_pfl.image_head='pooled'"
         )
 
 
 def check_untrained(phases: Mapping[str, Any]) -> None:
-    """Raises ValueError where the baseline without parameters is asked to train."""
+    """Raises UserError where the baseline without parameters is asked to train."""
     for name in phases:
         if phases[name].num_steps:
-            raise ValueError(
+            raise UserError(
                 f"config.phases.{name}.num_steps={phases[name].num_steps}, but with "
                 "config.bayes_pfl.prompts='captions' nothing is trained; set it to 0"
             )
@@ -194,29 +195,29 @@ def check(
     """Returns D, the width of the joint space and of the text tower.
 
     Raises:
-      ValueError: the two differ, heads do not divide them, a layer does not exist, or
+      UserError: the two differ, heads do not divide them, a layer does not exist, or
         the image does not divide into patches.
     """
     text, image = towers.text.config, towers.image.config
     if text.hidden_size != text.projection_dim:
-        raise ValueError(
+        raise UserError(
             f"the text tower is {text.hidden_size} wide and projects to "
             f"{text.projection_dim}; prompts are shifted by draws of the joint space, "
             "so both must be equal: choose another config.model.directory"
         )
     if text.hidden_size % options.num_heads:
-        raise ValueError(
+        raise UserError(
             f"config.bayes_pfl.num_heads={options.num_heads} does not divide the width "
             f"{text.hidden_size}"
         )
     wrong = [i for i in options.layers if not 1 <= i <= image.num_hidden_layers]
     if wrong or not options.layers:
-        raise ValueError(
+        raise UserError(
             f"config.bayes_pfl.layers={options.layers}; the image tower has layers 1 "
             f"to {image.num_hidden_layers}"
         )
     if options.caption_share and options.layers[-1] != image.num_hidden_layers:
-        raise ValueError(
+        raise UserError(
             f"config.bayes_pfl.caption_share={options.caption_share} looks at the last "
             f"layer; let config.bayes_pfl.layers end with {image.num_hidden_layers} "
             f"(they are {options.layers})"
@@ -235,7 +236,7 @@ def names_of(
     """Looks up the class names; as long as the tower can with shortcuts off.
 
     Raises:
-      ValueError: a name that does not fit beside the prompt vectors.
+      UserError: a name that does not fit beside the prompt vectors.
     """
     longest = tower.config.max_position_embeddings
     table: Array = params["text_model"]["embeddings"]["token_embedding"]["embedding"]
@@ -245,7 +246,7 @@ def names_of(
     num_vectors = options.num_context + options.num_states
     needed = max(len(row) for row in words) + num_vectors + 2
     if needed > longest:
-        raise ValueError(
+        raise UserError(
             f"the longest class name and {num_vectors} prompt vectors take {needed} "
             f"tokens, the text tower has {longest}; lower config.bayes_pfl.num_context "
             "or num_states"

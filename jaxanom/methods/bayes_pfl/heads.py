@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import towers
 from jaxanom.models.ops import attention
 from jaxanom.types import Array
@@ -150,11 +151,11 @@ def grid_of(image_size: Sequence[int], patch_size: int) -> tuple[int, int]:
     """Returns the patch grid of an image.
 
     Raises:
-      ValueError: the image does not divide into patches.
+      UserError: the image does not divide into patches.
     """
     height, width = image_size
     if height % patch_size or width % patch_size:
-        raise ValueError(
+        raise UserError(
             f"images of {height}x{width} do not divide into patches of {patch_size}; "
             "set config.data.image_size to a multiple"
         )

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxanom import sections
+from jaxanom.errors import UserError
 from jaxanom.methods.bayes_pfl import distributions
 from jaxanom.posterior import flows
 
@@ -124,7 +125,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
     """Reads `config.bayes_pfl`, each key once.
 
     Raises:
-      ValueError: a key that is not an option, or a value out of range.
+      UserError: a key that is not an option, or a value out of range.
     """
     given = sections.given(section, Options._fields, "config.bayes_pfl")
     for name in ("layers", "small_categories"):
@@ -133,7 +134,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
     options = Options(**given)
     for name, known in CHOICES.items():
         if getattr(options, name) not in known:
-            raise ValueError(
+            raise UserError(
                 f"config.bayes_pfl.{name}={getattr(options, name)!r}; choose one of "
                 f"{known}"
             )
@@ -143,7 +144,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
         *("top_k", "top_k_small", "text_chunk"),
     ):
         if getattr(options, name) < 1:
-            raise ValueError(
+            raise UserError(
                 f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 1 or more"
             )
     for name, high in (
@@ -154,7 +155,7 @@ def read_options(section: Mapping[str, Any]) -> Options:
         ("caption_share", 1.0),
     ):
         if not 0 <= getattr(options, name) <= high:
-            raise ValueError(
+            raise UserError(
                 f"config.bayes_pfl.{name}={getattr(options, name)}; wanted 0 to {high}"
             )
     _check_captions(options)
@@ -170,9 +171,9 @@ def activation(options: Options) -> str:
 
 
 def _check_captions(options: Options) -> None:
-    """Raises ValueError for a caption that names no category."""
+    """Raises UserError for a caption that names no category."""
     if options.prompts == "captions" and options.caption_share:
-        raise ValueError(
+        raise UserError(
             f"config.bayes_pfl.caption_share={options.caption_share}, but with "
             "prompts='captions' there is nothing else; set it to 0"
         )
@@ -180,13 +181,13 @@ def _check_captions(options: Options) -> None:
         return
     for caption in (options.normal_caption, options.abnormal_caption):
         if caption.count("{category}") != 1:
-            raise ValueError(
+            raise UserError(
                 f"config.bayes_pfl caption {caption!r}; wanted {{category}} once"
             )
 
 
 def _check_baseline(options: Options) -> None:
-    """Raises ValueError for settings that a baseline without draws would not heed."""
+    """Raises UserError for settings that a baseline without draws would not heed."""
     if options.prompts == "drawn":
         return
     for name, wanted in (
@@ -195,7 +196,7 @@ def _check_baseline(options: Options) -> None:
         ("reconstruction_weight", 0.0),
     ):
         if getattr(options, name) != wanted:
-            raise ValueError(
+            raise UserError(
                 f"config.bayes_pfl.{name}={getattr(options, name)}, but prompts="
                 f"{options.prompts!r} draws nothing; set it to {wanted}"
             )

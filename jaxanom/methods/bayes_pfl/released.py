@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.types import Params
 
@@ -58,12 +59,12 @@ def read(path: Path, target: Params) -> Params:
     """Reads a released checkpoint file, running nothing that it holds.
 
     Raises:
-      ValueError: no such file, more in it than tensors, or what `from_released` says.
+      UserError: no such file, more in it than tensors, or what `from_released` says.
     """
     try:
         return from_released(weights.read(path), target)
     except ValueError as error:
-        raise ValueError(f"config.bayes_pfl.checkpoint={path}: {error}") from error
+        raise UserError(f"config.bayes_pfl.checkpoint={path}: {error}") from error
 
 
 def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
@@ -77,7 +78,7 @@ def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
       Nested dict of float32 numpy arrays.
 
     Raises:
-      ValueError: tensors that are missing, left over, or of another shape; all are
+      UserError: tensors that are missing, left over, or of another shape; all are
         named.
     """
     left, problems, leaves = set(tensors), [], {}
@@ -97,7 +98,7 @@ def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
     left = [n for n in left if not any(re.fullmatch(p, n) for p in UNUSED)]
     problems += [f"{name} is of no use" for name in sorted(left)]
     if problems:
-        raise ValueError(
+        raise UserError(
             "the checkpoint is not of this model; config.bayes_pfl decides its sizes: "
             + "; ".join(problems[:8])
         )
@@ -119,7 +120,7 @@ def released_names(path: str, shape: tuple[int, ...]) -> list[str]:
     """Returns the released names behind one of our leaves; several for `projections`.
 
     Raises:
-      ValueError: the path is not of this model.
+      UserError: the path is not of this model.
     """
     if path == _LAYERS:
         return [f"RCA.linear_proj.{layer}.weight" for layer in range(shape[0])]
@@ -135,7 +136,7 @@ def released_names(path: str, shape: tuple[int, ...]) -> list[str]:
         found = re.fullmatch(pattern, stem)
         if found:
             return [found.expand(name) + ending]
-    raise ValueError(f"{path} has no name in released checkpoints")
+    raise UserError(f"{path} has no name in released checkpoints")
 
 
 def _inward(path: str, array: np.ndarray) -> np.ndarray:

@@ -67,7 +67,7 @@ def names(
       length: L; None cuts after the last end token.
 
     Raises:
-      ValueError: a sentence is longer than `length`.
+      UserError: a sentence is longer than `length`.
     """
     layout = prompts.make_layout(
         template(num_vectors), words, special, num_vectors, length

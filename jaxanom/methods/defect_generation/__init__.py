@@ -27,6 +27,7 @@ import numpy as np
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
+from jaxanom.errors import UserError
 from jaxanom.methods.defect_generation import model, objective, predict
 from jaxanom.models import backbones
 from jaxanom.models.checkpoints import sources
@@ -51,7 +52,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
       "finetune" (on defects); both minimise the same loss, on other data.
 
     Raises:
-      ValueError: backbone, option or image size that does not fit.
+      UserError: backbone, option or image size that does not fit.
     """
     settings = config.defect_generation
     options = objective.Options(
@@ -74,7 +75,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         ("model.dtype", config.model.dtype, DTYPES),
     ):
         if value not in known:
-            raise ValueError(f"config.{key}={value!r}; choose one of {known}")
+            raise UserError(f"config.{key}={value!r}; choose one of {known}")
     implementation = _implementation(config.model.implementation, settings)
     source = config.model.directory
     loading = sources.chosen(config.model)
@@ -88,7 +89,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     network, fresh_params = _unet(config.model, autoencoder, text.width, config.seed)
     grids = unet.attention_resolutions(network.config, *grid)
     if text.width != network.config.cross_attention_dim:
-        raise ValueError(
+        raise UserError(
             f"the text tower is {text.width} wide and the UNet reads contexts of "
             f"{network.config.cross_attention_dim}; set config.model.text_encoder to "
             "the tower the UNet was trained with"
@@ -154,7 +155,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
 def _implementation(name: str, settings: Any) -> Callable[[Any], Any]:
     """Returns tower -> tower, computed by the implementation of that name."""
     if name == "hf_flax" and settings.masked_attention:
-        raise ValueError(
+        raise UserError(
             "config.model.implementation='hf_flax' has no masked cross-attention; set "
             "config.defect_generation.masked_attention=False, or "
             "config.model.implementation='ours'"
@@ -169,7 +170,7 @@ def _unet(settings: Any, autoencoder: backbones.Tower, width: int, seed: int):
         tower = backbones.load_unet(name, sources.chosen(settings))
         wanted = backbones.latent_channels(autoencoder)
         if tower.module.config.in_channels != wanted:
-            raise ValueError(
+            raise UserError(
                 f"the UNet takes {tower.module.config.in_channels} latent channels and "
                 f"the autoencoder makes {wanted}; set config.model.unet='scratch' or "
                 "config.model.autoencoder to the one the UNet was trained with"
@@ -213,7 +214,7 @@ def _fill(key: str, template: str, **names: str) -> str:
     try:
         return template.format(**words)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"config.defect_generation.{key}={template!r}: the one field it may hold "
             f"is {{{next(iter(names))}}}"
         ) from error
@@ -223,14 +224,14 @@ def _latent_bank(dataset: catalog.Dataset, grid: tuple[int, int], how: str):
     """Pools the training masks to the latent grid, [M, h, w]; drops those that vanish.
 
     Raises:
-      ValueError: no training defect has a mask, or none survives the pooling.
+      UserError: no training defect has a mask, or none survives the pooling.
     """
     numbers = catalog.select(dataset, anomalous=True)
     masks = [dataset.load(dataset.records[number])[1] for number in numbers]
     pooled = model.pool_mask(model.mask_bank(masks), grid, how)
     kept = np.asarray(pooled)[np.asarray(pooled).any((1, 2))]
     if not len(kept):
-        raise ValueError(
+        raise UserError(
             f"every training mask vanishes on the latent grid {grid}; set "
             "config.defect_generation.latent_pooling='max'"
         )

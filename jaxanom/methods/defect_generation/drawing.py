@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxanom.data import catalog, generated
+from jaxanom.errors import UserError
 from jaxanom.methods.defect_generation import predict
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
@@ -119,7 +120,7 @@ def _row(
 
 
 def check(settings: Any, num_images: int, mesh: Mesh) -> None:
-    """Raises ValueError where a set cannot be drawn in equal batches.
+    """Raises UserError where a set cannot be drawn in equal batches.
 
     Args:
       settings: section `generate` of a config.
@@ -127,17 +128,17 @@ def check(settings: Any, num_images: int, mesh: Mesh) -> None:
       mesh: rows are spread over it.
     """
     if num_images < 1:
-        raise ValueError(f"config.generate.num_images={num_images}; wanted at least 1")
+        raise UserError(f"config.generate.num_images={num_images}; wanted at least 1")
     shards = meshes.num_batch_shards(mesh)
     # A run's stored config may be older than this option.
     per_image = settings.get("per_image", 1)
     if per_image < 1:
-        raise ValueError(f"config.generate.per_image={per_image}; wanted at least 1")
+        raise UserError(f"config.generate.per_image={per_image}; wanted at least 1")
     if settings.batch_size < 1 or settings.batch_size % (shards * per_image):
         images = (
             f" times config.generate.per_image={per_image}" if per_image > 1 else ""
         )
-        raise ValueError(
+        raise UserError(
             f"config.generate.batch_size={settings.batch_size} is not a positive "
             f"multiple of mesh axes data*fsdp={shards}{images}"
         )

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 FORBIDDEN = -1e9
@@ -46,11 +47,11 @@ def pool_mask(mask: Array, grid: tuple[int, int], how: str = "max") -> Array:
       masks, so nothing in between ever leaves this function.
     """
     if how not in POOLINGS:
-        raise ValueError(f"mask pooling {how!r}; choose one of {POOLINGS}")
+        raise UserError(f"mask pooling {how!r}; choose one of {POOLINGS}")
     batch, height, width = mask.shape
     rows, columns = grid
     if height % rows or width % columns:
-        raise ValueError(
+        raise UserError(
             f"a mask of {height}x{width} does not pool to {rows}x{columns}; "
             "set config.data.image_size to a multiple"
         )
@@ -154,11 +155,11 @@ def mask_bank(masks: Sequence[np.ndarray], limit: int = 512) -> np.ndarray:
     """Stacks the non-empty masks of a training set, [M, H, W] uint8, evenly thinned.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     found = [np.asarray(mask, np.uint8) for mask in masks if np.any(mask)]
     if not found:
-        raise ValueError(
+        raise UserError(
             "no training defect has a mask, so there is no p(m) to draw from; "
             "add ground_truth/<defect>/<image>_mask.png"
         )

@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxanom.contracts import LossFn
 from jaxanom.diffusion import targets
+from jaxanom.errors import UserError
 from jaxanom.losses import disentanglement
 from jaxanom.methods.defect_generation import model
 from jaxanom.types import Array, Batch, Frozen, Metrics, Params, PRNGKey
@@ -43,18 +44,18 @@ class Options(NamedTuple):
 
 
 def check(options: Options) -> None:
-    """Raises ValueError for a choice that does not exist, naming its config key."""
+    """Raises UserError for a choice that does not exist, naming its config key."""
     for key, value, known in (
         ("background_input", options.background_input, BACKGROUND_INPUTS),
         ("attention_pooling", options.attention_pooling, model.POOLINGS),
     ):
         if value not in known:
-            raise ValueError(
+            raise UserError(
                 f"config.defect_generation.{key}={value!r}; choose one of {known}"
             )
     share = options.refusal_share
     if not 0 <= share <= 1 or (share and not options.draw_normal_masks):
-        raise ValueError(
+        raise UserError(
             f"config.defect_generation.refusal_share={share}; wanted 0 to 1, and 0 "
             "without draw_normal_masks"
         )

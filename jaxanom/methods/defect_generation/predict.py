@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxanom.data import catalog
 from jaxanom.diffusion import guidance, inversion, refinement, schedules
+from jaxanom.errors import UserError
 from jaxanom.methods.defect_generation import model, objective
 from jaxanom.models.latent import noise_schedule
 from jaxanom.types import Array, Batch, Frozen, Params, PRNGKey
@@ -60,7 +61,7 @@ class Options(NamedTuple):
 
 
 def check(options: Options) -> None:
-    """Raises ValueError for a choice that does not exist, naming its config key."""
+    """Raises UserError for a choice that does not exist, naming its config key."""
     for key, value, known in (
         ("background", options.background, inversion.BACKGROUNDS),
         ("start", options.start, STARTS),
@@ -69,7 +70,7 @@ def check(options: Options) -> None:
         ("spacing", options.spacing, SPACINGS),
     ):
         if value not in known:
-            raise ValueError(f"config.generate.{key}={value!r}; choose one of {known}")
+            raise UserError(f"config.generate.{key}={value!r}; choose one of {known}")
     for key, value, low, high in (
         ("num_steps", options.num_steps, 1, float("inf")),
         ("fixed_point_iterations", options.fixed_point_iterations, 0, float("inf")),
@@ -79,9 +80,9 @@ def check(options: Options) -> None:
         ("least_kept", options.least_kept, 0, 1),
     ):
         if not low <= value <= high:
-            raise ValueError(f"config.generate.{key}={value}; wanted {low} to {high}")
+            raise UserError(f"config.generate.{key}={value}; wanted {low} to {high}")
     if options.eta and options.solver != "ddim":
-        raise ValueError(
+        raise UserError(
             f"config.generate.solver={options.solver!r} draws no noise; set "
             f"config.generate.eta=0.0 (it is {options.eta}) or solver='ddim'"
         )
@@ -224,7 +225,7 @@ def _count_per_image(batch: Batch) -> int:
     """Returns K of `seed` and `defect_id`, [B] for K = 1 or [B, K]."""
     seeds, defects = batch["seed"].shape, batch["defect_id"].shape
     if seeds != defects or seeds[:1] != batch["image"].shape[:1] or len(seeds) > 2:
-        raise ValueError(
+        raise UserError(
             f"{len(batch['image'])} images with seed of shape {seeds} and defect_id of "
             f"shape {defects}; wanted one shape, a row for each image: [B] or [B, K]"
         )
@@ -310,7 +311,7 @@ def plan(
       per_image: entries in a row that share all but their number, and so one inversion.
 
     Raises:
-      ValueError: no training defect has a mask.
+      UserError: no training defect has a mask.
     """
     banks = _mask_banks(dataset)
     pairs = list(banks)

@@ -34,7 +34,7 @@ def make(config: Any, dataset: Any) -> Method:
       dataset: `categories` and `image_size` are read.
 
     Raises:
-      ValueError: an unknown key, an unknown category, or an image size the depth does
+      UserError: an unknown key, an unknown category, or an image size the depth does
         not divide.
     """
     options = model.read_options(config.detector)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from jaxanom import sections
+from jaxanom.errors import UserError
 from jaxanom.methods.detector import segmenter as segmenters
 from jaxanom.models.ops import initialise
 from jaxanom.types import Params, PRNGKey
@@ -43,18 +44,18 @@ def read_options(section: Mapping[str, Any]) -> Options:
     """Reads `config.detector`, each key once.
 
     Raises:
-      ValueError: a key that is not an option, or a value out of range.
+      UserError: a key that is not an option, or a value out of range.
     """
     options = Options(**sections.given(section, Options._fields, "config.detector"))
     options = options._replace(orientation_fixed=tuple(options.orientation_fixed))
     if options.gamma < 0 or options.dice_weight < 0:
-        raise ValueError(
+        raise UserError(
             f"config.detector.gamma={options.gamma}, dice_weight="
             f"{options.dice_weight}; neither can be negative"
         )
     for name in ("brightness", "contrast"):
         if not 0 <= getattr(options, name) < 1:
-            raise ValueError(
+            raise UserError(
                 f"config.detector.{name}={getattr(options, name)}; wanted in [0, 1)"
             )
     return options
@@ -64,11 +65,11 @@ def fixed_category_ids(options: Options, categories: Sequence[str]) -> tuple[int
     """Returns the ids of `options.orientation_fixed`.
 
     Raises:
-      ValueError: a name the dataset does not have.
+      UserError: a name the dataset does not have.
     """
     unknown = sorted(set(options.orientation_fixed) - set(categories))
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"config.detector.orientation_fixed names {unknown}; the dataset has "
             f"{list(categories)}"
         )

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.models.latent import layers
 from jaxanom.types import Array
 
@@ -74,9 +75,9 @@ class Segmenter(nn.Module):
 
 
 def check_size(image_size: tuple[int, int], depth: int) -> None:
-    """Raises ValueError unless (H, W) can be halved `depth` times."""
+    """Raises UserError unless (H, W) can be halved `depth` times."""
     if any(side % 2**depth for side in image_size):
-        raise ValueError(
+        raise UserError(
             f"image_size={tuple(image_size)} is not a multiple of 2**depth="
             f"{2**depth}; change the image size or lower the segmenter's depth"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxanom.contracts import Method
 from jaxanom.data import catalog
+from jaxanom.errors import UserError
 from jaxanom.methods.pretraining import autoencoder, contrastive, denoiser
 
 TOWERS = {
@@ -27,7 +28,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the training of one tower, `config.pretraining.tower`."""
     tower = config.pretraining.tower
     if tower not in TOWERS:
-        raise ValueError(
+        raise UserError(
             f"config.pretraining.tower={tower!r}; choose one of {sorted(TOWERS)}"
         )
     return TOWERS[tower](config, dataset)

@@ -10,6 +10,7 @@ from jaxanom import record
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.diffusion import schedules, targets
+from jaxanom.errors import UserError
 from jaxanom.losses import denoising
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones
@@ -48,7 +49,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     module = unet.UNet(tower)
     prediction_type = settings.prediction_type
     if prediction_type not in backbones.PREDICTION_TYPES:
-        raise ValueError(
+        raise UserError(
             f"config.pretraining.prediction_type={prediction_type!r}; choose one of "
             f"{backbones.PREDICTION_TYPES}"
         )

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 
 from jaxanom import flops, trees
+from jaxanom.errors import UserError
 from jaxanom.models import backbones, networks
 from jaxanom.models.checkpoints import pretrained, sources, weight_files
 from jaxanom.models.checkpoints.formats import weights
@@ -67,7 +68,7 @@ def parts(name: str | Path) -> list[tuple[str, str]]:
       name: directory, file or hub name, see `sources.find`.
 
     Raises:
-      ValueError: there is no such checkpoint, or it holds no network known here.
+      UserError: there is no such checkpoint, or it holds no network known here.
     """
     path = sources.small_files(name, (*_FOLDERS, "."), [("config.json",)])
     if path.is_file():
@@ -101,7 +102,7 @@ def examine(
       variant: of the weight file, such as "fp16".
 
     Raises:
-      ValueError: a config that our modules cannot honour, or a damaged file.
+      UserError: a config that our modules cannot honour, or a damaged file.
     """
     pair = tiny_autoencoder.pair_of_files(name)
     if pair is not None and not folder:
@@ -111,7 +112,7 @@ def examine(
     try:
         network = networks.of(kind, source.config, image_size)
     except TypeError as error:  # such as a word where a list is wanted
-        raise ValueError(f"config.json of {source.weights}: {error}") from error
+        raise UserError(f"config.json of {source.weights}: {error}") from error
     tensors = weights.tensors(weight_files.locate(source.weights, kind, variant))
     target = network.shapes()
     fit = pretrained.compare({k: v.shape for k, v in tensors.items()}, target, kind)
@@ -131,7 +132,7 @@ def schedule(name: str | Path) -> str | None:
     """Says what noise a checkpoint was trained on; None if it has no such file.
 
     Raises:
-      ValueError: it asks for what is not implemented, or does not tell.
+      UserError: it asks for what is not implemented, or does not tell.
     """
     file = "scheduler_config.json"
     folders = ("scheduler", *_FOLDERS, ".")
@@ -207,7 +208,7 @@ def _kinds_of_file(path: Path) -> list[str]:
     if layout == "openai":
         return ["clip"]
     if not is_told:
-        raise ValueError(
+        raise UserError(
             f"{path} does not tell what it is; put the model's config.json beside it"
         )
     return [_kind_of_config(pretrained.load_config(path.parent), path.parent)]
@@ -224,7 +225,7 @@ def _kind_of_config(config: Mapping[str, Any], where: Path) -> str:
     }
     name = networks.class_name(config)
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"{where} holds a {name or 'model without a class name'}; known are "
             f"{sorted(known)}"
         )

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxanom.errors import UserError
+
 
 def read(
     config_class: type,
@@ -20,7 +22,7 @@ def read(
       ignored: keys that change nothing here; names starting with "_" always are.
 
     Raises:
-      ValueError: a key is unknown, or a fixed key has another value.
+      UserError: a key is unknown, or a fixed key has another value.
     """
     names = {field.name for field in dataclasses.fields(config_class)}
     fields = {}
@@ -30,12 +32,12 @@ def read(
             fields[name] = value
         elif name in fixed:
             if value != fixed[name]:
-                raise ValueError(
+                raise UserError(
                     f"{name}={value!r} is not supported by {config_class.__name__}; "
                     f"only {name}={fixed[name]!r} is: choose another checkpoint"
                 )
         elif name not in ignored and not name.startswith("_"):
-            raise ValueError(
+            raise UserError(
                 f"{config_class.__name__} does not know the key {name!r} "
                 f"(value {value!r}); remove it if it changes nothing"
             )
@@ -55,7 +57,7 @@ def per_block(value: Any, num_blocks: int, name: str) -> tuple[Any, ...]:
     """Spreads one value over all blocks, or checks that there is one for each."""
     values = value if isinstance(value, tuple) else (value,) * num_blocks
     if len(values) != num_blocks:
-        raise ValueError(
+        raise UserError(
             f"{name}={values} has {len(values)} entries for {num_blocks} blocks; give "
             "one per entry of block_out_channels, or a single value"
         )
@@ -63,6 +65,6 @@ def per_block(value: Any, num_blocks: int, name: str) -> tuple[Any, ...]:
 
 
 def require(name: str, value: Any, allowed: Collection[Any]) -> None:
-    """Raises ValueError unless `value` is one of `allowed`."""
+    """Raises UserError unless `value` is one of `allowed`."""
     if value not in allowed:
-        raise ValueError(f"{name}={value!r} is not supported; use one of {allowed}")
+        raise UserError(f"{name}={value!r} is not supported; use one of {allowed}")

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxanom.errors import UserError
+
 _NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*(@[\w./-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -56,7 +58,7 @@ def resolve(
         entries are tried where the earlier ones did not do. An empty one is everything.
 
     Raises:
-      ValueError: the hub refuses, or has no such files.
+      UserError: the hub refuses, or has no such files.
       ImportError: nothing is cached and `huggingface_hub` is not installed.
     """
     found = cached(name)
@@ -67,7 +69,7 @@ def resolve(
         if is_complete(found):
             return found
     names = [pattern for wanted in patterns for pattern in wanted]
-    raise ValueError(f"{name} on the hub lacks what is wanted: none of {names} did")
+    raise UserError(f"{name} on the hub lacks what is wanted: none of {names} did")
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -86,7 +88,7 @@ def _download(name: str, patterns: Sequence[str]) -> Path:
             cache_dir=cache_directory(),
         )
     except Exception as error:  # The library raises errors of many packages.
-        raise ValueError(
+        raise UserError(
             f"{name!r} is no local path, and the hub did not give it: {error}"
         ) from error
     return Path(folder)

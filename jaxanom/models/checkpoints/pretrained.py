@@ -16,6 +16,7 @@ import numpy as np
 from jax.sharding import Sharding
 
 from jaxanom import record, trees
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import weight_files
 from jaxanom.models.checkpoints.formats import stored, weights
 from jaxanom.models.checkpoints.formats.stored import Computed, Stored
@@ -112,7 +113,7 @@ def plan(
       target, kind, ignore: as in `from_published`.
 
     Raises:
-      ValueError: lists tensors nobody wants, leaves nobody fills, leaves that two
+      UserError: lists tensors nobody wants, leaves nobody fills, leaves that two
         tensors fill, and shapes that differ, each with its shape.
     """
     found = _matched(shapes, target, kind, ignore)
@@ -140,7 +141,7 @@ def from_published(
       Nested dict of NumPy arrays, with the paths and shapes of `target`.
 
     Raises:
-      ValueError: names or shapes do not match; the message lists them.
+      UserError: names or shapes do not match; the message lists them.
     """
     shapes = {name: tuple(np.shape(value)) for name, value in published.items()}
     flat = {}
@@ -172,19 +173,19 @@ def load_config(directory: Path, component: str = "") -> dict[str, Any]:
         `scheduler_config.json`.
 
     Raises:
-      ValueError: the file is missing or is not a JSON object.
+      UserError: the file is missing or is not a JSON object.
     """
     folder = Path(directory) / component
     path = folder / _CONFIG_NAMES.get(component, "config.json")
     if not path.is_file():
         weight_file = "" if component in _CONFIG_NAMES else " and a .safetensors file"
-        raise ValueError(
+        raise UserError(
             f"{path} is missing; wanted {path.name}{weight_file} in {folder}; "
             f"{weight_files.contents(folder)}"
         )
     config = record.read_json(path)
     if not isinstance(config, dict):
-        raise ValueError(f"{path} holds {type(config).__name__}, wanted a JSON object")
+        raise UserError(f"{path} holds {type(config).__name__}, wanted a JSON object")
     return config
 
 
@@ -216,7 +217,7 @@ def load_params(
       Nested dict of what `place` returned, or of NumPy arrays.
 
     Raises:
-      ValueError: no weight file, a damaged one, or one of another model.
+      UserError: no weight file, a damaged one, or one of another model.
     """
     path = weight_files.locate(Path(directory_or_file), kind, variant)
     tensors = weights.tensors(path)
@@ -224,7 +225,7 @@ def load_params(
     try:
         found = _matched(shapes, target, kind, ignore)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}") from error
     put = _placer(place, target)
     flat: dict[str, Any] = dict.fromkeys(found)
     for leaf in sorted(found, key=lambda leaf: -tensors[found[leaf].name].nbytes):
@@ -255,13 +256,13 @@ def save_component(
       shard_bytes: the most bytes of one safetensors file; None writes one.
 
     Raises:
-      ValueError: an unknown format, a value that `dtype` cannot hold, or weights in
+      UserError: an unknown format, a value that `dtype` cannot hold, or weights in
         another form are there and would be read instead.
     """
     folder = Path(directory) / component
     layout = weight_files.kind_of(kind)
     if format not in FORMATS:
-        raise ValueError(f"format={format!r}; wanted one of {FORMATS}")
+        raise UserError(f"format={format!r}; wanted one of {FORMATS}")
     if format == "flax":
         path = folder / f"{layout.flax_stem}.msgpack"
         _refuse_hidden(path, kind)
@@ -273,12 +274,12 @@ def save_component(
 
 
 def _refuse_hidden(path: Path, kind: str) -> None:
-    """Raises ValueError where `weight_files.locate` would prefer another file."""
+    """Raises UserError where `weight_files.locate` would prefer another file."""
     for name in weight_files.candidates(kind):
         if name == path.name:
             return
         if path.with_name(name).is_file():
-            raise ValueError(
+            raise UserError(
                 f"{path.parent} already holds {name}, which would be read instead of "
                 f"{path.name}; remove it, or write to another directory"
             )
@@ -299,7 +300,7 @@ def _matched(
     }
     if any(problems.values()):
         listed = "".join(_listing(*problem) for problem in problems.items())
-        raise ValueError(
+        raise UserError(
             f"the weights are not those of this {kind}; check that its config.json "
             f"belongs to them{listed}"
         )
@@ -320,7 +321,7 @@ def _placer(place: Any, target: Params) -> Place:
         shardings = trees.flatten(place)
         differing = sorted(shardings.keys() ^ trees.flatten(target).keys())
         if differing:
-            raise ValueError(f"place and target differ in {differing[:5]}")
+            raise UserError(f"place and target differ in {differing[:5]}")
         return lambda path, array: _on_devices(array, shardings[path])
     return place
 

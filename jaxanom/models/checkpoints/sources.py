@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import hub, pretrained, weight_files
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import (
@@ -52,12 +53,12 @@ def chosen(section: Mapping[str, Any]) -> Loading:
         than these keys.
 
     Raises:
-      ValueError: an activation that is not known.
+      UserError: an activation that is not known.
     """
     variant, hidden_act = section.get("variant", ""), section.get("clip_act", "")
     known = ("", *layers.ACTIVATIONS)
     if hidden_act not in known:
-        raise ValueError(
+        raise UserError(
             f"config.model.clip_act={hidden_act!r}; choose one of {known}, where '' is "
             "what the checkpoint says"
         )
@@ -97,14 +98,14 @@ class Source(NamedTuple):
         """Returns `from_dict(config, *rest)`, a CLIP's with the activation chosen.
 
         Raises:
-          ValueError: refused; says where the config is and what it declares itself.
+          UserError: refused; says where the config is and what it declares itself.
         """
         try:
             found = from_dict(self.config, *rest)
         except ValueError as error:
             kind = self.config.get("_class_name") or self.config.get("architectures")
             declared = f", which declares {kind}" if kind else ""
-            raise ValueError(f"config of {self.weights}{declared}: {error}") from error
+            raise UserError(f"config of {self.weights}{declared}: {error}") from error
         return layers.with_activation(found, self.hidden_act)
 
 
@@ -121,7 +122,7 @@ def find(
       loading: its variant and activation are read.
 
     Raises:
-      ValueError: nothing there, no config.json, or a single file of unknown sizes.
+      UserError: nothing there, no config.json, or a single file of unknown sizes.
       ImportError: a hub name that is not cached, without `huggingface_hub`.
     """
     variant = loading.variant
@@ -162,7 +163,7 @@ def read(
       loading: how.
 
     Raises:
-      ValueError: as `pretrained.load_params`.
+      UserError: as `pretrained.load_params`.
     """
     mesh = loading.mesh
     place = None if mesh is None else rules.shardings(target, mesh)
@@ -209,7 +210,7 @@ def _local(
         return path
     if hub.is_name(str(name)):
         return hub.resolve(str(name), is_complete, patterns)
-    raise ValueError(
+    raise UserError(
         f"no backbone directory or file {path}; set config.model.directory to "
         "'embedded', to a folder in diffusers' layout (unet/, vae/, text_encoder/, "
         "...), to a file of weights, or to a hub name like owner/name"
@@ -237,7 +238,7 @@ def _config_of_file(path: Path, kind: str) -> tuple[dict[str, Any], str]:
             return configs[kind], original_stable_diffusion.ASSUMED if lone else ""
     if layout == "openai" and kind in _CLIPS:
         return openai_clip.config(shapes), openai_clip.ASSUMED
-    raise ValueError(
+    raise UserError(
         f"{beside} is missing, and {path.name} (layout {layout!r}) does not tell the "
         f"config of a {kind}; put the model's config.json beside it"
     )

@@ -7,6 +7,8 @@ in one file or in shards, and in variants (`model.fp16.safetensors`).
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxanom.errors import UserError
+
 SHOWN = 20
 
 
@@ -48,10 +50,10 @@ def kind_of(name: str) -> Kind:
     """Returns an entry of `KINDS`.
 
     Raises:
-      ValueError: there is none of this name.
+      UserError: there is none of this name.
     """
     if name not in KINDS:
-        raise ValueError(f"kind={name!r}; wanted one of {sorted(KINDS)}")
+        raise UserError(f"kind={name!r}; wanted one of {sorted(KINDS)}")
     return KINDS[name]
 
 
@@ -85,7 +87,7 @@ def locate(path: Path, kind: str, variant: str | None = None) -> Path:
       kind, variant: as in `candidates`.
 
     Raises:
-      ValueError: no weights are there; the message says what is.
+      UserError: no weights are there; the message says what is.
     """
     names = candidates(kind, variant)
     if path.is_file():
@@ -98,7 +100,7 @@ def locate(path: Path, kind: str, variant: str | None = None) -> Path:
         if variant
         else (f"{kind} weights", "files like name.fp16.safetensors are variant='fp16'")
     )
-    raise ValueError(
+    raise UserError(
         f"{path} holds no {which}; wanted {' or '.join(names)} there, or the path of a "
         f"weight file; {contents(path)}. With config.model.variant (--variant of "
         f"jaxanom doctor), {hint}"

@@ -7,6 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import positions
 from jaxanom.models.ops import attention
 from jaxanom.models.ops import remat as recompute
@@ -78,7 +79,7 @@ class TextEmbeddings(nn.Module):
         _, length, width = token_embeddings.shape
         longest = self.config.max_position_embeddings
         if length > longest or width != self.config.hidden_size:
-            raise ValueError(
+            raise UserError(
                 f"token embeddings [L={length}, D={width}] do not fit "
                 f"max_position_embeddings={longest}, "
                 f"hidden_size={self.config.hidden_size}"
@@ -144,14 +145,14 @@ class VisionEmbeddings(nn.Module):
         """[B, H, W, 3] in [0, 1] -> [B, 1 + N, D] float32."""
         config, patch = self.config, self.config.patch_size
         if image.ndim != 4 or image.shape[3] != 3:
-            raise ValueError(f"image has shape {image.shape}; wanted [B, H, W, 3]")
+            raise UserError(f"image has shape {image.shape}; wanted [B, H, W, 3]")
         if image.shape[1] % patch or image.shape[2] % patch:
-            raise ValueError(
+            raise UserError(
                 f"image of {image.shape[1]} x {image.shape[2]} pixels does not divide "
                 f"into patches of {patch}; resize it to multiples of patch_size"
             )
         if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise ValueError(
+            raise UserError(
                 f"image has dtype {image.dtype}; wanted float in [0, 1] (divide by 255)"
             )
         mean, std = (jnp.asarray(x) for x in (config.image_mean, config.image_std))
@@ -192,7 +193,7 @@ class Layers(nn.Module):
         num_layers = self.config.num_hidden_layers
         wrong = [i for i in return_layers if not 0 <= i <= num_layers]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"return_layers has {wrong}; layers are 0 (embedding) to {num_layers}"
             )
         layer = recompute.block(Layer, self.remat)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models import backbones
 from jaxanom.models.checkpoints import pretrained, sources, weight_files
 from jaxanom.models.checkpoints.formats import weights
@@ -56,7 +57,7 @@ def load(
       loading: variant and activation of the weights.
 
     Raises:
-      ValueError: there is no CLIP, or no tokenizer that fits it.
+      UserError: there is no CLIP, or no tokenizer that fits it.
     """
     residual = _residual_file(directory, loading.variant)
     if residual:
@@ -66,7 +67,7 @@ def load(
     text_config, text_params, module, image_params, scale = found
     tokenizer = backbones.load_tokenizer(directory)
     if tokenizer.vocab_size > text_config.vocab_size:
-        raise ValueError(
+        raise UserError(
             f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and its text "
             f"tower {text_config.vocab_size}; use the one the tower was trained with"
         )

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 
@@ -21,7 +22,7 @@ def resize(table: Array, grid: tuple[int, int], antialias: bool = False) -> Arra
     """
     side = round(table.shape[0] ** 0.5)
     if side * side != table.shape[0]:
-        raise ValueError(f"{table.shape[0]} patch positions do not form a square")
+        raise UserError(f"{table.shape[0]} patch positions do not form a square")
     if grid == (side, side):
         return table
     square = table.reshape(side, side, -1)

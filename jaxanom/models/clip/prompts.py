@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.types import Array
 
 NAME = "{name}"
@@ -79,7 +80,7 @@ def parse(
       words: `Tokenizer.words`.
 
     Raises:
-      ValueError: an unknown place, or a vector outside 0 to N - 1.
+      UserError: an unknown place, or a vector outside 0 to N - 1.
     """
     parts = re.split(r"(\{[^}]*\})", template)
     texts = iter(words(parts[0::2]))
@@ -102,11 +103,11 @@ def _run(place: str, num_vectors: int) -> range:
         start = int(found[1])
         run = range(start, start + 1 if found[2] is None else int(found[2]))
     else:
-        raise ValueError(
+        raise UserError(
             f"place {place} is unknown; use {NAME}, {{vectors}}, {{2}} or {{0:4}}"
         )
     if not run or run[-1] >= num_vectors:
-        raise ValueError(f"place {place} does not fit num_vectors={num_vectors}")
+        raise UserError(f"place {place} does not fit num_vectors={num_vectors}")
     return run
 
 
@@ -132,16 +133,16 @@ def make_layout(
       Layout over [K, L], on the host.
 
     Raises:
-      ValueError: a sentence is longer than `length`, or a vector is outside N.
+      UserError: a sentence is longer than `length`, or a vector is outside N.
     """
     rows = [_fill(template, name, special) for name in names]
     if not rows:
-        raise ValueError("names is empty; give the tokens of one class name at least")
+        raise UserError("names is empty; give the tokens of one class name at least")
     longest = max(len(row) for row in rows)
     length = longest if length is None else length
     if longest > length:
         which = [len(row) for row in rows].index(longest)
-        raise ValueError(
+        raise UserError(
             f"sentence {which} takes {longest} tokens with start and end, "
             f"length={length}; use fewer prompt vectors, a shorter template or name"
         )
@@ -152,7 +153,7 @@ def make_layout(
     wanted = int(slots.max()) + 1
     num_vectors = wanted if num_vectors is None else num_vectors
     if wanted > num_vectors:
-        raise ValueError(
+        raise UserError(
             f"the template uses prompt vector {wanted - 1}, num_vectors={num_vectors}"
         )
     return Layout(
@@ -186,11 +187,11 @@ def assemble(layout: Layout, table: Array, prompt_vectors: Array) -> Prompt:
       Prompt over [leading axes of vectors, leading axes of layout].
 
     Raises:
-      ValueError: the vectors are not N, or not as wide as the table.
+      UserError: the vectors are not N, or not as wide as the table.
     """
     *leading, num_vectors, width = prompt_vectors.shape
     if num_vectors != layout.num_vectors or width != table.shape[1]:
-        raise ValueError(
+        raise UserError(
             f"prompt_vectors [{num_vectors}, {width}] do not fit the layout's "
             f"num_vectors={layout.num_vectors} and the table's width {table.shape[1]}"
         )

@@ -16,6 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.models.clip import layers as clip_layers
 from jaxanom.models.clip import towers
 from jaxanom.models.ops import attention
@@ -41,12 +42,12 @@ class ResNetConfig:
     def __post_init__(self):
         """Refuses sizes that do not fit together."""
         if len(self.layers) != 4 or self.width % 2:
-            raise ValueError(
+            raise UserError(
                 f"layers={self.layers}, width={self.width}; wanted four stages and an "
                 "even width"
             )
         if self.image_size % 32 or (self.width * 32) % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"image_size={self.image_size} is no multiple of 32, or 32 * width="
                 f"{32 * self.width} none of num_heads={self.num_heads}"
             )
@@ -83,13 +84,13 @@ class ResNetTower(nn.Module):
         """Encodes [B, H, W, 3].
 
         Raises:
-          ValueError: a size other than `config.image_size`, or integers.
+          UserError: a size other than `config.image_size`, or integers.
         """
         config, size = self.config, self.config.image_size
         if image.shape[1:] != (size, size, 3):
-            raise ValueError(f"image {image.shape}; wanted [B, {size}, {size}, 3]")
+            raise UserError(f"image {image.shape}; wanted [B, {size}, {size}, 3]")
         if not jnp.issubdtype(image.dtype, jnp.floating):
-            raise ValueError(f"image has dtype {image.dtype}; wanted float in [0, 1]")
+            raise UserError(f"image has dtype {image.dtype}; wanted float in [0, 1]")
         mean, std = (jnp.asarray(x) for x in (config.image_mean, config.image_std))
         return self.visual((image - mean) / std)
 
@@ -324,14 +325,14 @@ def params_from_published(state: Mapping[str, np.ndarray]) -> Params:
         the counters of batch norms.
 
     Raises:
-      ValueError: a name of `visual.` that the tower does not have.
+      UserError: a name of `visual.` that the tower does not have.
     """
     flat = {}
     for name, value in state.items():
         if not name.startswith("visual.") or name.endswith("num_batches_tracked"):
             continue
         if not _TRUNK.match(name):
-            raise ValueError(f"{name} is no tensor of a residual CLIP image tower")
+            raise UserError(f"{name} is no tensor of a residual CLIP image tower")
         parts = name.split(".")
         if "downsample" in parts:
             at = parts.index("downsample")

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import layers as clip_layers
 from jaxanom.models.clip import prompts, towers
 from jaxanom.models.ops import attention
@@ -86,14 +87,14 @@ def text_features(
       [P, K, projection_dim], not normalised, float32 or float64.
 
     Raises:
-      ValueError: a sentence is longer than the position table.
+      UserError: a sentence is longer than the position table.
     """
     model = params["text_model"]
     table = model["embeddings"]["token_embedding"]["embedding"]
     length = parts.prefix.input_ids.shape[-1]
     total = length + parts.suffix.input_ids.shape[-1]
     if total > config.max_position_embeddings:
-        raise ValueError(
+        raise UserError(
             f"prompts take {total} tokens, the text tower max_position_embeddings="
             f"{config.max_position_embeddings}; use fewer prompt vectors or shorter "
             "class names"

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxanom import record
+from jaxanom.errors import UserError
 
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 CLIP_NUM_MERGES = 48_894
@@ -43,7 +44,7 @@ class Tokenizer:
             `tokenizer_config.json` names, and the end token where none does.
 
         Raises:
-          ValueError: files are missing, damaged, or not a CLIP vocabulary.
+          UserError: files are missing, damaged, or not a CLIP vocabulary.
           ImportError: the package `tokenizers` is not installed.
         """
         directory = Path(directory)
@@ -59,7 +60,7 @@ class Tokenizer:
             backend = _load_json(source)
             _check_special(backend.get_vocab(), source)
         else:
-            raise ValueError(
+            raise UserError(
                 f"{directory} holds no tokenizer; wanted {_VOCAB} and {_MERGES}, or "
                 f"{_JSON}"
             )
@@ -84,12 +85,12 @@ class Tokenizer:
           pad_id: None is the end token.
 
         Raises:
-          ValueError: the file holds fewer merges.
+          UserError: the file holds fewer merges.
         """
         path = Path(path)
         merges = _read_merges(path)
         if len(merges) < num_merges:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds {len(merges)} merges, fewer than num_merges={num_merges}"
             )
         vocab = _vocabulary(merges[:num_merges])
@@ -108,15 +109,15 @@ class Tokenizer:
           truncate: cut long texts (the end token stays) instead of raising.
 
         Raises:
-          ValueError: a text does not fit and `truncate` is False.
+          UserError: a text does not fit and `truncate` is False.
         """
         texts = [texts] if isinstance(texts, str) else list(texts)
         if length < 2:
-            raise ValueError(f"length={length}; start and end alone need 2")
+            raise UserError(f"length={length}; start and end alone need 2")
         ids = np.full((len(texts), length), self.pad_id, np.int32)
         for row, text, words in zip(ids, texts, self.words(texts), strict=True):
             if len(words) + 2 > length and not truncate:
-                raise ValueError(
+                raise UserError(
                     f"{text[:80]!r} takes {len(words) + 2} tokens with start and end, "
                     f"length={length}; shorten it or pass truncate=True"
                 )
@@ -141,7 +142,7 @@ class Tokenizer:
     def _adopt(self, backend: Any, source: Path, pad_id: int | None) -> None:
         ids = sorted(backend.get_vocab().values())
         if len(ids) < _NUM_BASE + 2 or ids != list(range(len(ids))):
-            raise ValueError(
+            raise UserError(
                 f"{source} holds {len(ids)} tokens with ids {ids[0] if ids else 0} to "
                 f"{ids[-1] if ids else 0}; wanted ids 0, 1, 2, ... of at least "
                 f"{_NUM_BASE} bytes and 2 special tokens"
@@ -151,7 +152,7 @@ class Tokenizer:
         self.bos_id, self.eos_id = backend.token_to_id(BOS), backend.token_to_id(EOS)
         self.pad_id = self.eos_id if pad_id is None else pad_id
         if not 0 <= self.pad_id < self.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"pad_id={pad_id} is outside {source}, 0 to {self.vocab_size - 1}"
             )
 
@@ -167,11 +168,11 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Token
         `special_tokens_map.json`.
 
     Raises:
-      ValueError: `vocab_size` leaves no room for merges.
+      UserError: `vocab_size` leaves no room for merges.
     """
     num_merges = vocab_size - _NUM_BASE - 2
     if num_merges < 1:
-        raise ValueError(f"vocab_size={vocab_size}; wanted more than {_NUM_BASE + 2}")
+        raise UserError(f"vocab_size={vocab_size}; wanted more than {_NUM_BASE + 2}")
     library = _library()
     backend = _assemble({}, [])
     trainer = library.trainers.BpeTrainer(
@@ -253,7 +254,7 @@ def _load_json(path: Path) -> Any:
     except ImportError:
         raise
     except Exception as error:  # The library raises bare Exception on a bad file.
-        raise ValueError(f"{path} is not a tokenizer file: {error}") from error
+        raise UserError(f"{path} is not a tokenizer file: {error}") from error
     backend.no_truncation()
     backend.no_padding()
     return backend
@@ -281,7 +282,7 @@ def _byte_names() -> list[str]:
 def _read_vocab(path: Path) -> dict[str, int]:
     vocab = record.read_json(path)
     if not isinstance(vocab, dict):
-        raise ValueError(f"{path} holds no dict of token -> id")
+        raise UserError(f"{path} holds no dict of token -> id")
     return vocab
 
 
@@ -291,20 +292,20 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
         with opened(path, "rt", encoding="utf-8") as file:
             lines = file.read().split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as merges: {error}") from error
+        raise UserError(f"{path} cannot be read as merges: {error}") from error
     if "version" not in lines[0]:
-        raise ValueError(f"{path} starts with {lines[0][:40]!r}; wanted a version line")
+        raise UserError(f"{path} starts with {lines[0][:40]!r}; wanted a version line")
     pairs = [tuple(line.split()) for line in lines[1:] if line]
     for number, pair in enumerate(pairs, start=2):
         if len(pair) != 2:
-            raise ValueError(f"{path} line {number}: wanted two tokens, got {pair}")
+            raise UserError(f"{path} line {number}: wanted two tokens, got {pair}")
     return pairs
 
 
 def _check_special(vocab: dict[str, int], path: Path) -> None:
     missing = [name for name in (BOS, EOS) if name not in vocab]
     if missing:
-        raise ValueError(f"{path} lacks {missing}; it is not CLIP's vocabulary")
+        raise UserError(f"{path} lacks {missing}; it is not CLIP's vocabulary")
 
 
 def _check_merges(
@@ -313,7 +314,7 @@ def _check_merges(
     for pair in merges:
         lost = [token for token in (*pair, "".join(pair)) if token not in vocab]
         if lost:
-            raise ValueError(
+            raise UserError(
                 f"{path} merges {pair}, but {_VOCAB} beside it lacks {lost[0]!r}; the "
                 "two files belong to different tokenizers"
             )
@@ -327,6 +328,6 @@ def _saved_pad_id(directory: Path, backend: Any) -> int | None:
         if token is not None:
             found = backend.token_to_id(token)
             if found is None:
-                raise ValueError(f"{path} pads with {token!r}, not in the vocabulary")
+                raise UserError(f"{path} pads with {token!r}, not in the vocabulary")
             return found
     return None

@@ -17,6 +17,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import layers
 from jaxanom.types import Array
 
@@ -25,12 +26,12 @@ def _known(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
     """Picks the fields of `cls` out of a config.json dict."""
     nested = [name for name in ("text_config", "vision_config") if name in config]
     if nested:
-        raise ValueError(
+        raise UserError(
             f"this config.json is of a whole CLIP (it holds {nested}); use "
             "ClipConfig.from_dict and take the tower's config from there"
         )
     if config.get("attention_dropout", 0):
-        raise ValueError(
+        raise UserError(
             f"attention_dropout={config['attention_dropout']}; these towers have no "
             "dropout, set it to 0 in config.json"
         )
@@ -44,12 +45,12 @@ def _known(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check(config: Any) -> None:
     if config.hidden_size % config.num_attention_heads:
-        raise ValueError(
+        raise UserError(
             f"hidden_size={config.hidden_size} is not a multiple of "
             f"num_attention_heads={config.num_attention_heads}"
         )
     if config.hidden_act not in layers.ACTIVATIONS:
-        raise ValueError(
+        raise UserError(
             f"hidden_act={config.hidden_act!r}; known are {sorted(layers.ACTIVATIONS)}"
         )
 
@@ -233,14 +234,14 @@ class TextTower(nn.Module):
             of the i-th layer.
 
         Raises:
-          ValueError: not exactly one input; embeddings without `eos_positions`; a
+          UserError: not exactly one input; embeddings without `eos_positions`; a
             sentence longer than the position table; a layer that does not exist.
         """
         if (input_ids is None) == (token_embeddings is None):
-            raise ValueError("give exactly one of input_ids and token_embeddings")
+            raise UserError("give exactly one of input_ids and token_embeddings")
         if eos_positions is None:
             if input_ids is None:
-                raise ValueError("token_embeddings hold no ids; pass eos_positions [B]")
+                raise UserError("token_embeddings hold no ids; pass eos_positions [B]")
             eos_positions = find_eos(input_ids, self.config.eos_token_id)
         if token_embeddings is None:
             token_embeddings = self.embed_tokens(input_ids)
@@ -292,7 +293,7 @@ class ImageTower(nn.Module):
             comes out of the i-th layer.
 
         Raises:
-          ValueError: a size or dtype the tower cannot take; a layer that does not
+          UserError: a size or dtype the tower cannot take; a layer that does not
             exist.
         """
         return self.encode(self.embed(image), return_layers)
@@ -319,7 +320,7 @@ class ImageTower(nn.Module):
           norm: apply the post layer norm first, as the class token's path does.
         """
         if not self.projection:
-            raise ValueError("projection=False: this tower has no visual_projection")
+            raise UserError("projection=False: this tower has no visual_projection")
         tokens = self.norm_tokens(tokens) if norm else tokens
         return self.visual_projection(tokens.astype(jnp.float32))
 

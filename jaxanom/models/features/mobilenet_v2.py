@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.backbones import Tower
 from jaxanom.types import Array, Params
 
@@ -112,7 +113,7 @@ class MobileNetV2(nn.Module):
           classify: run to the end, for `pooled` and `logits`.
 
         Raises:
-          ValueError: a layer that does not exist.
+          UserError: a layer that does not exist.
         """
         check_layers(return_layers)
         wanted, kept = set(return_layers), {}
@@ -200,11 +201,11 @@ class DepthwiseConv(nn.Module):
 
 
 def check_layers(names: Sequence[str]) -> None:
-    """Raises ValueError for a layer that does not exist."""
+    """Raises UserError for a layer that does not exist."""
     known = [layer.name for layer in graph()]
     wrong = [name for name in names if name not in known]
     if wrong:
-        raise ValueError(
+        raise UserError(
             f"MobileNetV2 has no layers {wrong}; blocks end in {known[3]}, ..., "
             f"{known[-2]}, sums are A00 to A09"
         )
@@ -214,11 +215,11 @@ def load(directory: str | Path) -> Tower:
     """Loads the published 8-bit weights, dequantised: (codes - zero) * scale.
 
     Raises:
-      ValueError: the file is missing, is damaged or holds other layers.
+      UserError: the file is missing, is damaged or holds other layers.
     """
     path = Path(directory).expanduser() / WEIGHTS
     if not path.is_file():
-        raise ValueError(
+        raise UserError(
             f"{path} is missing; config.adp.feature_tower wants a folder with the "
             "published MobileNetV2 weights, or '' for CLIP"
         )
@@ -226,7 +227,7 @@ def load(directory: str | Path) -> Tower:
     stored = _arrays(path)
     found = sorted({name.split(".")[0] for name in stored})
     if found != sorted(names):
-        raise ValueError(f"{path} holds layers {found}; wanted {names}")
+        raise UserError(f"{path} holds layers {found}; wanted {names}")
     params: Params = {
         name: {
             "kernel": jnp.asarray(_kernel(stored, name)),
@@ -243,7 +244,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path), np.load(path) as stored:
             return dict(stored)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is cut off, damaged or no NumPy archive; wanted the published "
             "MobileNetV2 weights: fetch the file again"
         ) from error

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.ops import attention
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
@@ -35,7 +36,7 @@ def group_norm(
     """
     batch, channels = inputs.shape[0], inputs.shape[-1]
     if channels % num_groups:
-        raise ValueError(
+        raise UserError(
             f"{channels} channels do not split into norm_num_groups={num_groups}; "
             "make every entry of block_out_channels a multiple of norm_num_groups"
         )
@@ -63,7 +64,7 @@ def sinusoidal_embedding(
       [B, width] float32.
     """
     if width % 2:
-        raise ValueError(f"the width of a timestep embedding must be even; got {width}")
+        raise UserError(f"the width of a timestep embedding must be even; got {width}")
     half = width // 2
     exponents = jnp.arange(half, dtype=jnp.float32) / (half - freq_shift)
     frequencies = jnp.exp(-math.log(10000.0) * exponents)
@@ -318,7 +319,7 @@ class SpatialTransformer(nn.Module):
         """Maps [B, H, W, C] given context [B, L, D] to [B, H, W, C]."""
         batch, height, width, channels = inputs.shape
         if channels % self.num_heads:
-            raise ValueError(
+            raise UserError(
                 f"{channels} channels do not split into {self.num_heads} heads; "
                 "attention_head_dim counts heads: make it divide block_out_channels"
             )

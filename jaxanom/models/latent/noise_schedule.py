@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxanom.diffusion import schedules
+from jaxanom.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Defaults of diffusers' classes, for files that were written before a key existed.
@@ -79,27 +80,27 @@ def read(raw: Mapping[str, Any], where: str | Path) -> NoiseSchedule:
       where: the file, for messages.
 
     Raises:
-      ValueError: a value that is unknown, not implemented, or contradicts another.
+      UserError: a value that is unknown, not implemented, or contradicts another.
     """
     for name, meaning in _REFUSED.items():
         if raw.get(name):
-            raise ValueError(
+            raise UserError(
                 f"{where}: {name}={raw[name]!r} asks for {meaning}, which is not "
                 "implemented; set it to false, or use another checkpoint"
             )
     kind = raw.get("prediction_type", "epsilon")
     if kind not in PREDICTION_TYPES:
-        raise ValueError(
+        raise UserError(
             f"{where}: prediction_type={kind!r}; wanted one of {PREDICTION_TYPES}"
         )
     final = "one" if _set_alpha_to_one(raw) else "first"
     try:
         alphas = _alphas(raw)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
     spacing, offset = _spacing(raw, where), raw.get("steps_offset", 0)
     if type(offset) is not int or not 0 <= offset < len(alphas):
-        raise ValueError(
+        raise UserError(
             f"{where}: steps_offset={offset!r}; wanted 0 to {len(alphas) - 1}"
         )
     return NoiseSchedule(alphas, kind, spacing, offset, final)
@@ -108,13 +109,13 @@ def read(raw: Mapping[str, Any], where: str | Path) -> NoiseSchedule:
 def _alphas(raw: Mapping[str, Any]) -> np.ndarray:
     count = raw.get("num_train_timesteps", 1000)
     if type(count) is not int:
-        raise ValueError(f"num_train_timesteps={count!r}; wanted a count")
+        raise UserError(f"num_train_timesteps={count!r}; wanted a count")
     given = raw.get("trained_betas")
     if given is None:
         return schedules.alphas_cumprod(count, **_betas(raw))
     betas = np.asarray(given, np.float64)
     if betas.shape != (count,) or not np.all((betas > 0) & (betas < 1)):
-        raise ValueError(
+        raise UserError(
             f"trained_betas of shape {betas.shape} contradict num_train_timesteps="
             f"{count}; wanted {count} values between 0 and 1"
         )
@@ -132,7 +133,7 @@ def _betas(raw: Mapping[str, Any]) -> dict[str, Any]:
         return known
     if kind not in _CLASS_BETAS:
         absent = sorted(set(_BETAS) - set(known))
-        raise ValueError(f"{absent} of {kind} are not known; set them")
+        raise UserError(f"{absent} of {kind} are not known; set them")
     return dict(zip(_BETAS, _CLASS_BETAS[kind], strict=True)) | known
 
 
@@ -146,7 +147,7 @@ def _spacing(raw: Mapping[str, Any], where: str | Path) -> str:
     if spacing is None:
         spacing = _SPACING.get(raw.get("_class_name", "DDIMScheduler"))
     if spacing not in schedules.SPACINGS:
-        raise ValueError(
+        raise UserError(
             f"{where}: timestep_spacing={spacing!r} of {raw.get('_class_name')}; set "
             f"it to one of {schedules.SPACINGS}"
         )

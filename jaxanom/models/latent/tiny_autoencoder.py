@@ -21,6 +21,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import configs
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.latent import layers
@@ -63,7 +64,7 @@ class TinyConfig:
             stages = getattr(self, f"num_{part}_blocks")
             configs.per_block(widths, len(stages), f"{part}_block_out_channels")
             if len(set(widths)) != 1:
-                raise ValueError(
+                raise UserError(
                     f"{part}_block_out_channels={widths} differ; the residual units "
                     "keep their width: repeat one value"
                 )
@@ -203,7 +204,7 @@ class TinyAutoencoder(nn.Module):
         chex.assert_rank(image, 4)
         step = config.downsampling
         if image.shape[1] % step or image.shape[2] % step:
-            raise ValueError(
+            raise UserError(
                 f"image {image.shape} does not divide into {step}x{step} cells; make "
                 f"both sides multiples of {step}"
             )
@@ -243,7 +244,7 @@ def from_state(
       The config the names and shapes imply, and float32 parameters for it.
 
     Raises:
-      ValueError: arrays are missing, left over, or of another shape.
+      UserError: arrays are missing, left over, or of another shape.
     """
     flat = {}
     for name, array in encoder.items():
@@ -259,13 +260,13 @@ def from_state(
     )
     missing, left_over = wanted.keys() - flat.keys(), flat.keys() - wanted.keys()
     if missing or left_over:
-        raise ValueError(
+        raise UserError(
             f"not a TAESD state: missing {sorted(missing)[:5]}, left over "
             f"{sorted(left_over)[:5]} (decoder layers count from the original's second)"
         )
     for path, leaf in wanted.items():
         if flat[path].shape != leaf.shape:
-            raise ValueError(
+            raise UserError(
                 f"{path} has shape {flat[path].shape}; wanted {leaf.shape} (HWIO)"
             )
     return config, trees.unflatten(flat)
@@ -280,7 +281,7 @@ def pair_of_files(directory: str | Path) -> tuple[Path, Path] | None:
       directory: looked into; anything but a local directory has none.
 
     Raises:
-      ValueError: there are several pairs of different names.
+      UserError: there are several pairs of different names.
     """
     folder = Path(directory).expanduser()
     pairs: dict[str, tuple[Path, Path]] = {}
@@ -293,7 +294,7 @@ def pair_of_files(directory: str | Path) -> tuple[Path, Path] | None:
                 pairs.setdefault(stem, (encoder, decoder))
     if len(pairs) > 1:
         listed = ", ".join(f"{one.name} and {two.name}" for one, two in pairs.values())
-        raise ValueError(
+        raise UserError(
             f"{folder} holds several tiny autoencoders: {listed}; leave one pair "
             "there, or give a directory with one"
         )
@@ -312,9 +313,7 @@ def _path(name: str, offset: int) -> str:
     """Returns our path: "1.conv.0.weight" -> "layers_1/conv_0/kernel" at offset 0."""
     index, *inner, leaf = name.split(".")
     if not index.isdigit():
-        raise ValueError(
-            f"{name!r} is not an original TAESD name, like '1.conv.0.bias'"
-        )
+        raise UserError(f"{name!r} is not an original TAESD name, like '1.conv.0.bias'")
     module = "_".join(inner)
     if leaf == "weight":
         leaf = "scale" if module == "pool_1" else "kernel"
@@ -343,7 +342,7 @@ def _infer_config(flat: Mapping[str, Array]) -> TinyConfig:
             pools[part].add(index)
     for part, found in kernels.items():
         if len(found) < 2:
-            raise ValueError(
+            raise UserError(
                 f"the {part} has {len(found)} convolutions; wanted 2 or more"
             )
     # Units stand between convolutions; the decoder's first convolution opens no gap.

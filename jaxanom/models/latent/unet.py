@@ -13,6 +13,7 @@ import chex
 import jax.numpy as jnp
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import configs
 from jaxanom.models.latent import layers
 from jaxanom.models.ops import remat as recompute
@@ -90,7 +91,7 @@ class UNetConfig:
         """Refuses what the network does not implement."""
         for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
             if not isinstance(getattr(self, name), int):
-                raise ValueError(f"{name}={getattr(self, name)!r} must be one integer")
+                raise UserError(f"{name}={getattr(self, name)!r} must be one integer")
         configs.require("act_fn", self.act_fn, ("silu", "swish"))
         configs.require(
             "mid_block_type", self.mid_block_type, ("UNetMidBlock2DCrossAttn",)
@@ -139,11 +140,11 @@ def attention_resolutions(
       height, width: of the latents.
 
     Raises:
-      ValueError: the size does not halve often enough.
+      UserError: the size does not halve often enough.
     """
     last = config.num_blocks - 1
     if height % 2**last or width % 2**last:
-        raise ValueError(
+        raise UserError(
             f"latents of {height}x{width} do not halve {last} times; make both sides "
             f"multiples of {2**last}, or use fewer block_out_channels"
         )
@@ -168,14 +169,14 @@ def _bias_of(
     batch, height, width, _ = hidden.shape
     num_queries = height * width
     if num_queries not in context_bias:
-        raise ValueError(
+        raise UserError(
             f"context_bias has no entry {num_queries} for the {height}x{width} layers, "
             f"only {sorted(context_bias)}; build one per grid of attention_resolutions"
         )
     bias = context_bias[num_queries]
     wanted = (num_queries, context.shape[1])
     if bias.ndim != 3 or bias.shape[0] not in (1, batch) or bias.shape[1:] != wanted:
-        raise ValueError(
+        raise UserError(
             f"context_bias[{num_queries}] has shape {bias.shape}; "
             f"wanted ({batch} or 1, {wanted[0]}, {wanted[1]})"
         )
@@ -350,18 +351,18 @@ class UNet(nn.Module):
         chex.assert_rank([latents, timesteps, context], [4, 1, 3])
         attention_resolutions(config, *latents.shape[1:3])
         if latents.shape[-1] != config.in_channels:
-            raise ValueError(
+            raise UserError(
                 f"latents {latents.shape} have {latents.shape[-1]} channels, "
                 f"in_channels={config.in_channels}; latents are [B, h, w, C]"
             )
         if context.shape[-1] != config.cross_attention_dim:
-            raise ValueError(
+            raise UserError(
                 f"context {context.shape} is {context.shape[-1]} wide, "
                 f"cross_attention_dim={config.cross_attention_dim}; use the text tower "
                 "the UNet was trained with"
             )
         if not latents.shape[0] == timesteps.shape[0] == context.shape[0]:
-            raise ValueError(
+            raise UserError(
                 f"latents {latents.shape}, timesteps {timesteps.shape} and context "
                 f"{context.shape} differ in their batch axis; broadcast them first"
             )

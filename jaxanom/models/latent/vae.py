@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import configs
 from jaxanom.models.latent import layers
 from jaxanom.models.ops import attention
@@ -271,7 +272,7 @@ class AutoencoderKL(nn.Module):
         chex.assert_rank(image, 4)
         step = config.downsampling
         if image.shape[1] % step or image.shape[2] % step:
-            raise ValueError(
+            raise UserError(
                 f"image {image.shape} does not divide into {step}x{step} cells; make "
                 f"both sides multiples of {step}"
             )

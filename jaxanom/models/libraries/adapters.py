@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import towers as clip
 from jaxanom.models.latent import layers, unet, vae
 from jaxanom.models.libraries import classes
@@ -48,7 +49,7 @@ class UNet(unet.UNet):
         """Builds the library's module.
 
         Raises:
-          ValueError: the extra `hf` is missing, or the library has no such network.
+          UserError: the extra `hf` is missing, or the library has no such network.
         """
         _check(self, _UNET_FIXED)
         fields = self.config.to_dict()
@@ -78,10 +79,10 @@ class UNet(unet.UNet):
         """Returns noise_pred [B, h, w, out_channels] float32; see `unet.UNet`.
 
         Raises:
-          ValueError: a `context_bias` is given, or shapes do not fit.
+          UserError: a `context_bias` is given, or shapes do not fit.
         """
         if context_bias is not None:
-            raise ValueError(
+            raise UserError(
                 f"{KEY}='hf_flax' has no masked cross-attention; set "
                 f"config.defect_generation.masked_attention=False or {KEY}='ours'"
             )
@@ -176,10 +177,10 @@ class TextTower(clip.TextTower):
         """Encodes sentences given as ids; see `clip.TextTower`.
 
         Raises:
-          ValueError: embeddings are given instead of ids.
+          UserError: embeddings are given instead of ids.
         """
         if token_embeddings is not None or input_ids is None:
-            raise ValueError(f"{KEY}='hf_flax' reads input_ids only; set {KEY}='ours'")
+            raise UserError(f"{KEY}='hf_flax' reads input_ids only; set {KEY}='ours'")
         ids = jnp.asarray(input_ids)
         places = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
         found = self.text_model(
@@ -210,10 +211,10 @@ class ImageTower(clip.ImageTower):
         """Builds what the library's `from_pretrained` returns, without weights.
 
         Raises:
-          ValueError: with a projection, which its Flax class does not have.
+          UserError: with a projection, which its Flax class does not have.
         """
         if self.projection:
-            raise ValueError(
+            raise UserError(
                 "transformers has no Flax image tower with a projection; use "
                 "clip.ImageTower(..., projection=False) or a whole clip.CLIP"
             )
@@ -235,11 +236,11 @@ class ImageTower(clip.ImageTower):
         """Encodes images [B, S, S, 3] in [0, 1] of the config's size S.
 
         Raises:
-          ValueError: images of another size: the library interpolates no positions.
+          UserError: images of another size: the library interpolates no positions.
         """
         size = self.config.image_size
         if image.shape[1:3] != (size, size):
-            raise ValueError(
+            raise UserError(
                 f"{KEY}='hf_flax' takes images of {size} px only, got {image.shape}; "
                 f"set {KEY}='ours'"
             )
@@ -257,7 +258,7 @@ class ImageTower(clip.ImageTower):
 
     def embed(self, image: Array) -> Array:
         """Refuses: the library's tower has no such half."""
-        raise ValueError(f"{KEY}='hf_flax' does not come in halves; set {KEY}='ours'")
+        raise UserError(f"{KEY}='hf_flax' does not come in halves; set {KEY}='ours'")
 
     def encode(self, tokens: Array, return_layers: tuple[int, ...] = ()):
         """Refuses, as `embed`."""
@@ -312,13 +313,13 @@ class CLIP(clip.CLIP):
 
 def _check(module: nn.Module, fixed: dict[str, Any] | None = None) -> None:
     if recompute.resolve(module.remat) != "none":
-        raise ValueError(
+        raise UserError(
             f"{KEY}='hf_flax' cannot recompute its blocks; set config.model.remat="
             f"'none' or {KEY}='ours'"
         )
     for name, value in (fixed or {}).items():
         if getattr(module.config, name) != value:
-            raise ValueError(
+            raise UserError(
                 f"{KEY}='hf_flax' has {name}={value!r} only, and this "
                 f"{type(module).__name__}'s config says "
                 f"{getattr(module.config, name)!r}; set {KEY}='ours'"

@@ -33,7 +33,7 @@ def build(name: str, fields: dict[str, Any], dtype: Any) -> nn.Module:
       dtype: of the computation.
 
     Raises:
-      ValueError: there is no diffusers with Flax classes.
+      UserError: there is no diffusers with Flax classes.
     """
     _silence()
     try:
@@ -50,7 +50,7 @@ def clip_class(name: str) -> Any:
     """Returns one of transformers' Flax CLIP classes or CLIP configs by name.
 
     Raises:
-      ValueError: there is no transformers with Flax classes.
+      UserError: there is no transformers with Flax classes.
     """
     try:
         from transformers.models.clip import configuration_clip, modeling_flax_clip

@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.models.clip import towers
 from jaxanom.models.latent import unet, vae
 from jaxanom.models.libraries import adapters
@@ -41,10 +42,10 @@ def adapt(module: nn.Module) -> nn.Module:
         `clip.CLIP`.
 
     Raises:
-      ValueError: the extra `hf` is missing, or the library has no such network.
+      UserError: the extra `hf` is missing, or the library has no such network.
     """
     if type(module) not in _ADAPTED:
-        raise ValueError(
+        raise UserError(
             f"{KEY}='hf_flax': the libraries have no Flax form of "
             f"{type(module).__name__}; set {KEY}='ours'"
         )
@@ -67,16 +68,16 @@ def from_flax(model: Any, params: Params | None = None) -> tuple[nn.Module, Para
       constants, not those of the library's class.
 
     Raises:
-      ValueError: another class, no parameters, a config that ours cannot honour, or
+      UserError: another class, no parameters, a config that ours cannot honour, or
         parameters of other shapes than the config's.
     """
     name = type(model).__name__
     if name not in _OURS:
-        raise ValueError(f"{name} is none of the Flax models {sorted(_OURS)}")
+        raise UserError(f"{name} is none of the Flax models {sorted(_OURS)}")
     if params is None:
         params = getattr(model, "params", None)
     if params is None:
-        raise ValueError(f"a {name} does not hold its parameters; pass `params`")
+        raise UserError(f"a {name} does not hold its parameters; pass `params`")
     config = model.config
     module = _OURS[name](config.to_dict() if hasattr(config, "to_dict") else config)
     host = jax.tree.map(np.asarray, _plain(params))
@@ -97,7 +98,7 @@ def to_flax(module: nn.Module, params: Params) -> tuple[Any, Params]:
       library's constants.
 
     Raises:
-      ValueError: as for `adapt`; parameters of other shapes than the module's.
+      UserError: as for `adapt`; parameters of other shapes than the module's.
     """
     model = adapt(module).library_model()
     shapes = _shapes(module)

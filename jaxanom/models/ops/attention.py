@@ -21,6 +21,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from jaxanom.errors import UserError
 from jaxanom.models.ops import flash
 from jaxanom.parallel import kernels
 from jaxanom.parallel import mesh as meshes
@@ -60,7 +61,7 @@ def dot_product(
       [B, Sq, H, D] in the dtype of `query`.
 
     Raises:
-      ValueError: unknown implementation, or another than "matmul" together with a bias.
+      UserError: unknown implementation, or another than "matmul" together with a bias.
     """
     chex.assert_rank([query, key, value], 4)
     chex.assert_equal_shape([key, value])
@@ -77,12 +78,12 @@ def dot_product(
         return _matmul(query, key, value, bias)
     forms = {"lean": _split_lean, "cudnn": _cudnn, "flash": flash.attend}
     if implementation not in forms:
-        raise ValueError(
+        raise UserError(
             f"implementation={implementation!r} is unknown; use 'matmul', "
             f"{', '.join(map(repr, forms))} or None"
         )
     if bias is not None:
-        raise ValueError(
+        raise UserError(
             f"implementation={implementation!r} takes no bias; use 'matmul' or leave "
             "it None"
         )

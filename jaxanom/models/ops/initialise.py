@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.types import Params, PRNGKey
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
@@ -97,7 +98,7 @@ def parameters(
       gets each device's part, and no device holds a whole leaf that is split.
 
     Raises:
-      ValueError: a leaf has no rule, or an override matches no path.
+      UserError: a leaf has no rule, or an override matches no path.
     """
     shapes = jax.eval_shape(
         lambda key, *inputs: module.init(key, *inputs, method=method, **keywords),
@@ -113,9 +114,9 @@ def parameters(
         unused.discard(pattern)
         draw = overrides.get(pattern, _BY_NAME.get(path.rsplit("/", 1)[-1]))
         if draw is None:
-            raise ValueError(f"no rule to initialise {path!r}; pass one in `overrides`")
+            raise UserError(f"no rule to initialise {path!r}; pass one in `overrides`")
         rng = np.random.default_rng([*seed, zlib.crc32(path.encode())])
         leaves[path] = np.asarray(draw(rng, leaf.shape), leaf.dtype)
     if unused:
-        raise ValueError(f"overrides match no parameter path: {sorted(unused)}")
+        raise UserError(f"overrides match no parameter path: {sorted(unused)}")
     return trees.unflatten(leaves)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.types import Params, PRNGKey
 
 ATTENTION = r".*/attn[12]/(to_q|to_k|to_v|to_out_0)/kernel"
@@ -28,17 +29,17 @@ def init(params: Params, rank: int, key: PRNGKey, pattern: str = ATTENTION) -> P
       {path with "/" as in `trees.flatten`: {"down": [D_in, R], "up": [R, D_out]}}.
 
     Raises:
-      ValueError: rank below 1, or no kernel matches.
+      UserError: rank below 1, or no kernel matches.
     """
     if rank < 1:
-        raise ValueError(f"rank={rank}; set config.defect_generation.lora_rank >= 1")
+        raise UserError(f"rank={rank}; set config.defect_generation.lora_rank >= 1")
     chosen = {
         path: leaf
         for path, leaf in trees.flatten(params).items()
         if re.fullmatch(pattern, path) and leaf.ndim == 2
     }
     if not chosen:
-        raise ValueError(f"no [D_in, D_out] kernel matches {pattern}")
+        raise UserError(f"no [D_in, D_out] kernel matches {pattern}")
     update: dict[str, Any] = {}
     for number, (path, leaf) in enumerate(sorted(chosen.items())):
         width_in, width_out = leaf.shape

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax
 
+from jaxanom.errors import UserError
+
 POLICIES = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -25,7 +27,7 @@ def block(module: type[nn.Module], name: str | bool) -> type[nn.Module]:
       name: of `POLICIES`; True and False are "full" and "none".
 
     Raises:
-      ValueError: an unknown name.
+      UserError: an unknown name.
     """
     name = resolve(name)
     return module if name == "none" else nn.remat(module, policy=POLICIES[name])
@@ -36,7 +38,7 @@ def resolve(name: str | bool) -> str:
     if isinstance(name, bool):  # as in the records of older runs
         return "full" if name else "none"
     if name not in POLICIES:
-        raise ValueError(
+        raise UserError(
             f"remat={name!r} (config.model.remat, config.bayes_pfl.remat); choose one "
             f"of {tuple(POLICIES)}"
         )

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import trees
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats.stored import Stored
 
 _ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"
@@ -36,25 +37,25 @@ def tensors(path: Path) -> dict[str, Stored]:
     """Returns {"a/b/c": where the leaf lies} of one file.
 
     Raises:
-      ValueError: the file is missing, cut short, or no tree of arrays.
+      UserError: the file is missing, cut short, or no tree of arrays.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; wanted a Flax msgpack checkpoint")
+        raise UserError(f"{path} is not a file; wanted a Flax msgpack checkpoint")
     try:
         with path.open("rb") as file:
             scanner = _Scanner(path, file)
             tree = scanner.value()
             if scanner.left():
-                raise ValueError(f"{scanner.left()} bytes follow the tree")
+                raise UserError(f"{scanner.left()} bytes follow the tree")
         if not isinstance(tree, dict):
-            raise ValueError("the file holds no tree")
+            raise UserError("the file holds no tree")
         flat = trees.flatten(_joined(tree))
         for name, leaf in flat.items():
             if not isinstance(leaf, Stored):
-                raise ValueError(f"{name} is {leaf!r}, not an array")
+                raise UserError(f"{name} is {leaf!r}, not an array")
     except (ValueError, struct.error, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a readable Flax checkpoint: {error}") from (
+        raise UserError(f"{path} is not a readable Flax checkpoint: {error}") from (
             error
         )
     return flat
@@ -89,7 +90,7 @@ class _Scanner:
     def value(self, depth: int = 0) -> Any:
         """Returns dict, list, text, number, constant, or Stored for an array."""
         if depth > _MOST_DEPTH:
-            raise ValueError(f"more than {_MOST_DEPTH} levels")
+            raise UserError(f"more than {_MOST_DEPTH} levels")
         first = self._take(1)[0]
         if first <= 0x7F:
             return first
@@ -111,7 +112,7 @@ class _Scanner:
             return self._array(self._number(_EXTENSION[first]))
         if first in _FIXED_EXTENSION:
             return self._array(_FIXED_EXTENSION[first])
-        raise ValueError(f"type {first:#x}, which a tree of arrays does not have")
+        raise UserError(f"type {first:#x}, which a tree of arrays does not have")
 
     def _map(self, count: int, depth: int) -> dict[str, Any]:
         self._expect(2 * count)
@@ -119,7 +120,7 @@ class _Scanner:
         for _ in range(count):
             name = self.value(depth + 1)
             if not isinstance(name, str) or name in found:
-                raise ValueError(f"name {name!r} occurs twice or is no text")
+                raise UserError(f"name {name!r} occurs twice or is no text")
             found[name] = self.value(depth + 1)
         return found
 
@@ -127,21 +128,21 @@ class _Scanner:
         """Reads (shape, dtype name) of an extension value and skips its values."""
         kind = self._take(1)[0]
         if kind != _ARRAY:
-            raise ValueError(f"extension type {kind}; only arrays (type 1) are read")
+            raise UserError(f"extension type {kind}; only arrays (type 1) are read")
         self._expect(size)
         end = self._file.tell() + size
         if self._take(1) != b"\x93":
-            raise ValueError("an array is no triple of shape, dtype and bytes")
+            raise UserError("an array is no triple of shape, dtype and bytes")
         shape, name = self.value(1), self.value(1)
         first = self._take(1)[0]
         if first not in _BINARY or not isinstance(shape, list):
-            raise ValueError("an array has no shape or no bytes")
+            raise UserError("an array has no shape or no bytes")
         length = self._number(_BINARY[first])
         start = self._file.tell()
         dtype = _dtype(name)
         wanted = _count(shape) * dtype.itemsize
         if length != wanted or start + length != end:
-            raise ValueError(
+            raise UserError(
                 f"an array of shape {shape} and {name} takes {wanted} bytes, {length} "
                 "are announced"
             )
@@ -150,7 +151,7 @@ class _Scanner:
 
     def _text(self, size: int) -> str:
         if size > _MOST_TEXT:
-            raise ValueError(f"a name of {size} bytes")
+            raise UserError(f"a name of {size} bytes")
         return self._take(size).decode("utf-8")
 
     def _number(self, layout: str) -> Any:
@@ -162,7 +163,7 @@ class _Scanner:
 
     def _expect(self, size: int) -> None:
         if size > self.left():
-            raise ValueError(
+            raise UserError(
                 f"{size} bytes or values are announced, {self.left()} bytes are left"
             )
 
@@ -180,15 +181,15 @@ def _joined(tree: dict[str, Any]) -> Any:
         pieces = tuple(piece for chunk in chunks for piece in chunk.pieces)
         dtype = chunks[0].dtype
     except (KeyError, IndexError, TypeError, AttributeError) as error:
-        raise ValueError("a chunked array lacks its shape or a chunk") from error
+        raise UserError("a chunked array lacks its shape or a chunk") from error
     if sum(length for _, length in pieces) != _count(shape) * dtype.itemsize:
-        raise ValueError(f"the chunks of an array of shape {shape} do not fill it")
+        raise UserError(f"the chunks of an array of shape {shape} do not fill it")
     return Stored(chunks[0].path, tuple(shape), dtype, pieces)
 
 
 def _count(shape: list[Any]) -> int:
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError(f"{shape} is no shape")
+        raise UserError(f"{shape} is no shape")
     return math.prod(shape)
 
 
@@ -197,7 +198,7 @@ def _dtype(name: Any) -> np.dtype:
     if name == "bfloat16":
         return np.dtype(jnp.bfloat16)
     if name not in (*known, "uint64", "uint32", "uint16", "uint8", "bool"):
-        raise ValueError(f"an array of dtype {name!r}")
+        raise UserError(f"an array of dtype {name!r}")
     return np.dtype(name)
 
 
@@ -254,4 +255,4 @@ def _length(value: int, layouts: dict[int, str]) -> bytes:
     for code, layout in layouts.items():
         if value < 256 ** struct.calcsize(layout):
             return bytes([code]) + struct.pack(layout, value)
-    raise ValueError(f"{value} is too large for msgpack")
+    raise UserError(f"{value} is too large for msgpack")

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats.stored import Stored
 
 DTYPES = {
@@ -46,16 +47,16 @@ def tensors(path: Path) -> dict[str, Stored]:
     """Returns what one file holds, by its checked header.
 
     Raises:
-      ValueError: the file is missing, cut short, or its header contradicts itself or
+      UserError: the file is missing, cut short, or its header contradicts itself or
         the file's size.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; wanted safetensors weights")
+        raise UserError(f"{path} is not a file; wanted safetensors weights")
     try:
         return _checked(path)
     except (ValueError, OSError, RecursionError) as error:
-        raise ValueError(f"{path} is not a readable safetensors file: {error}") from (
+        raise UserError(f"{path} is not a readable safetensors file: {error}") from (
             error
         )
 
@@ -71,7 +72,7 @@ def write(
       metadata: strings for the header.
 
     Raises:
-      ValueError: a dtype the format does not have.
+      UserError: a dtype the format does not have.
     """
     # Wide types first, so that every value is aligned to its own size.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
@@ -81,7 +82,7 @@ def write(
         start, array = end, arrays[name]
         dtype = np.dtype(array.dtype)
         if dtype not in _NAMES:
-            raise ValueError(f"{name} has dtype {dtype}; safetensors has {[*DTYPES]}")
+            raise UserError(f"{name} has dtype {dtype}; safetensors has {[*DTYPES]}")
         end += math.prod(array.shape) * dtype.itemsize
         header[name] = {
             "dtype": _NAMES[dtype],
@@ -98,18 +99,18 @@ def write(
 def _checked(path: Path) -> dict[str, Stored]:
     size = path.stat().st_size
     if size < 8:
-        raise ValueError(f"{size} bytes; the header's length alone takes 8")
+        raise UserError(f"{size} bytes; the header's length alone takes 8")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, _MOST_HEADER):
-            raise ValueError(
+            raise UserError(
                 f"a header of {length} bytes is announced in a file of {size}; it was "
                 "cut short or is of another format"
             )
         text = file.read(length)
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     if not isinstance(header, dict):
-        raise ValueError("the header is no JSON object")
+        raise UserError("the header is no JSON object")
     header.pop(_METADATA, None)
     begin = 8 + length
     found = {name: _entry(path, name, entry) for name, entry in header.items()}
@@ -119,10 +120,10 @@ def _checked(path: Path) -> dict[str, Stored]:
     ):
         if start != end:
             kind = "overlaps others" if start < end else "leaves a gap before it"
-            raise ValueError(f"{name} at bytes {start} to {stop} {kind} at {end}")
+            raise UserError(f"{name} at bytes {start} to {stop} {kind} at {end}")
         end = stop
     if begin + end != size:
-        raise ValueError(
+        raise UserError(
             f"the header describes {begin + end} bytes, the file has {size}; it was "
             "cut short or appended to"
         )
@@ -137,19 +138,19 @@ def _entry(path: Path, name: str, entry: Any) -> Stored:
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(
         entry
     ):
-        raise ValueError(f"{name} lacks dtype, shape or data_offsets")
+        raise UserError(f"{name} lacks dtype, shape or data_offsets")
     shape, offsets = entry["shape"], entry["data_offsets"]
     for values in (shape, offsets):
         if not isinstance(values, list) or not all(
             type(value) is int and value >= 0 for value in values
         ):
-            raise ValueError(f"{name}: {values} is no list of counts")
+            raise UserError(f"{name}: {values} is no list of counts")
     if entry["dtype"] not in DTYPES:
-        raise ValueError(f"{name} has dtype {entry['dtype']!r}; known are {[*DTYPES]}")
+        raise UserError(f"{name} has dtype {entry['dtype']!r}; known are {[*DTYPES]}")
     dtype = DTYPES[entry["dtype"]]
     wanted = math.prod(shape) * dtype.itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != wanted:
-        raise ValueError(
+        raise UserError(
             f"{name} of shape {shape} and {entry['dtype']} takes {wanted} bytes, its "
             f"data_offsets are {offsets}"
         )
@@ -159,5 +160,5 @@ def _entry(path: Path, name: str, entry: Any) -> Stored:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     names = [name for name, _ in pairs]
     if len(set(names)) != len(names):
-        raise ValueError("a name occurs twice in the header")
+        raise UserError("a name occurs twice in the header")
     return dict(pairs)

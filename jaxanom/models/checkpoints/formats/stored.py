@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
+
 
 class Stored(NamedTuple):
     """Where one tensor is.
@@ -65,7 +67,7 @@ def read(tensor: Stored, part: tuple[int, int] = (0, 1)) -> np.ndarray:
       A writable array that nothing else refers to.
 
     Raises:
-      ValueError: the file ends early (it changed since its header was read), or the
+      UserError: the file ends early (it changed since its header was read), or the
         rows do not divide.
     """
     index, count = part
@@ -73,7 +75,7 @@ def read(tensor: Stored, part: tuple[int, int] = (0, 1)) -> np.ndarray:
         return _strided(tensor, _bytes(tensor, 0, _span(tensor)))
     rows = tensor.shape[0] if tensor.shape else 1
     if rows % count:
-        raise ValueError(f"{tensor.path}: {rows} rows do not split into {count} parts")
+        raise UserError(f"{tensor.path}: {rows} rows do not split into {count} parts")
     if tensor.strides is not None:
         step = rows // count
         return read(tensor)[index * step : (index + 1) * step].copy()
@@ -114,12 +116,12 @@ def _bytes(tensor: Stored, start: int, size: int) -> np.ndarray:
             while target:
                 got = file.readinto(target)
                 if not got:
-                    raise ValueError(
+                    raise UserError(
                         f"{tensor.path} ends at {file.tell()} bytes, in the middle of "
                         "a tensor; copy it again"
                     )
                 target = target[got:]
             filled += wanted
     if filled != size:
-        raise ValueError(f"{tensor.path} holds {filled} of {size} bytes of a tensor")
+        raise UserError(f"{tensor.path} holds {filled} of {size} bytes of a tensor")
     return raw

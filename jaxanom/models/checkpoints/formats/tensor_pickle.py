@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom.errors import UserError
+
 _STORAGES = {
     "DoubleStorage": np.float64,
     "FloatStorage": np.float32,
@@ -76,11 +78,11 @@ def run(program: bytes) -> Any:
       Dicts, lists, tuples, numbers, text, and `View` for every tensor.
 
     Raises:
-      ValueError: an instruction or a name that tensors do not need, or a damaged
+      UserError: an instruction or a name that tensors do not need, or a damaged
         program. Nothing of it was executed.
     """
     if len(program) > MOST_BYTES:
-        raise ValueError(f"data.pkl is larger than {MOST_BYTES} bytes")
+        raise UserError(f"data.pkl is larger than {MOST_BYTES} bytes")
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
@@ -89,8 +91,8 @@ def run(program: bytes) -> Any:
                 return stack.pop()
             _step(code.name, argument, position, stack, memo)
     except (IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"data.pkl is damaged: {error!r}") from error
-    raise ValueError("data.pkl is cut short")
+        raise UserError(f"data.pkl is damaged: {error!r}") from error
+    raise UserError("data.pkl is cut short")
 
 
 def _step(
@@ -135,7 +137,7 @@ def _step(
         # A module's state_dict carries version numbers as an attribute: not needed.
         _wanted(stack.pop(), dict), _wanted(stack[-1], dict)
     else:
-        raise ValueError(
+        raise UserError(
             f"instruction {code} at byte {position} of data.pkl is not one that "
             "tensors need"
         )
@@ -156,7 +158,7 @@ def _above_mark(stack: list[Any]) -> list[Any]:
 
 def _wanted(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise ValueError(f"data.pkl uses a {type(value).__name__} as a {kind.__name__}")
+        raise UserError(f"data.pkl uses a {type(value).__name__} as a {kind.__name__}")
     return value
 
 
@@ -164,13 +166,13 @@ def _set(target: Any, items: list[Any]) -> None:
     keys, values = items[::2], items[1::2]
     # Other keys would be hashed, which nested tuples can make take for ever.
     if not all(type(key) in (str, int) for key in keys):
-        raise ValueError("data.pkl has a dict with keys other than text and integers")
+        raise UserError("data.pkl has a dict with keys other than text and integers")
     _wanted(target, dict).update(zip(keys, values, strict=True))
 
 
 def _name(text: str, position: int) -> _Name:
     if text not in _NAMES:
-        raise ValueError(
+        raise UserError(
             f"its data.pkl asks for {text!r} at byte {position}; a file of weights "
             "needs tensors only, and nothing of this one was executed. If you trust "
             "its source, save its state_dict as safetensors elsewhere"
@@ -181,18 +183,18 @@ def _name(text: str, position: int) -> _Name:
 def _storage(value: Any) -> Storage:
     """Reads ("storage", type, key, device, number of values)."""
     if not (type(value) is tuple and len(value) == 5 and value[0] == "storage"):
-        raise ValueError("data.pkl has a persistent id that is no storage")
+        raise UserError("data.pkl has a persistent id that is no storage")
     _, kind, key, _, count = value
     name = kind.text.removeprefix("torch.") if isinstance(kind, _Name) else None
     if name not in _STORAGES or type(key) is not str or not _is_count(count):
-        raise ValueError("data.pkl has a storage of no known kind")
+        raise UserError("data.pkl has a storage of no known kind")
     return Storage(key, np.dtype(_STORAGES[name]), count)
 
 
 def _made(name: Any, arguments: Any) -> Any:
     """Gives meaning to the three names that a file of weights may apply."""
     if not isinstance(name, _Name) or type(arguments) is not tuple:
-        raise ValueError("data.pkl applies what is not a name")
+        raise UserError("data.pkl applies what is not a name")
     if name.text == _DICT and not arguments:
         return {}
     if name.text == _PARAMETER and arguments and isinstance(arguments[0], View):
@@ -207,7 +209,7 @@ def _made(name: Any, arguments: Any) -> Any:
         ):
             return View(storage, offset, shape, strides)
     kinds = [type(argument).__name__ for argument in arguments]
-    raise ValueError(f"data.pkl applies {name.text} to {kinds}, which makes no tensor")
+    raise UserError(f"data.pkl applies {name.text} to {kinds}, which makes no tensor")
 
 
 def _is_count(value: Any) -> bool:

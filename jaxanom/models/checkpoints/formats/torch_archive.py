@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import tensor_pickle
 from jaxanom.models.checkpoints.formats.stored import Stored
 from jaxanom.models.checkpoints.formats.tensor_pickle import View
@@ -22,14 +23,14 @@ def tensors(path: Path) -> dict[str, Stored]:
     Those below "state_dict" if it has that, else below its only name if that is a dict.
 
     Raises:
-      ValueError: the file is missing, of an older format, damaged, or asks for anything
+      UserError: the file is missing, of an older format, damaged, or asks for anything
         beyond tensors.
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; wanted PyTorch weights")
+        raise UserError(f"{path} is not a file; wanted PyTorch weights")
     if not zipfile.is_zipfile(path):
-        raise ValueError(
+        raise UserError(
             f"{path} is no zip archive of tensors: it is damaged, or of the older "
             "formats (plain pickle, tar), which cannot be read without running them; "
             "save it again with a PyTorch of 1.6 or newer, or as safetensors"
@@ -47,16 +48,16 @@ def tensors(path: Path) -> dict[str, Stored]:
                 for name, view in views.items()
             }
     except (ValueError, zipfile.BadZipFile, OSError, struct.error) as error:
-        raise ValueError(f"{path} is refused as PyTorch weights: {error}") from error
+        raise UserError(f"{path} is refused as PyTorch weights: {error}") from error
 
 
 def _root(archive: zipfile.ZipFile) -> str:
     found = [name for name in archive.namelist() if name.endswith("/data.pkl")]
     if len(found) != 1 or found[0].count("/") != 1:
-        raise ValueError(f"wanted one <root>/data.pkl in it, found {found}")
+        raise UserError(f"wanted one <root>/data.pkl in it, found {found}")
     root = found[0].removesuffix("/data.pkl")
     if f"{root}/constants.pkl" in archive.namelist():
-        raise ValueError(
+        raise UserError(
             "it is a TorchScript program, not weights; load it with torch.jit.load and "
             "save its state_dict()"
         )
@@ -67,21 +68,21 @@ def _check_byte_order(archive: zipfile.ZipFile, root: str) -> None:
     if f"{root}/byteorder" in archive.namelist():
         order = archive.read(f"{root}/byteorder")
         if order != b"little":
-            raise ValueError(f"byte order {order!r}; only little is read")
+            raise UserError(f"byte order {order!r}; only little is read")
 
 
 def _state(content: Any) -> dict[str, View]:
     """Picks the dict of tensors out of what the pickle built."""
     state = content
     if not isinstance(state, dict):
-        raise ValueError(f"it holds a {type(state).__name__}, not a dict of tensors")
+        raise UserError(f"it holds a {type(state).__name__}, not a dict of tensors")
     if isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]
     elif len(state) == 1 and isinstance(next(iter(state.values())), dict):
         state = next(iter(state.values()))
     wrong = [name for name, value in state.items() if not isinstance(value, View)]
     if wrong or not all(isinstance(name, str) for name in state):
-        raise ValueError(f"{wrong[:5]} are no tensors; wanted a dict of name -> tensor")
+        raise UserError(f"{wrong[:5]} are no tensors; wanted a dict of name -> tensor")
     return state
 
 
@@ -93,15 +94,15 @@ def _locate(
     try:
         member = archive.getinfo(f"{root}/data/{storage.key}")
     except KeyError as error:
-        raise ValueError(f"{name} lies in {storage.key}, which is missing") from error
+        raise UserError(f"{name} lies in {storage.key}, which is missing") from error
     span = sum(
         (size - 1) * step for size, step in zip(view.shape, view.strides, strict=True)
     )
     last = 0 if 0 in view.shape else view.offset + span + 1
     if member.compress_type != zipfile.ZIP_STORED:
-        raise ValueError(f"{member.filename} is compressed, which PyTorch never does")
+        raise UserError(f"{member.filename} is compressed, which PyTorch never does")
     if member.file_size != storage.count * item or last > storage.count:
-        raise ValueError(
+        raise UserError(
             f"{name} needs {max(last, storage.count)} values of {storage.dtype} in "
             f"{member.filename}, which has {member.file_size} bytes"
         )
@@ -120,9 +121,9 @@ def _values_start(path: Path, member: zipfile.ZipInfo) -> int:
         file.seek(member.header_offset)
         head = file.read(30)
     if head[:4] != b"PK\x03\x04":
-        raise ValueError(f"{member.filename} has no header where the archive says")
+        raise UserError(f"{member.filename} has no header where the archive says")
     name_length, extra_length = struct.unpack("<HH", head[26:30])
     start = member.header_offset + 30 + name_length + extra_length
     if start + member.file_size > path.stat().st_size:
-        raise ValueError(f"{member.filename} reaches beyond the end of the file")
+        raise UserError(f"{member.filename} reaches beyond the end of the file")
     return start

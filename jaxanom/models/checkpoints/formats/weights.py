@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom import record
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import (
     flax_msgpack,
     safetensors_file,
@@ -47,7 +48,7 @@ def tensors(path: Path) -> dict[str, Stored]:
       path: a weight file, or an index of such files.
 
     Raises:
-      ValueError: a file is missing, damaged or of an unknown format, or an index and
+      UserError: a file is missing, damaged or of an unknown format, or an index and
         its shards disagree.
     """
     path = Path(path)
@@ -58,7 +59,7 @@ def tensors(path: Path) -> dict[str, Stored]:
         here = _reader(shard)(shard)
         if set(here) != expected:
             differing = sorted(set(here) ^ expected)[:5]
-            raise ValueError(f"{shard} and its index disagree on tensors {differing}")
+            raise UserError(f"{shard} and its index disagree on tensors {differing}")
         found |= here
     return found
 
@@ -72,7 +73,7 @@ def is_whole(path: Path) -> bool:
     """Says whether a weight file is there, and of an index all shards that it names.
 
     Raises:
-      ValueError: an index that names none.
+      UserError: an index that names none.
     """
     path = Path(path)
     if not path.is_file() or not _INDEX.fullmatch(path.name):
@@ -89,7 +90,7 @@ def stream(path: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
         a rule); None keeps the file's. Integers and bools stay as they are.
 
     Raises:
-      ValueError: as `tensors`; or a value does not fit into `dtype`.
+      UserError: as `tensors`; or a value does not fit into `dtype`.
     """
     for name, tensor in tensors(path).items():
         yield name, cast(stored.read(tensor), dtype, f"{tensor.path}: {name}")
@@ -123,12 +124,12 @@ def write(
       The file to read: `path`, or its index if it took more than one shard.
 
     Raises:
-      ValueError: a value does not fit into `dtype`; the name does not end right; or
+      UserError: a value does not fit into `dtype`; the name does not end right; or
         the other form (file beside index) is there and would be read instead.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path} does not end in .safetensors; weights are only that")
+        raise UserError(f"{path} does not end in .safetensors; weights are only that")
     arrays = {
         name: pending(value, dtype, f"{path}: {name}")
         for name, value in tensors.items()
@@ -137,7 +138,7 @@ def write(
     groups = _group(arrays, shard_bytes)
     index = path.with_name(path.name + INDEX_SUFFIX)
     if index.exists() or (len(groups) > 1 and path.exists()):
-        raise ValueError(
+        raise UserError(
             f"{path.parent} already holds {path.stem} in another form or in shards; "
             "remove it, or write to another directory"
         )
@@ -166,11 +167,11 @@ def write_flax(path: Path, tree: Mapping[str, Any], dtype: Any = None) -> Path:
       dtype: as in `write`.
 
     Raises:
-      ValueError: a value does not fit into `dtype`, or the name does not end right.
+      UserError: a value does not fit into `dtype`, or the name does not end right.
     """
     path = Path(path)
     if path.suffix != ".msgpack":
-        raise ValueError(f"{path} does not end in .msgpack")
+        raise UserError(f"{path} does not end in .msgpack")
 
     def prepare(value: Any, name: str) -> Any:
         if isinstance(value, Mapping):
@@ -208,7 +209,7 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
       name: what the error calls the array.
 
     Raises:
-      ValueError: a finite value overflows `dtype`.
+      UserError: a finite value overflows `dtype`.
     """
     if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
         return array
@@ -221,7 +222,7 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
         np.isfinite(array) & ~np.isfinite(result)
     ):
         largest = float(np.max(np.abs(array[np.isfinite(array)])))
-        raise ValueError(
+        raise UserError(
             f"{name} reaches {largest:g}, which {dtype.name} cannot hold; "
             "use bfloat16 or float32"
         )
@@ -230,24 +231,24 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Stored]]:
     if path.is_dir() or not path.exists():
-        raise ValueError(f"{path} is not a file; wanted weights")
+        raise UserError(f"{path} is not a file; wanted weights")
     if path.suffix not in _READERS:
-        raise ValueError(f"{path} is of no known format; known are {[*_READERS]}")
+        raise UserError(f"{path} is of no known format; known are {[*_READERS]}")
     return _READERS[path.suffix]
 
 
 def _shards(path: Path) -> dict[Path, set[str]]:
     """Maps each file that an index names to the tensors it promises there."""
     if not path.is_file():
-        raise ValueError(f"{path} is not a file; wanted a weight index")
+        raise UserError(f"{path} is not a file; wanted a weight index")
     index = record.read_json(path)
     weight_map = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f'{path} has no "weight_map" of names to shard files')
+        raise UserError(f'{path} has no "weight_map" of names to shard files')
     grouped: dict[Path, set[str]] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or Path(shard).name != shard:
-            raise ValueError(f"{path}: shard {shard!r} of {name} is not a file name")
+            raise UserError(f"{path}: shard {shard!r} of {name} is not a file name")
         grouped.setdefault(path.with_name(shard), set()).add(name)
     return dict(sorted(grouped.items()))
 

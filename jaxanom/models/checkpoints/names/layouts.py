@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.names import openai_clip, original_stable_diffusion
 
 LAYOUTS = ("published", "original", "openai", "flax")
@@ -160,7 +161,7 @@ def outward_axes(path: str, num_axes: int) -> tuple[int, ...] | None:
         return (1, 0)
     if num_axes == 4:
         return (3, 2, 0, 1)
-    raise ValueError(f"{path} has {num_axes} axes; wanted a kernel with 2 or 4")
+    raise UserError(f"{path} has {num_axes} axes; wanted a kernel with 2 or 4")
 
 
 def inward(array: np.ndarray, origin: Origin) -> np.ndarray:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
+from jaxanom.errors import UserError
+
 ASSUMED = (
     "quick_gelu, as in OpenAI's own weights; most of OpenCLIP's have gelu, which no "
     "tensor tells: set clip_act='gelu' (config.model.clip_act, "
@@ -72,14 +74,14 @@ def place(published: str) -> Place:
       published: name in transformers' CLIPModel.
 
     Raises:
-      ValueError: the model has no such tensor.
+      UserError: the model has no such tensor.
     """
     if published in _WHOLE:
         projection = published.endswith("_projection.weight")
         return Place(_WHOLE[published], input_first=projection)
     found = _LAYER.fullmatch(published)
     if found is None:
-        raise ValueError(f"{published} has no name in the original CLIP")
+        raise UserError(f"{published} has no name in the original CLIP")
     tower, number, module, leaf = found.groups()
     block = f"{'visual.' if tower == 'vision' else ''}{_BLOCKS}{number}."
     if module in _FUSED:
@@ -106,15 +108,15 @@ def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
       shapes: {original name: shape}.
 
     Raises:
-      ValueError: a tensor that tells a size is missing.
+      UserError: a tensor that tells a size is missing.
     """
     if "visual.layer1.0.conv1.weight" in shapes:
-        raise ValueError("the image tower is a ResNet; only the ViT towers are here")
+        raise UserError("the image tower is a ResNet; only the ViT towers are here")
     needed = ("visual.conv1.weight", "visual.positional_embedding", "visual.proj")
     needed += ("token_embedding.weight", "positional_embedding", "ln_final.weight")
     missing = [name for name in needed if name not in shapes]
     if missing:
-        raise ValueError(f"{missing} are missing; wanted both towers of a CLIP")
+        raise UserError(f"{missing} are missing; wanted both towers of a CLIP")
     width, _, patch, _ = shapes["visual.conv1.weight"]
     side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
     joint = shapes["visual.proj"][1]
@@ -147,10 +149,10 @@ def _tower(
         if name.startswith(f"{prefix}{_BLOCKS}")
     }
     if first not in shapes:
-        raise ValueError(f"{first} is missing; wanted both towers of a CLIP")
+        raise UserError(f"{first} is missing; wanted both towers of a CLIP")
     if width % 64 or width == 1280:
         # ViT-H of OpenCLIP has heads of 80, ViT-g of 88: no shape says so.
-        raise ValueError(
+        raise UserError(
             f"the number of heads of a tower of width {width} cannot be told from its "
             "weights; put a config.json of transformers' CLIPModel beside them"
         )

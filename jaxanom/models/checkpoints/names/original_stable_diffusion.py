@@ -10,6 +10,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from jaxanom.errors import UserError
+
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, OPEN_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
 _PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."}
@@ -73,7 +75,7 @@ def recognises(names: Collection[str]) -> bool:
 def prefixes(kind: str) -> tuple[str, ...]:
     """Returns the prefixes a network's names may have in such a file."""
     if kind not in _PREFIXES:
-        raise ValueError(
+        raise UserError(
             f"a Stable Diffusion checkpoint has no {kind}; it has {[*_PREFIXES]}"
         )
     return (_PREFIXES[kind], "") if kind == "vae" else (_PREFIXES[kind],)
@@ -87,7 +89,7 @@ def names(published: Collection[str], kind: str) -> dict[str, str]:
       kind: "unet", "vae" or "text_encoder"; the last keeps its names here.
 
     Raises:
-      ValueError: the checkpoint has no such network.
+      UserError: the checkpoint has no such network.
     """
     prefixes(kind)
     if kind == "unet":
@@ -135,13 +137,13 @@ def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
       and what `ASSUMED` says.
 
     Raises:
-      ValueError: it is neither; the message says what was found.
+      UserError: it is neither; the message says what was found.
     """
     if is_lone_autoencoder(shapes):
         name = "decoder.conv_in.weight"
         found = shapes.get(name, shapes.get(VAE + name))
         if found != _VAE_ENTRY:
-            raise ValueError(
+            raise UserError(
                 f"{name} is {found}; of autoencoders on their own only Stable "
                 f"Diffusion's, {_VAE_ENTRY}, is known. Put the config.json of "
                 "diffusers' AutoencoderKL beside the file"
@@ -150,7 +152,7 @@ def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     probe = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
     found, entry = shapes.get(probe), shapes.get(f"{UNET}input_blocks.0.0.weight")
     if found not in ((320, 768), (320, 1024)) or entry is None:
-        raise ValueError(
+        raise UserError(
             f"{probe} is {found}; only Stable Diffusion 1 (320, 768) and 2 (320, 1024) "
             "are known as single files. Convert others to a diffusers directory"
         )
@@ -180,16 +182,16 @@ def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
       shapes: as in `configs`.
 
     Raises:
-      ValueError: it is Stable Diffusion 2, of which one half predicts noise and the
+      UserError: it is Stable Diffusion 2, of which one half predicts noise and the
         other velocities: no shape tells which. Or it is an autoencoder.
     """
     if is_lone_autoencoder(shapes):
-        raise ValueError(
+        raise UserError(
             "an autoencoder on its own has no noise levels; set config.model.scheduler "
             "to a folder with scheduler_config.json"
         )
     if configs(shapes)["unet"]["cross_attention_dim"] == 1024:
-        raise ValueError(
+        raise UserError(
             "a Stable Diffusion 2 file does not say whether it predicts noise or "
             "velocities; set config.model.scheduler to a folder with "
             "scheduler_config.json that says prediction_type"
