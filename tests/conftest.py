@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from jaxanom import record, trees
-from jaxanom.cli import config_file
 from jaxanom.data.foundry import names
+from jaxanom.jobs import config_file
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones, networks
 from jaxanom.models.checkpoints import pretrained

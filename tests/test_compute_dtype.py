@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import pytest
 
 from jaxanom import trees
-from jaxanom.cli import config_file
-from jaxanom.jobs import dry_run, prepare
+from jaxanom.jobs import config_file, dry_run, prepare
 from jaxanom.models.clip import resnet
 from jaxanom.models.latent import vae
 from jaxanom.models.ops import attention

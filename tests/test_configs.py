@@ -6,9 +6,8 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from jaxanom.cli import config_file
 from jaxanom.data import pools
-from jaxanom.jobs import api, prepare
+from jaxanom.jobs import api, config_file, prepare
 
 ROOT = config_file.configs_directory()
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py"))

@@ -31,8 +31,7 @@ import numpy as np
 
 from benchmarks import harness
 from jaxanom import record
-from jaxanom.cli import config_file
-from jaxanom.jobs import prepare
+from jaxanom.jobs import config_file, prepare
 from jaxanom.jobs.sweep import grid, runner, seeds
 from jaxanom.methods.app import classes, model
 from jaxanom.models.clip import shared_prefix

@@ -30,9 +30,8 @@ import numpy as np
 
 from benchmarks import harness
 from jaxanom import record
-from jaxanom.cli import config_file
 from jaxanom.data import catalog, pipeline
-from jaxanom.jobs import api
+from jaxanom.jobs import api, config_file
 from jaxanom.metrics import uncertainty
 from jaxanom.report import tables
 

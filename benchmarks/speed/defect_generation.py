@@ -17,11 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from jaxanom.cli import config_file
 from jaxanom.contracts import Method
 from jaxanom.data import pools
 from jaxanom.diffusion import inversion, schedules
-from jaxanom.jobs import prepare
+from jaxanom.jobs import config_file, prepare
 from jaxanom.methods import by_name
 from jaxanom.methods.defect_generation import model, objective
 from jaxanom.models import backbones

@@ -68,8 +68,7 @@ def evaluate_on(directory: str | Path, changes: Sequence[str] = ()) -> dict[str,
     Raises:
       UserError: a key that the run's config does not have, or a bad value.
     """
-    from jaxanom.cli import config_file
-    from jaxanom.jobs import api
+    from jaxanom.jobs import api, config_file
 
     keys = {change.partition("=")[0] for change in changes}
     elsewhere = not keys.isdisjoint(OTHER_IMAGES)

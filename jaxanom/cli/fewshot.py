@@ -30,9 +30,8 @@ def run(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from jaxanom import record
-    from jaxanom.cli import config_file
     from jaxanom.data.layouts import mvtec
-    from jaxanom.jobs import api, kept
+    from jaxanom.jobs import api, config_file, kept
     from jaxanom.parallel import distributed
 
     distributed.check_alone("fewshot")

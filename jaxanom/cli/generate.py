@@ -20,8 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draws and writes."""
-    from jaxanom.cli import config_file
-    from jaxanom.jobs import api
+    from jaxanom.jobs import api, config_file
     from jaxanom.parallel import distributed
 
     distributed.initialise()

@@ -100,7 +100,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, generates, evaluates, and reports."""
-    from jaxanom.cli import config_file
+    from jaxanom.jobs import config_file
     from jaxanom.parallel import distributed
 
     distributed.check_alone("quickstart")
@@ -132,8 +132,7 @@ def tour(directory: Path, parts: Sequence[str], processes: int | None = None) ->
       processes: 2: all parts but the first are run by a second process meanwhile;
         None: where that saves time.
     """
-    from jaxanom.cli import config_file
-    from jaxanom.jobs import defects_to_detector
+    from jaxanom.jobs import config_file, defects_to_detector
     from jaxanom.report import page, runs, tables
 
     shown, lead, plots = [], [], []
@@ -257,9 +256,8 @@ def beside_command(directory: Path, parts: Sequence[str]) -> list[str]:
 
 def _train_and_evaluate(part: Part, directory: Path, evaluated: bool):
     from jaxanom import record
-    from jaxanom.cli import config_file
     from jaxanom.evaluation import protocols
-    from jaxanom.jobs import api
+    from jaxanom.jobs import api, config_file
     from jaxanom.report import runs, tables
 
     if evaluated:
@@ -272,7 +270,7 @@ def _train_and_evaluate(part: Part, directory: Path, evaluated: bool):
 
 def _swept(part: Part, directory: Path):
     """Runs a sweep; returns its table, and its plots as sections of the page."""
-    from jaxanom.cli import config_file
+    from jaxanom.jobs import config_file
     from jaxanom.jobs.sweep import runner
     from jaxanom.report import sweeps
 

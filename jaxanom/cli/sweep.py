@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Runs the points that the table does not hold yet, prints it, writes the page."""
-    from jaxanom.cli import config_file
+    from jaxanom.jobs import config_file
     from jaxanom.parallel import distributed
     from jaxanom.report import sweeps, tables
 

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Trains, or goes on training, or tells what that would take."""
-    from jaxanom.cli import config_file
+    from jaxanom.jobs import config_file
 
     forecasts = arguments.dry_run or arguments.compile_only
     if not (arguments.run or forecasts):

@@ -8,7 +8,8 @@ import time
 import pytest
 
 from jaxanom import record
-from jaxanom.cli import config_file, main, quickstart
+from jaxanom.cli import main, quickstart
+from jaxanom.jobs import config_file
 
 pytest.importorskip("matplotlib")
 

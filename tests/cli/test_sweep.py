@@ -2,7 +2,8 @@
 
 import ml_collections
 
-from jaxanom.cli import config_file, main
+from jaxanom.cli import main
+from jaxanom.jobs import config_file
 
 
 def test_a_sweep_prints_its_table_and_goes_on(

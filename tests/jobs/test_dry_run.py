@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import pytest
 
 from jaxanom import trees
-from jaxanom.cli import config_file, main
+from jaxanom.cli import main
 from jaxanom.contracts import Phase
-from jaxanom.jobs import dry_run, prepare
+from jaxanom.jobs import config_file, dry_run, prepare
 from jaxanom.parallel import memory
 from jaxanom.parallel import mesh as meshes
 from jaxanom.training import forecast, optimizer, plan

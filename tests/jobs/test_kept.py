@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 
 from jaxanom import record
-from jaxanom.cli import config_file
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import kept, prepare
+from jaxanom.jobs import config_file, kept, prepare
 from jaxanom.models.features import mobilenet_v2
 
 

@@ -6,8 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxanom.cli import config_file
-from jaxanom.jobs import prepare
+from jaxanom.jobs import config_file, prepare
 from jaxanom.methods.adp import model
 from jaxanom.methods.app import parts
 from jaxanom.models.checkpoints.formats import weights

@@ -4,8 +4,7 @@ import jax
 import ml_collections
 import pytest
 
-from jaxanom.cli import config_file
-from jaxanom.jobs import prepare
+from jaxanom.jobs import config_file, prepare
 from jaxanom.methods.defect_generation import drawing
 from jaxanom.parallel import mesh as meshes
 

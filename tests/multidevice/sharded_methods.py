@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 from jaxanom import trees
-from jaxanom.cli import config_file
-from jaxanom.jobs import prepare
+from jaxanom.jobs import config_file, prepare
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement, rules
 from jaxanom.training import loop

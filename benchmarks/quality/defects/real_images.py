@@ -22,9 +22,8 @@ import ml_collections
 from benchmarks import harness
 from benchmarks.quality.defects import measures, runs
 from jaxanom import record
-from jaxanom.cli import config_file
 from jaxanom.data import generated
-from jaxanom.jobs import api, defects_to_detector, prepare
+from jaxanom.jobs import api, config_file, defects_to_detector, prepare
 from jaxanom.report import runs as reports
 from jaxanom.report import tables
 

@@ -11,9 +11,8 @@ import numpy as np
 from PIL import Image
 
 from jaxanom import record
-from jaxanom.cli import config_file
 from jaxanom.data.foundry import render
-from jaxanom.jobs import api
+from jaxanom.jobs import api, config_file
 from jaxanom.methods.defect_generation import model, predict
 
 # The towers were trained on foundry seed 1; no experiment may see those images again.

@@ -38,10 +38,9 @@ from scipy import stats
 from benchmarks import harness
 from benchmarks.quality.few_shot import published
 from jaxanom import record
-from jaxanom.cli import config_file
 from jaxanom.data import catalog
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import api
+from jaxanom.jobs import api, config_file
 from jaxanom.methods import adp
 from jaxanom.methods.adp import (
     bank,

@@ -1,6 +1,6 @@
 import pytest
 
-from jaxanom.cli import config_file
+from jaxanom.jobs import config_file
 from jaxanom.methods.adp import objective, options
 
 

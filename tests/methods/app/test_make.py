@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom.cli import config_file, evaluate, main
+from jaxanom.cli import evaluate, main
 from jaxanom.data import catalog, generated, pipeline, pools
-from jaxanom.jobs import api, prepare
+from jaxanom.jobs import api, config_file, prepare
 from jaxanom.methods import by_name
 from jaxanom.methods.app import parts
 

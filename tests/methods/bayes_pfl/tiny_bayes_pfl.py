@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.cli import config_file
+from jaxanom.jobs import config_file
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import distributions, features, model, objective
 from jaxanom.methods.bayes_pfl import options as settings

@@ -19,7 +19,7 @@ EMPTY_OF_NUMBERS = ("compare_layers",)
 
 def configs_directory() -> Path:
     """Returns the folder of recipes: beside the package, or inside an installed one."""
-    package = Path(__file__).resolve().parent.parent
+    package = Path(__file__).resolve().parents[1]
     for candidate in (package.parent / "configs", package / "configs"):
         if (candidate / "common.py").is_file():
             return candidate

@@ -1,7 +1,7 @@
 import ml_collections
 import pytest
 
-from jaxanom.cli import config_file
+from jaxanom.jobs import config_file
 
 
 def config():
