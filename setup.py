@@ -1,14 +1,20 @@
 """Package description; tool settings are in pyproject.toml."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
 
 HERE = Path(__file__).parent
+VERSION = re.search(
+    r'^__version__ = "(.+)"$',
+    (HERE / "jaxanom" / "__init__.py").read_text(encoding="utf-8"),
+    re.MULTILINE,
+)
 
 setup(
     name="jaxanom",
-    version="0.1.0",
+    version=VERSION[1],
     description="Visual anomaly detection in JAX when anomalies are scarce",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -32,6 +32,9 @@ def base(method: str) -> ml_collections.ConfigDict:
     config.mesh = ml_collections.ConfigDict(
         {"data": -1, "fsdp": 1, "model": 1, "particle": 1}
     )
+    # Keys whose value is a folder of the run itself, wherever it is copied to, such as
+    # (("data.directory", "shots"),). `jaxanom fewshot` writes it.
+    config.kept = ()
     config.phases = ml_collections.ConfigDict()
     config.mixture = ml_collections.ConfigDict()
     config.train = ml_collections.ConfigDict(

@@ -1,12 +1,16 @@
 """The function tuples by which methods, transports, samplers and metrics plug in."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import optax
 
 from jaxanom.types import Batch, Frozen, Metrics, Params, Predictions, PRNGKey
+
+Drawn = tuple[Any, dict[str, Any]]
+"""A row of a generated set (`data.generated.GeneratedRow`), and pictures of how it came
+about: "normal", "reference", "inverted", "change"."""
 
 LossFn = Callable[[Params, Frozen, Batch, PRNGKey], tuple[Any, Metrics]]
 """(params, frozen, batch, key) -> (scalar float32 loss, scalar metrics)."""
@@ -53,6 +57,20 @@ class Phase(NamedTuple):
     transport: optax.GradientTransformation = optax.identity()
 
 
+class Drawing(NamedTuple):
+    """How a method that generates draws a set of image-mask pairs.
+
+    Attributes:
+      check: (number of pairs, mesh) -> None; raises UserError where they cannot be
+        drawn in equal batches.
+      pairs: (`Method.generate`, params, frozen, training part of the dataset, number of
+        pairs, mesh) -> iterator of `Drawn`.
+    """
+
+    check: Callable[[int, Any], None]
+    pairs: Callable[..., Iterator[Drawn]]
+
+
 class Method(NamedTuple):
     """A paper as functions.
 
@@ -63,6 +81,8 @@ class Method(NamedTuple):
       encode: (frozen, batch) -> batch; run once over the data and cached, so that a
         frozen tower is paid for once. None leaves batches as they are.
       generate: (params, frozen, batch, key) -> dict of arrays; None for detectors.
+      drawing: How `generate` draws a whole set; None for detectors.
+      learns_pixels: Whether training reads the masks of defects.
       export: (params, frozen, directory, batch) writes what was trained in published
         formats; `batch` is one training batch, for what has to be measured.
       rescale: `Predictions.score_parts` of all test images of a category -> their final
@@ -79,6 +99,8 @@ class Method(NamedTuple):
     predict: PredictFn | None = None
     encode: EncodeFn | None = None
     generate: Callable[[Params, Frozen, Batch, PRNGKey], dict[str, Any]] | None = None
+    drawing: Drawing | None = None
+    learns_pixels: bool = False
     export: Callable[[Params, Frozen, Path, Batch], None] | None = None
     rescale: Callable[[Any], Any] | None = None
     measured: Mapping[str, PredictFn] | None = None

@@ -6,8 +6,9 @@ from pathlib import Path
 import ml_collections
 import pytest
 
+import jaxanom
 from jaxanom.data import pools
-from jaxanom.jobs import api, config_file, prepare
+from jaxanom.jobs import config_file, load, prepare
 
 ROOT = config_file.configs_directory()
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("*/*.py"))
@@ -145,8 +146,8 @@ def test_a_recipe_trains_two_steps_and_reads_all_of_its_keys(
 ):
     config = small(recipe, tiny_backbone)
     keys_read.register(config)
-    run = api.train(config, tmp_path / "run")
-    assert (run.directory / api.PARAMS).is_file()
+    run = jaxanom.train(config, tmp_path / "run")
+    assert (run.directory / load.PARAMS).is_file()
     # Of a sweep, which tests/sweep runs.
     unread = [k for k in keys_read.unread(config) if k.split(".")[0] != "sweep"]
     if config.method == "defect_generation":

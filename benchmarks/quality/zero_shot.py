@@ -28,10 +28,11 @@ import jax
 import ml_collections
 import numpy as np
 
+import jaxanom
 from benchmarks import harness
 from jaxanom import record
 from jaxanom.data import catalog, pipeline
-from jaxanom.jobs import api, config_file
+from jaxanom.jobs import config_file
 from jaxanom.metrics import uncertainty
 from jaxanom.report import tables
 
@@ -124,13 +125,13 @@ def config_of(cell: Cell, arguments: argparse.Namespace) -> ml_collections.Confi
 def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     """Trains and evaluates one entry; returns plain JSON values."""
     started = time.perf_counter()
-    run = api.train(config_of(cell, arguments), arguments.out / "runs" / cell.key)
+    run = jaxanom.train(config_of(cell, arguments), arguments.out / "runs" / cell.key)
     trained = time.perf_counter()
     extra, threshold = {}, None
     if cell.variant == "bayes_pfl":
         threshold = training_threshold(run)
         extra["trained"] = uncertainty.error_detection(threshold, "trained_error")
-    found = api.evaluate(run, num_examples=12, extra=extra)
+    found = jaxanom.evaluate(run, num_examples=12, extra=extra)
     return {
         "mean": found["mean"],
         "per_category": found["per_category"],
@@ -141,7 +142,7 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def training_threshold(run: api.Run) -> float:
+def training_threshold(run: jaxanom.Run) -> float:
     """Returns the threshold of the largest pixel F1 on the images trained on."""
     prepared = run.prepared
     numbers = prepared.division.normal + prepared.division.defect

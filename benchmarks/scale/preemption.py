@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks import harness
 from jaxanom import record
-from jaxanom.jobs import api
+from jaxanom.jobs import load
 from jaxanom.training import preemption
 
 NAME = "preemption"
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
         record.append_metrics(out / TRIALS, trials[-1])
         print(trials[-1], flush=True)
     finish(words, cache)
-    same = (unbroken / api.PARAMS).read_bytes() == (broken / api.PARAMS).read_bytes()
+    same = (unbroken / load.PARAMS).read_bytes() == (broken / load.PARAMS).read_bytes()
     held = good(trials, _first_steps(broken)[-1] - 1)
     seconds = [trial["seconds"] for trial in trials]
     low, median, high = np.percentile(seconds, (25, 50, 75))

@@ -33,15 +33,16 @@ def run(arguments: argparse.Namespace) -> None:
     """Scores images, writes heat maps, prints a JSON line per image."""
     import json
 
-    from jaxanom.jobs import api
+    from jaxanom.jobs.detect import detect
+    from jaxanom.jobs.load import load
     from jaxanom.parallel import distributed
 
     distributed.check_alone("detect")
-    trained = api.load(arguments.weights, category=arguments.category)
+    trained = load(arguments.weights, category=arguments.category)
     method = trained.prepared.config.method
     if arguments.method not in (None, method):
         raise UserError(f"{arguments.weights} is a run of method {method!r}")
-    for row in api.detect(
+    for row in detect(
         trained,
         arguments.images,
         arguments.out,

@@ -2,8 +2,6 @@
 
 import argparse
 
-from jaxanom.errors import UserError
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
@@ -27,24 +25,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Copies the images into the run, learns, and says what was chosen."""
     import json
-    from pathlib import Path
 
     from jaxanom import record
-    from jaxanom.data.layouts import mvtec
-    from jaxanom.jobs import api, config_file, kept
+    from jaxanom.jobs import config_file
+    from jaxanom.jobs.fewshot import fewshot
     from jaxanom.parallel import distributed
 
     distributed.check_alone("fewshot")
-    files = mvtec.image_files(arguments.normal)
     config = config_file.load(arguments.config, arguments.overrides)
-    if config.method != "adp":
-        raise UserError(
-            f"{arguments.config} is of method {config.method!r}; wanted 'adp'"
-        )
-    out = arguments.out
-    config = kept.keep(config, files, arguments.category, out, arguments.features)
-    trained = api.train(config, out)
-    facts = record.read_json(Path(out) / record.RECORD)["adp"]
+    run = fewshot(
+        arguments.normal,
+        arguments.category,
+        arguments.out,
+        config,
+        arguments.features,
+    )
+    facts = record.read_json(run.directory / record.RECORD)[config.method]
     print(json.dumps(facts, indent=2))
-    print(f"{len(files)} normal images; the run is {trained.directory}. Next:")
-    print(f"jaxanom detect --weights={out} IMAGE_OR_FOLDER ...")
+    count = len(run.prepared.division.normal)
+    print(f"{count} normal images; the run is {run.directory}. Next:")
+    print(f"jaxanom detect --weights={arguments.out} IMAGE_OR_FOLDER ...")

@@ -20,7 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Draws and writes."""
-    from jaxanom.jobs import api, config_file
+    from jaxanom.jobs import config_file
+    from jaxanom.jobs.generate import generate
+    from jaxanom.jobs.load import load
     from jaxanom.parallel import distributed
 
     distributed.initialise()
@@ -32,10 +34,9 @@ def run(arguments: argparse.Namespace) -> None:
                 raise UserError(f"--config.{key}: generate takes --config.generate.*")
             config_file.apply_override(config, key, value)
 
-    trained = api.load(arguments.run, override)
-    wanted = trained, arguments.out, arguments.num, arguments.overwrite
+    trained = load(arguments.run, override)
     with profiling.whole(arguments.profile):
-        written = api.generate(*wanted)
+        written = generate(trained, arguments.out, arguments.num, arguments.overwrite)
     if not distributed.is_writer():
         return
     print(f"written: {written.directory} ({written.num_images} pairs)")

@@ -5,6 +5,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from jaxanom.errors import UserError
 from jaxanom.training import preemption
 
 VERBS = {
@@ -42,8 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one verb.
 
     Returns:
-      0 when done; 1 when what was examined does not fit; 2 after a wrong input or a
-      loss that is no number, told on stderr without a traceback; 75 after SIGTERM: a
+      0 when done; 1 when what was examined does not fit; 2 after a wrong input, a file
+      that cannot be read or written, or a loss that is no number, told on stderr
+      without a traceback, which every other error keeps; 75 after SIGTERM: a
       training has saved its state, and the same command goes on or starts again (see
       `launch/`); 130 on Ctrl-C.
     """
@@ -65,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with preemption.at_once():
             verb = importlib.import_module(f"jaxanom.cli.{arguments.verb}")
             code = verb.run(arguments)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (UserError, OSError, FloatingPointError) as error:
         print(f"jaxanom {arguments.verb}: {error}", file=sys.stderr)
         return 2
     except preemption.Preempted as stop:

@@ -60,12 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     if forecasts:
         _forecast(arguments, config)
         return
-    from jaxanom.jobs import api
+    from jaxanom.jobs.train import train
     from jaxanom.parallel import distributed
 
     distributed.initialise()
     with profiling.steps(arguments.profile) as on_log:
-        trained = api.train(config, arguments.run, on_log)
+        trained = train(config, arguments.run, on_log)
     print(f"trained: {trained.directory}")
 
 

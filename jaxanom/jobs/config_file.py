@@ -139,10 +139,10 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
         ) from error
 
 
-def _unknown_key(config: ml_collections.ConfigDict, key: str) -> ValueError:
+def _unknown_key(config: ml_collections.ConfigDict, key: str) -> UserError:
     known = list(key_paths(config))
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.0)
-    return ValueError(f"--config.{key}: no such key; did you mean --config.{near[0]}?")
+    return UserError(f"--config.{key}: no such key; did you mean --config.{near[0]}?")
 
 
 def _parse(text: str, wanted: type) -> Any:

@@ -6,11 +6,13 @@ from typing import Any
 
 import ml_collections
 
+from jaxanom.contracts import Drawn
 from jaxanom.data import generated, pools
 from jaxanom.errors import UserError
-from jaxanom.jobs import api
-from jaxanom.jobs import prepare as prepared_config
-from jaxanom.methods.defect_generation import drawing
+from jaxanom.jobs import prepare
+from jaxanom.jobs.evaluate import evaluate
+from jaxanom.jobs.generate import drawn
+from jaxanom.jobs.train import train
 from jaxanom.report import page, runs, tables
 
 JOB_RUNS = ("generator", "real", "real+generated")
@@ -27,42 +29,40 @@ def generate_then_detect(
     set, 0 and `config.detector.share`. Done parts are not done again.
 
     Args:
-      config: of method "defect_generation" with a section `detector`, see
+      config: A config of defect generation with a section `detector`, see
         `configs/defect_generation`.
-      directory: of everything this writes.
+      directory: Where everything goes.
 
     Returns:
       (path of the report, table of both detectors).
 
     Raises:
-      UserError: a config of something else, or what `train` refuses; of the detectors
+      UserError: A config of something else, or what `train` refuses; of the detectors
         too, before the generator is trained.
     """
     directory = Path(directory)
-    made = directory / "generated"
+    generated_set = directory / "generated"
     if config.method != "defect_generation" or "detector" not in config:
         raise UserError(
             f"config.method={config.method!r}: the whole job takes a config of "
             "'defect_generation' with a section `detector`; this one is for train"
         )
-    checked = prepared_config.prepare(prepared_config.without(config, "detector"))
-    prepared_config.prepare(detector_config(config, "", 0.0))
-    drawing.check(config.generate, config.generate.num_images, checked.mesh)
-    generator = api.train(checked.config, directory / JOB_RUNS[0])
-    shown_in = generator.directory / runs.GENERATION
-    if not ((made / generated.MANIFEST).is_file() and shown_in.is_file()):
-        shown: list[dict[str, Any]] = []
-        rows = showing(api.generated_rows(generator, config.generate.num_images), shown)
-        normals = pools.normal_images(
-            generator.prepared.dataset, generator.prepared.division
-        )
-        generated.write(made, rows, normals, overwrite=True)
-        runs.write_generation(generator.directory, shown)
+    prepared = prepare.prepare(prepare.without(config, "detector"))
+    prepare.prepare(detector_config(config, "", 0.0))
+    num_images = config.generate.num_images
+    prepared.method.drawing.check(num_images, prepared.mesh)
+    generator = train(prepared.config, directory / JOB_RUNS[0])
+    manifest = generated_set / generated.MANIFEST
+    if not (manifest.is_file() and (generator.directory / runs.GENERATION).is_file()):
+        examples: list[dict[str, Any]] = []
+        pairs = showing(drawn(generator, num_images), examples)
+        normals = pools.normal_images(prepared.dataset, prepared.division)
+        generated.write(generated_set, pairs, normals, overwrite=True)
+        runs.write_generation(generator.directory, examples)
     results = {}
     for name, share in zip(JOB_RUNS[1:], (0.0, config.detector.share), strict=True):
-        settings = detector_config(config, str(made) if share else "", share)
-        detector = api.train(settings, directory / name)
-        results[name] = api.evaluate(detector)
+        settings = detector_config(config, str(generated_set) if share else "", share)
+        results[name] = evaluate(train(settings, directory / name))
     table = runs.detection_table(
         results,
         f"{config.data.shots} real defects a category to train on; in percent, on the "
@@ -83,15 +83,16 @@ def detector_config(
     """Returns the config of the detector on the same data and split.
 
     Args:
-      config: of the generator, with its section `detector`.
-      generated_directory: of a generated set, or "".
-      share: of defective rows that are drawn from the generated set.
+      config: The generator's config, with its section `detector`.
+      generated_directory: A generated set, or "".
+      share: Share of the defective rows that is drawn from the generated set.
     """
     detector = config.detector
     settings = ml_collections.ConfigDict(
         {
             "method": "detector",
             "seed": config.seed,
+            "kept": config.kept,
             "data": config.data.to_dict(),
             "mesh": config.mesh.to_dict(),
             "train": config.train.to_dict(),
@@ -113,18 +114,18 @@ def detector_config(
 
 
 def showing(
-    rows: Iterator[tuple[generated.GeneratedRow, drawing.Pictures]],
-    shown: list[dict[str, Any]],
+    pairs: Iterator[Drawn],
+    examples: list[dict[str, Any]],
     limit: int = 12,
 ) -> Iterator[generated.GeneratedRow]:
-    """Passes rows on and adds pictures of the first `limit` to `shown`.
+    """Passes rows on and adds pictures of the first `limit` to `examples`.
 
     Rows with an empty mask, which no set takes in, are passed on and not shown.
     """
-    for row, pictures in rows:
-        if len(shown) < limit and row.mask.any():
+    for row, pictures in pairs:
+        if len(examples) < limit and row.mask.any():
             label = f"{row.category}, {row.defect_type.replace('_', ' ')}"
-            shown.append(
+            examples.append(
                 {
                     "label": label,
                     "normal": pictures["normal"],

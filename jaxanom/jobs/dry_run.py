@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxanom.data import pipeline, pools
-from jaxanom.jobs import prepare as prepared_config
+from jaxanom.jobs import prepare
 from jaxanom.parallel import memory
 from jaxanom.parallel import mesh as meshes
 from jaxanom.training import forecast, plan
@@ -56,8 +56,8 @@ def of_config(
     Raises:
       UserError: see `prepared.prepare`.
     """
-    config = prepared_config.located(config, directory)
-    made = prepared_config.prepare(config, devices=devices)
+    config = prepare.located(config, directory)
+    made = prepare.prepare(config, devices=devices)
     settings = plan.TrainConfig.from_config(config.train)
     params, frozen = made.method.init(jax.random.key(settings.seed))
     found = tuple(
@@ -82,9 +82,7 @@ def check_fits(found: DryRun) -> None:
         forecast.check_fits(one, found.limit)
 
 
-def batch_shapes(
-    prepared: prepared_config.Prepared, frozen: Frozen, phase: str
-) -> Batch:
+def batch_shapes(prepared: prepare.Prepared, frozen: Frozen, phase: str) -> Batch:
     """Returns the batch of a phase as shapes; reads one image and encodes none.
 
     Args:
@@ -92,7 +90,7 @@ def batch_shapes(
       frozen: of its method.
       phase: its name.
     """
-    sources, mixtures = prepared_config.pools_of(prepared)
+    sources, mixtures = prepare.pools_of(prepared)
     mixtures = {phase: mixtures[phase]}
     row = _one_row(sources, mixtures, phase)
     if prepared.method.encode is not None:

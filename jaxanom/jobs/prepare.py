@@ -12,7 +12,6 @@ from jaxanom.contracts import Method
 from jaxanom.data import augmentation as auxiliary
 from jaxanom.data import catalog, feature_cache, pipeline, pools, resident, transforms
 from jaxanom.evaluation import validation
-from jaxanom.jobs import kept
 from jaxanom.methods import by_name
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
@@ -122,27 +121,22 @@ def _bound(method: Method, mesh: Mesh) -> Method:
 def located(
     config: ml_collections.ConfigDict, directory: str | Path
 ) -> ml_collections.ConfigDict:
-    """Returns the config with "run:NAME" read as that folder of the run.
+    """Returns the config with every key of `config.kept` set to its folder of the run.
 
     What a run keeps of its own, such as a user's few images, is found wherever the run
     is copied to.
 
     Args:
-      config: of a run; text values that start with "run:" are looked for everywhere.
-      directory: of the run.
+      config: A run's config; `kept` holds pairs such as ("data.directory", "shots").
+      directory: The run.
     """
-    plain = config.to_dict()
-    found = _read_places(plain, Path(directory))
-    # The config itself where nothing is meant, so that a caller's changes are seen.
-    return config if found == plain else ml_collections.ConfigDict(found)
-
-
-def _read_places(value: Any, directory: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _read_places(item, directory) for key, item in value.items()}
-    if isinstance(value, str) and value.startswith(kept.IN_RUN):
-        return str(directory / value.removeprefix(kept.IN_RUN))
-    return value
+    if not config.kept:  # the config itself, so that a caller's changes are seen
+        return config
+    changed = ml_collections.ConfigDict(config.to_dict())
+    for key, folder in config.kept:
+        section, _, name = key.rpartition(".")
+        changed[section][name] = str(Path(directory) / folder)
+    return changed
 
 
 def pools_of(
@@ -158,7 +152,7 @@ def pools_of(
     sources = pools.sources(dataset, division, config.data.generated)
     mixtures = {phase: dict(mix) for phase, mix in config.mixture.items()}
     pools.check_mixtures(sources, mixtures, [p.name for p in prepared.method.phases])
-    if "defect" in used_pools(mixtures) and by_name.learns_pixels(config):
+    if "defect" in used_pools(mixtures) and prepared.method.learns_pixels:
         pools.check_masks(dataset, division.defect, config.method)
     return sources, mixtures
 
@@ -175,28 +169,29 @@ def selection_of(
       directory: of the run.
     """
     config, method = prepared.config, prepared.method
-    asked = selection.read(config.get("selection"))
-    if asked.rule == "last":
+    settings = selection.read(config.get("selection"))
+    if settings.rule == "last":
         return None, {}
     numbers = validation.labelled(
-        prepared.dataset, prepared.division.test, asked.categories
+        prepared.dataset, prepared.division.test, settings.categories
     )
     facts = {
-        "rule": asked.rule,
-        "labelled_test_categories": list(asked.categories),
+        "rule": settings.rule,
+        "labelled_test_categories": list(settings.categories),
         "num_images": len(numbers),
     }
     measure = validation.make_measure(
         method.measured or {phase.name: method.predict for phase in method.phases},
         prepared.dataset,
         numbers,
-        asked.metrics,
+        settings.metrics,
         config.data.batch_size,
         prepared.mesh,
         config.seed,
     )
-    found = selection.by_measure(directory, measure, asked.every, asked.patience)
-    return found, {"selection": facts}
+    every, patience = settings.every, settings.patience
+    chooser = selection.by_measure(directory, measure, every, patience)
+    return chooser, {"selection": facts}
 
 
 def batch_maker(

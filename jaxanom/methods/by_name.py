@@ -18,15 +18,6 @@ METHODS = {
 }
 
 
-PIXELS = ("bayes_pfl", "defect_generation", "detector")
-
-
-def learns_pixels(config: Any) -> bool:
-    """Returns whether the training of `config.method` reads masks of defects."""
-    tower = config.method == "pretraining" and config.pretraining.tower
-    return config.method in PIXELS or tower == "clip"
-
-
 def make(config: Any, dataset: Dataset) -> Method:
     """Builds `config.method`.
 

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
+import jaxanom
 from jaxanom import record
 from jaxanom.cli import main
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import api, kept
+from jaxanom.jobs import fewshot, load
 from jaxanom.methods.adp import acceptance, options, tuning
 
 pytest.importorskip("matplotlib")
@@ -73,10 +74,11 @@ def test_the_run_says_how_it_was_tuned_and_how_much_it_flatters_itself(run):
 
 
 def test_the_run_keeps_its_images_and_names_no_other_place(run):
-    found = mvtec.read_folder(run / kept.SHOTS)
+    found = mvtec.read_folder(run / fewshot.SHOTS)
     assert [(r.category, r.split) for r in found] == [("hex bolt", "train")] * 2
     config = record.read_json(run / record.CONFIG)
-    assert config["data"]["directory"] == "run:shots"
+    assert config["kept"] == [["data.directory", "shots"]]
+    assert config["data"]["directory"] == ""
 
 
 def test_a_copied_run_gives_the_same_scores(run, tiny_folder, tmp_path, capsys):
@@ -97,11 +99,11 @@ def test_a_copied_run_gives_the_same_scores(run, tiny_folder, tmp_path, capsys):
 
 
 def test_a_score_does_not_depend_on_its_batch(run):
-    trained = api.load(run)
+    trained = jaxanom.load(run)
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 255, (16, 16, 3)).astype(np.uint8) for _ in range(3)]
-    every = api.predict(trained, images)
-    order = api.predict(trained, [images[2], images[0], images[1]])
+    every = jaxanom.predict(trained, images)
+    order = jaxanom.predict(trained, [images[2], images[0], images[1]])
     # V7: one program, other neighbours and another padding row.
     np.testing.assert_allclose(
         order.anomaly_map, every.anomaly_map[[2, 0, 1]], atol=1e-5
@@ -113,7 +115,7 @@ def test_a_score_does_not_depend_on_its_batch(run):
 
 
 def test_smoothing_is_of_maps_and_images_are_scored_before_it(run):
-    trained = api.load(run)
+    trained = jaxanom.load(run)
     shown = np.random.default_rng(1).uniform(size=(1, 16, 16, 3)).astype(np.float32)
     batch = {"image": shown, "category_id": np.zeros(1, np.int32)}
     apply = jax.jit(trained.prepared.method.predict)
@@ -128,19 +130,19 @@ def test_smoothing_is_of_maps_and_images_are_scored_before_it(run):
 
 def test_a_run_holds_the_moved_token_and_what_scores_and_no_tower(run):
     """V3: the towers are no parameters, so no step can have moved them."""
-    trained = api.load(run)
+    trained = jaxanom.load(run)
     assert set(trained.params) == {"particles", "scoring"}
     start = trained.prepared.method.init(None)[0]["particles"]["tokens"]
     assert np.abs(trained.params["particles"]["tokens"] - start).max() > 1e-4
 
 
 def test_a_run_of_other_images_is_not_overwritten(run, tiny_folder, command, capsys):
-    before = (run / api.PARAMS).read_bytes()
+    before = (run / load.PARAMS).read_bytes()
     other = tiny_folder / "bolt/test/good"
     words = ["fewshot", f"--normal={other}", "--category=hex bolt", f"--out={run}"]
     assert main.main([*words, *command]) == 2
     assert "holds images of another run" in capsys.readouterr().err
-    assert (run / api.PARAMS).read_bytes() == before
+    assert (run / load.PARAMS).read_bytes() == before
 
 
 def test_a_threshold_is_not_set_by_images_that_were_trained_on(
@@ -148,7 +150,7 @@ def test_a_threshold_is_not_set_by_images_that_were_trained_on(
 ):
     words = ["detect", f"--weights={run}", f"--out={tmp_path / 'out'}"]
     picture = str(next((tiny_folder / "bolt/test/scratch").iterdir()))
-    for place in (run / kept.SHOTS / "hex bolt/train/good", "bolt/train/good"):
+    for place in (run / fewshot.SHOTS / "hex bolt/train/good", "bolt/train/good"):
         normal = f"--normal={tiny_folder / place}"
         assert main.main([*words, normal, picture]) == 2
         assert "was trained on" in capsys.readouterr().err

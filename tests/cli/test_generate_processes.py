@@ -12,7 +12,6 @@ import pytest
 
 import jaxanom
 from jaxanom.data import generated
-from jaxanom.jobs import api
 from jaxanom.parallel import distributed
 from jaxanom.training import preemption
 
@@ -24,7 +23,7 @@ NUM_DEVICES = 2
 @pytest.fixture(scope="module")
 def trained(generation_config, tmp_path_factory):
     run = tmp_path_factory.mktemp("trained") / "run"
-    api.train(generation_config(), run)
+    jaxanom.train(generation_config(), run)
     return run
 
 

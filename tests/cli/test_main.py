@@ -8,6 +8,7 @@ from PIL import Image
 
 from jaxanom import record
 from jaxanom.cli import main
+from jaxanom.errors import UserError
 from jaxanom.jobs import defects_to_detector
 from jaxanom.parallel import distributed
 from jaxanom.training import loop
@@ -286,3 +287,26 @@ def test_a_stop_from_the_keyboard_is_no_traceback(monkeypatch, capsys):
     monkeypatch.setattr("jaxanom.cli.report.run", stop)
     assert main.main(["report", "--run=x", "--out=y"]) == 130
     assert "start the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, TypeError])
+def test_a_bug_keeps_its_traceback(monkeypatch, tmp_path, error):
+    def broken(arguments):
+        raise error("no fault of the user")
+
+    monkeypatch.setattr("jaxanom.cli.report.run", broken)
+    with pytest.raises(error, match="no fault of the user"):
+        main.main(["report", f"--run={tmp_path}", f"--out={tmp_path / 'page.html'}"])
+
+
+@pytest.mark.parametrize("error", [UserError, FileNotFoundError, PermissionError])
+def test_what_the_user_can_mend_is_told_without_one(
+    monkeypatch, tmp_path, capsys, error
+):
+    def refuse(arguments):
+        raise error("mend this")
+
+    monkeypatch.setattr("jaxanom.cli.report.run", refuse)
+    words = ["report", f"--run={tmp_path}", f"--out={tmp_path / 'page.html'}"]
+    assert main.main(words) == 2
+    assert capsys.readouterr().err == "jaxanom report: mend this\n"

@@ -8,8 +8,9 @@ import time
 import pytest
 
 from jaxanom import record
-from jaxanom.cli import main, quickstart
-from jaxanom.jobs import config_file
+from jaxanom.cli import main
+from jaxanom.errors import UserError
+from jaxanom.jobs import config_file, tour
 
 pytest.importorskip("matplotlib")
 
@@ -17,15 +18,15 @@ pytest.importorskip("matplotlib")
 @pytest.fixture
 def small(monkeypatch, whole_job, detection_config):
     """A tour whose first part is done and whose second is a tiny detector."""
-    monkeypatch.setattr(quickstart, "DEFECTS", whole_job.directory.name)
+    monkeypatch.setattr(tour, "DEFECTS", whole_job.directory.name)
     recipes = {
-        quickstart.GENERATION: whole_job.config,
+        tour.GENERATION: whole_job.config,
         "tiny": detection_config(),
     }
     monkeypatch.setattr(config_file, "load", lambda name, _=(): recipes[name])
-    part = quickstart.Part("A tiny detector", "tiny")
-    monkeypatch.setattr(quickstart, "PARTS", {"zero_shot": part})
-    monkeypatch.setattr(quickstart, "_default_processes", lambda: 1)
+    part = tour.Part("A tiny detector", "tiny")
+    monkeypatch.setattr(tour, "PARTS", {"zero_shot": part})
+    monkeypatch.setattr(tour, "_default_processes", lambda: 1)
     return whole_job.directory.parent
 
 
@@ -55,10 +56,10 @@ def two_parts(monkeypatch, detection_config, tmp_path):
     config = detection_config()
     monkeypatch.setattr(config_file, "load", lambda *_: config)
     parts = {
-        "zero_shot": quickstart.Part("A tiny detector", "tiny"),
-        "few_shot": quickstart.Part("Another one", "tiny"),
+        "zero_shot": tour.Part("A tiny detector", "tiny"),
+        "few_shot": tour.Part("Another one", "tiny"),
     }
-    monkeypatch.setattr(quickstart, "PARTS", parts)
+    monkeypatch.setattr(tour, "PARTS", parts)
     words = ["quickstart", f"--run={tmp_path}", "--processes=2", "--parts", *parts]
     return tmp_path, words
 
@@ -69,7 +70,7 @@ def second_process(monkeypatch):
 
     def replaced(program):
         command = [sys.executable, "-c", program]
-        monkeypatch.setattr(quickstart, "beside_command", lambda *_: command)
+        monkeypatch.setattr(tour, "beside_command", lambda *_: command)
 
     return replaced
 
@@ -104,17 +105,17 @@ def test_a_tour_that_fails_ends_its_second_process(
     def refuse(*_):
         while not started.exists():
             time.sleep(0.01)
-        raise ValueError("refused")
+        raise UserError("refused")
 
     monkeypatch.setattr(config_file, "load", refuse)
-    begun, cores = time.monotonic(), quickstart._cores()
+    begun, cores = time.monotonic(), tour._cores()
     assert main.main(words) == 2
     assert "refused" in capsys.readouterr().err
     assert time.monotonic() - begun < 60, "it was not waited for"
-    assert quickstart._cores() == cores, "they are given back"
+    assert tour._cores() == cores, "they are given back"
 
 
-@pytest.mark.skipif(len(quickstart._cores()) < 2, reason="one core, or none to set")
+@pytest.mark.skipif(len(tour._cores()) < 2, reason="one core, or none to set")
 def test_the_two_processes_share_no_core(two_parts, second_process, monkeypatch):
     directory, words = two_parts
     second_process(
@@ -125,11 +126,11 @@ def test_the_two_processes_share_no_core(two_parts, second_process, monkeypatch)
     own = []
 
     def refuse(*_):
-        own.extend(quickstart._cores())
-        raise ValueError("seen enough")
+        own.extend(tour._cores())
+        raise UserError("seen enough")
 
     monkeypatch.setattr(config_file, "load", refuse)
-    everything = set(quickstart._cores())
+    everything = set(tour._cores())
     monkeypatch.setattr(subprocess.Popen, "terminate", lambda self: self.wait())
     assert main.main(words) == 2
     other = set(map(int, (directory / "cores").read_text().split()))
@@ -137,7 +138,7 @@ def test_the_two_processes_share_no_core(two_parts, second_process, monkeypatch)
 
 
 def test_the_second_process_is_this_command_on_the_other_parts(tmp_path):
-    command = quickstart.beside_command(tmp_path, ["few_shot", "posterior"])
+    command = tour.beside_command(tmp_path, ["few_shot", "posterior"])
     assert command[:3] == [sys.executable, "-m", "jaxanom"]
     found = main.build_parser("quickstart").parse_args(command[3:])
     assert found.parts == ["few_shot", "posterior"] and found.run == str(tmp_path)
@@ -147,8 +148,8 @@ def test_the_second_process_is_this_command_on_the_other_parts(tmp_path):
 
 def test_the_second_process_ends_when_the_first_one_is_killed():
     program = (
-        "import threading, time\nfrom jaxanom.cli import quickstart\n"
-        "threading.Thread(target=quickstart._end_with_starter, daemon=True).start()\n"
+        "import threading, time\nfrom jaxanom.jobs import tour\n"
+        "threading.Thread(target=tour.end_with_starter, daemon=True).start()\n"
         "print('here', flush=True)\ntime.sleep(600)"
     )
     starter = (
@@ -182,22 +183,22 @@ def test_the_posterior_part_is_a_sweep_with_its_plots(
 ):
     config = sweep_config(sweep__seed=(0,), sweep__num_particles=(2,))
     monkeypatch.setattr(config_file, "load", lambda name, _=(): config)
-    part = quickstart.Part("Tiny particles", "tiny")
-    monkeypatch.setattr(quickstart, "PARTS", {quickstart.POSTERIOR: part})
-    words = ["quickstart", f"--run={tmp_path}", "--parts", quickstart.POSTERIOR]
+    part = tour.Part("Tiny particles", "tiny")
+    monkeypatch.setattr(tour, "PARTS", {tour.POSTERIOR: part})
+    words = ["quickstart", f"--run={tmp_path}", "--parts", tour.POSTERIOR]
     assert main.main(words) == 0
     said = capsys.readouterr().out
     assert "Tiny particles" in said and "svgd" in said and "sgld" in said
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     for text in ("Tiny particles", "Against the number of particles", "1st component"):
         assert text in page
-    rows = tmp_path / quickstart.POSTERIOR / "sweep.jsonl"
+    rows = tmp_path / tour.POSTERIOR / "sweep.jsonl"
     before = rows.read_bytes()
     assert main.main(words) == 0 and rows.read_bytes() == before, "it is kept"
 
 
 def test_the_posterior_part_is_a_sweep_that_the_recipe_knows():
-    part = quickstart.PARTS[quickstart.POSTERIOR]
+    part = tour.PARTS[tour.POSTERIOR]
     config = config_file.load(part.recipe, part.overrides)
     assert config.sweep.num_particles == (1, 4, 16)
     assert config.phases.particles.num_steps % config.sweep.num_snapshots == 0

@@ -14,7 +14,7 @@ import pytest
 import jaxanom
 from jaxanom import record
 from jaxanom.cli import main
-from jaxanom.jobs import api
+from jaxanom.jobs import load
 from jaxanom.training import preemption
 
 NUM_STEPS = 60
@@ -81,10 +81,10 @@ def test_a_killed_training_started_again_ends_in_the_same_bits(tmp_path, tiny_fo
     num_rows = random.SystemRandom().randint(1, NUM_STEPS // 2)
     status, _ = signal_after(command(broken, tiny_folder), broken, num_rows)
     assert status == -signal.SIGKILL
-    assert not (broken / api.PARAMS).exists(), f"nothing was left to do: {num_rows=}"
+    assert not (broken / load.PARAMS).exists(), f"nothing was left to do: {num_rows=}"
 
     assert main.main(command(broken, tiny_folder)) == 0
-    wanted, found = ((run / api.PARAMS).read_bytes() for run in (unbroken, broken))
+    wanted, found = ((run / load.PARAMS).read_bytes() for run in (unbroken, broken))
     assert wanted == found, f"killed after {num_rows} steps"
     assert steps_of(broken) == list(range(1, NUM_STEPS + 1))
 
@@ -99,7 +99,7 @@ def stopped(run, folder):
     # one shows that it was saved for the signal, not by `checkpoint_every`.
     newest = max(int(p.name) for p in (run / "checkpoints").iterdir())
     assert newest == steps_of(run)[-1] >= num_rows
-    assert not (run / api.PARAMS).exists()
+    assert not (run / load.PARAMS).exists()
     return seconds
 
 

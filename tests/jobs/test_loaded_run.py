@@ -5,9 +5,10 @@ import shutil
 import numpy as np
 import pytest
 
+import jaxanom
 from jaxanom import record
-from jaxanom.cli import evaluate, main
-from jaxanom.jobs import api
+from jaxanom.cli import main
+from jaxanom.jobs import evaluate, load
 from jaxanom.report import runs
 
 pytest.importorskip("matplotlib")
@@ -37,52 +38,52 @@ def add_defect(folder):
 
 def test_a_run_is_not_tested_on_images_added_to_its_own(own, tiny_folder):
     run, folder = own
-    config = api.load(run).prepared.config
+    config = jaxanom.load(run).prepared.config
     stored = record.config_from_plain(record.read_json(run / record.CONFIG))
     before = (run / record.RECORD).read_bytes()
     add_defect(folder)
     for use in (
-        lambda: api.evaluate(api.load(run)),
+        lambda: jaxanom.evaluate(jaxanom.load(run)),
         lambda: evaluate.evaluate_on(run, ["data.batch_size=2"]),
-        lambda: api.train(stored, run),
+        lambda: jaxanom.train(stored, run),
     ):
         with pytest.raises(ValueError, match=r"1 new: bolt/test/dent/100\.png.*--on="):
             use()
     assert (run / record.RECORD).read_bytes() == before
     # To look for defects, and to be tested on others, the folder may have grown.
-    assert api.predict(api.load(run), [np.zeros((16, 16, 3), np.uint8)])
+    assert jaxanom.predict(jaxanom.load(run), [np.zeros((16, 16, 3), np.uint8)])
     evaluate.evaluate_on(run, [f"data.directory={tiny_folder}"])
     # A run that tells nothing of its images is as before.
     (run / record.RECORD).unlink()
-    assert api.load(run).prepared.config.data == config.data
-    api.check_images(api.load(run))
+    assert jaxanom.load(run).prepared.config.data == config.data
+    evaluate.check_images(jaxanom.load(run))
 
 
 def test_training_a_finished_run_again_leaves_its_record(own):
     run, _ = own
     record.update_json(run / record.RECORD, {"machine": {"cores": 1000}})
-    names = (record.RECORD, api.PARAMS)
+    names = (record.RECORD, load.PARAMS)
     before = [(run / name).read_bytes() for name in names]
     config = record.config_from_plain(record.read_json(run / record.CONFIG))
-    again = api.train(config, run)
+    again = jaxanom.train(config, run)
     assert [(run / name).read_bytes() for name in names] == before
     picture = np.zeros((16, 16, 3), np.uint8)
     np.testing.assert_array_equal(
-        api.predict(again, [picture]).anomaly_map,
-        api.predict(api.load(run), [picture]).anomaly_map,
+        jaxanom.predict(again, [picture]).anomaly_map,
+        jaxanom.predict(jaxanom.load(run), [picture]).anomaly_map,
     )
 
 
 def test_a_run_of_a_larger_mesh_is_loaded_on_the_devices_here(own, whole_job, capsys):
     run, _ = own
     change_config(run, mesh={"data": 3, "fsdp": 8})
-    loaded = api.load(run)
+    loaded = jaxanom.load(run)
     assert "does not fit" in capsys.readouterr().err
     assert loaded.prepared.mesh.size == 1
     with pytest.raises(ValueError, match=r"config\.mesh\.fsdp=8"):
-        api.load(run, lambda config: config.mesh.update(fsdp=8))
+        load.load(run, lambda config: config.mesh.update(fsdp=8))
     capsys.readouterr()
-    api.load(whole_job.directory / "real")
+    jaxanom.load(whole_job.directory / "real")
     assert capsys.readouterr().err == ""
 
 

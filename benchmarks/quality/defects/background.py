@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxanom
 from benchmarks.quality.defects import measures
 from jaxanom.diffusion import inversion, schedules
-from jaxanom.jobs import api
 from jaxanom.methods.defect_generation import model, objective
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
@@ -22,7 +22,7 @@ from jaxanom.types import Array
 
 
 def error_curves(
-    run: api.Run,
+    run: jaxanom.Run,
     image: np.ndarray,
     mask: np.ndarray,
     defect_id: np.ndarray,
@@ -75,7 +75,7 @@ def latents_of(run, image, mask, defect_id) -> tuple[Array, Array]:
 
 
 def _moves(
-    run: api.Run, mask: Array, defect_id: np.ndarray
+    run: jaxanom.Run, mask: Array, defect_id: np.ndarray
 ) -> tuple[Callable[..., Array], Callable[..., Array]]:
     """Makes one move of the inversion and one of the sampling, each compiled once."""
     settings = run.prepared.config

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxanom
 from benchmarks.quality.defects import background as tier_b_background
 from benchmarks.quality.defects import measures, runs
 from jaxanom.data import catalog, generated, pipeline
 from jaxanom.data.foundry import render
-from jaxanom.jobs import api, defects_to_detector
+from jaxanom.jobs import defects_to_detector, generate
 
 NUM_LEVELS = (10, 20, 50, 100)
 FRESH = 1000  # first test index that no training folder uses
@@ -33,7 +34,7 @@ DETECTOR_STEPS = 600
 METRICS = ("pixel_ap", "pixel_auroc", "pixel_aupro", "image_auroc")
 
 
-def pill_run(job: runs.Job) -> api.Run:
+def pill_run(job: runs.Job) -> jaxanom.Run:
     """The generator of B1, B2 and B5: a category the towers never saw, 10 defects."""
     return runs.trained(runs.config(job), job.out / "pill")
 
@@ -108,7 +109,7 @@ def b2(job: runs.Job) -> dict[str, Any]:
     }
 
 
-def held_out_pairs(run: api.Run, count: int):
+def held_out_pairs(run: jaxanom.Run, count: int):
     """Normal test images, each with the mask and type of a held-out defect."""
     dataset, division = run.prepared.dataset, run.prepared.division
     records = dataset.records
@@ -122,7 +123,9 @@ def held_out_pairs(run: api.Run, count: int):
     return np.stack(image).astype(np.float32) / 255, np.stack(mask), np.array(ids)
 
 
-def _invariance(run: api.Run, image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
+def _invariance(
+    run: jaxanom.Run, image: np.ndarray, mask: np.ndarray
+) -> dict[str, float]:
     """Largest differences between two seeds and between two prompts, in latents."""
     draw = runs.drawer(run)
     first = np.arange(len(image))
@@ -144,7 +147,7 @@ def _invariance(run: api.Run, image: np.ndarray, mask: np.ndarray) -> dict[str, 
     return found
 
 
-def bottle_run(job: runs.Job, name: str = "full", **changes: Any) -> api.Run:
+def bottle_run(job: runs.Job, name: str = "full", **changes: Any) -> jaxanom.Run:
     """A generator of floating blobs, whose colour is a function of the juice's."""
     seed = runs.DATA_SEED + job.seed
     num_good, num_bad = job.images(48), job.images(NUM_DEFECTS)
@@ -290,7 +293,7 @@ def b5(job: runs.Job) -> dict[str, Any]:
             made = str(sets / name) if share else ""
             settings = defects_to_detector.detector_config(base, made, share)
             where = job.out / "detectors" / f"{name}_{number}"
-            scores.append(api.evaluate(runs.trained(settings, where))["mean"])
+            scores.append(jaxanom.evaluate(runs.trained(settings, where))["mean"])
         found[name] = {
             metric: measures.spread([score[metric] for score in scores])
             for metric in METRICS
@@ -304,22 +307,20 @@ def b5(job: runs.Job) -> dict[str, Any]:
 
 
 def _write_sets(
-    run: api.Run, count: int, directory: Path, names: Sequence[str]
+    run: jaxanom.Run, count: int, directory: Path, names: Sequence[str]
 ) -> None:
     """Writes generated defects with m, the same with m*, and those of the recipe."""
     wanted = [
         name for name in names if not (directory / name / generated.MANIFEST).is_file()
     ]
     if {"requested", "refined"} & set(wanted):
-        rows = [row for row, _ in api.generated_rows(run, count)]
+        rows = [row for row, _ in generate.drawn(run, count)]
         as_asked = [row._replace(mask=row.requested_mask) for row in rows]
         generated.write(directory / "requested", as_asked, overwrite=True)
         generated.write(directory / "refined", rows, overwrite=True)
     if "recipe" in wanted:
         shipped = runs.shipped_drawing()
-        rows = [
-            row for row, _ in api.generated_rows(runs.reopened(run, shipped), count)
-        ]
+        rows = [row for row, _ in generate.drawn(runs.reopened(run, shipped), count)]
         generated.write(directory / "recipe", rows, overwrite=True)
 
 

@@ -19,11 +19,12 @@ from typing import Any
 import jax
 import ml_collections
 
+import jaxanom
 from benchmarks import harness
 from benchmarks.quality.defects import measures, runs
 from jaxanom import record
 from jaxanom.data import generated
-from jaxanom.jobs import api, config_file, defects_to_detector, prepare
+from jaxanom.jobs import config_file, defects_to_detector, generate, prepare
 from jaxanom.report import runs as reports
 from jaxanom.report import tables
 
@@ -56,7 +57,7 @@ def measure(settings: argparse.Namespace, name: str) -> dict[str, Any]:
     made = out / "generated"
     if not (made / generated.MANIFEST).is_file():
         shown: list[dict[str, Any]] = []
-        rows = api.generated_rows(generator, settings.num_images)
+        rows = generate.drawn(generator, settings.num_images)
         rows = defects_to_detector.showing(rows, shown)
         generated.write(made, rows, overwrite=True)
         reports.write_generation(generator.directory, shown)
@@ -69,7 +70,7 @@ def measure(settings: argparse.Namespace, name: str) -> dict[str, Any]:
                 base, str(made) if share else "", share
             )
             where = out / f"{variant}_{seed}"
-            scores.append(api.evaluate(runs.trained(chosen, where))["mean"])
+            scores.append(jaxanom.evaluate(runs.trained(chosen, where))["mean"])
         found[variant] = {
             metric: measures.spread([score[metric] for score in scores])
             for metric in METRICS

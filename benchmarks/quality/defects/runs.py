@@ -10,9 +10,10 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
+import jaxanom
 from jaxanom import record
 from jaxanom.data.foundry import render
-from jaxanom.jobs import api, config_file
+from jaxanom.jobs import config_file, load
 from jaxanom.methods.defect_generation import model, predict
 
 # The towers were trained on foundry seed 1; no experiment may see those images again.
@@ -103,17 +104,17 @@ def folder_config(
     return config(job, {**data, **(changes or {})})
 
 
-def trained(settings: ml_collections.ConfigDict, directory: Path) -> api.Run:
+def trained(settings: ml_collections.ConfigDict, directory: Path) -> jaxanom.Run:
     """Trains a run, goes on with it, or opens it if it is finished."""
-    if (directory / api.PARAMS).is_file():
+    if (directory / load.PARAMS).is_file():
         record.claim(directory, settings)
-        return api.load(directory)
-    return api.train(settings, directory)
+        return jaxanom.load(directory)
+    return jaxanom.train(settings, directory)
 
 
-def reopened(run: api.Run, changes: Mapping[str, Any]) -> api.Run:
+def reopened(run: jaxanom.Run, changes: Mapping[str, Any]) -> jaxanom.Run:
     """Opens a finished run with other options of generation."""
-    return api.load(run.directory, lambda c: c.update_from_flattened_dict(changes))
+    return jaxanom.load(run.directory, lambda c: c.update_from_flattened_dict(changes))
 
 
 def write_folder(
@@ -157,7 +158,7 @@ def pictures(
 
 
 def drawer(
-    run: api.Run, batch_size: int = BATCH_SIZE
+    run: jaxanom.Run, batch_size: int = BATCH_SIZE
 ) -> Callable[..., dict[str, np.ndarray]]:
     """Makes a function that draws defects where it is told, compiled once.
 

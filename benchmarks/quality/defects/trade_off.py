@@ -32,11 +32,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxanom
 from benchmarks import harness
 from benchmarks.quality.defects import background, experiments, measures, runs
 from jaxanom import record
 from jaxanom.diffusion import inversion, schedules
-from jaxanom.jobs import api
 from jaxanom.methods.defect_generation import model, objective
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
@@ -78,7 +78,7 @@ class Subject(NamedTuple):
     alphas_cumprod: np.ndarray
 
 
-def subject(run: api.Run, num_images: int, seed: int) -> Subject:
+def subject(run: jaxanom.Run, num_images: int, seed: int) -> Subject:
     """Encodes images of the run's test part and compiles its network.
 
     Raises:
@@ -255,7 +255,7 @@ def _summary(values: np.ndarray) -> dict[str, float]:
     return {"error": float(values.mean()), "worst": float(values.max())}
 
 
-def measure(run: api.Run, folder: Path, seed: int, num_images: int) -> list[dict]:
+def measure(run: jaxanom.Run, folder: Path, seed: int, num_images: int) -> list[dict]:
     """Returns all rows; those in `folder` are not measured again.
 
     Raises:
@@ -306,7 +306,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings = parse(arguments)
     if settings.run:
-        run = api.load(settings.run)
+        run = jaxanom.load(settings.run)
     else:
         job = runs.Job(settings.model, settings.out, settings.seed, settings.scale)
         run = runs.trained(runs.config(job), settings.out / "pill")

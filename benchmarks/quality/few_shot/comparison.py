@@ -35,12 +35,13 @@ import ml_collections
 import numpy as np
 from scipy import stats
 
+import jaxanom
 from benchmarks import harness
 from benchmarks.quality.few_shot import published
 from jaxanom import record
 from jaxanom.data import catalog
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import api, config_file
+from jaxanom.jobs import config_file
 from jaxanom.methods import adp
 from jaxanom.methods.adp import (
     bank,
@@ -194,7 +195,7 @@ def measure(
     directory = dataset_directory(cell, data, out)
     config = config_of(cell, directory, weights, scale)
     with listening() as heard:
-        run = api.train(config, out / "runs" / cell.key)
+        run = jaxanom.train(config, out / "runs" / cell.key)
     facts = record.read_json(run.directory / record.RECORD)
     names = run.prepared.dataset.categories
     grids = dict(
@@ -215,7 +216,7 @@ def measure(
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
         variants[name] = scores(
-            api.train(plain, out / "runs" / f"{cell.key}-{baseline}")
+            jaxanom.train(plain, out / "runs" / f"{cell.key}-{baseline}")
         )
     variants["plain"] = scores(run, plain_predict(run))
     found = {}
@@ -272,7 +273,7 @@ def listening() -> Iterator[list[tuple[fusion.Settings, np.ndarray]]]:
 
 
 def agreement(
-    run: api.Run, number: int, settings: fusion.Settings, per_fold: np.ndarray
+    run: jaxanom.Run, number: int, settings: fusion.Settings, per_fold: np.ndarray
 ) -> float:
     """Spearman correlation over the grid: J on synthetic and on the test images.
 
@@ -317,15 +318,17 @@ def agreement(
     return float(ranked.statistic)
 
 
-def scores(run: api.Run, predict_fn: Any = None) -> dict[str, dict[str, float]]:
+def scores(run: jaxanom.Run, predict_fn: Any = None) -> dict[str, dict[str, float]]:
     """Evaluates a run, or another detector on its test images, by category."""
     if predict_fn is not None:
         method = run.prepared.method._replace(predict=predict_fn)
         run = run._replace(prepared=run.prepared._replace(method=method))
-    return dict(api.evaluate(run, num_examples=0)["per_category"])
+    return dict(jaxanom.evaluate(run, num_examples=0)["per_category"])
 
 
-def with_settings(run: api.Run, chosen: Mapping[str, fusion.Settings]) -> api.Run:
+def with_settings(
+    run: jaxanom.Run, chosen: Mapping[str, fusion.Settings]
+) -> jaxanom.Run:
     """Returns the run with other settings; categories not named get the default."""
     scoring = predict.from_tree(run.params["scoring"])
     adp_options = options.read(run.prepared.config.adp)
@@ -337,7 +340,7 @@ def with_settings(run: api.Run, chosen: Mapping[str, fusion.Settings]) -> api.Ru
     return run._replace(params={**run.params, "scoring": tree})
 
 
-def plain_predict(run: api.Run) -> Any:
+def plain_predict(run: jaxanom.Run) -> Any:
     """Nearest neighbour in the features of C2: no calibration, text or smoothing."""
     config = run.prepared.config.adp
     tower = feature_tower.make(
@@ -365,7 +368,7 @@ def plain_predict(run: api.Run) -> Any:
     return call
 
 
-def clip_plain_predict(run: api.Run) -> Any:
+def clip_plain_predict(run: jaxanom.Run) -> Any:
     """The same with the last of CLIP's layers, where no other tower is used."""
     config = run.prepared.config
     towers, _ = model.load(config.model, config.adp.diffusion_size)

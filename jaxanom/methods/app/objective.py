@@ -60,7 +60,7 @@ class Network(NamedTuple):
 
 
 def check(prior: Prior) -> None:
-    """Refuses unknown options of the prior; ValueError names the key."""
+    """Refuses unknown options of the prior; UserError names the key."""
     for key, known in (
         ("support", SUPPORTS),
         ("center", CENTERS),

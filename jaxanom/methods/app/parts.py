@@ -94,7 +94,7 @@ def assemble(config: Any, dataset: catalog.Dataset) -> Parts:
 
 
 def options_of(section: Any) -> coupling.Options:
-    """Reads `config.app.particles`; ValueError names an unknown key."""
+    """Reads `config.app.particles`; UserError names an unknown key."""
     return coupling.Options(
         **sections.given(section, coupling.Options._fields, "config.app.particles")
     )

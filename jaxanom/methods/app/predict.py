@@ -47,7 +47,7 @@ class Options(NamedTuple):
 
 
 def check(options: Options) -> None:
-    """Refuses unknown options; ValueError names the key."""
+    """Refuses unknown options; UserError names the key."""
     for key, known in (("average", AVERAGES), ("mix", MIXES)):
         if getattr(options, key) not in known:
             raise UserError(

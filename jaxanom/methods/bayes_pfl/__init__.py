@@ -133,6 +133,7 @@ def make(config: Any, dataset: Any) -> Method:
     }
     encode = features.make_encode(towers.image, options.layers)
     method = Method(
+        learns_pixels=True,
         init=init,
         phases=(
             Phase("stage1", loss_1, trainable_1(options)),

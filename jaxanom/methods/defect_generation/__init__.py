@@ -28,6 +28,7 @@ import numpy as np
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.errors import UserError
+from jaxanom.methods.defect_generation import drawing as whole_sets
 from jaxanom.methods.defect_generation import model, objective, predict
 from jaxanom.models import backbones
 from jaxanom.models.checkpoints import sources
@@ -149,7 +150,14 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         latent_pooling,
     )
     phases = tuple(Phase(name, loss) for name in PHASES)
-    return Method(init=init, phases=phases, encode=encode, generate=generate)
+    return Method(
+        init=init,
+        phases=phases,
+        encode=encode,
+        generate=generate,
+        drawing=whole_sets.of_config(config),
+        learns_pixels=True,
+    )
 
 
 def _implementation(name: str, settings: Any) -> Callable[[Any], Any]:
@@ -209,7 +217,7 @@ def _contexts(
 
 
 def _fill(key: str, template: str, **names: str) -> str:
-    """Fills one prompt template; ValueError names its config key."""
+    """Fills one prompt template; UserError names its config key."""
     words = {field: name.replace("_", " ") for field, name in names.items()}
     try:
         return template.format(**words)

@@ -1,5 +1,6 @@
 """A plan of defects -> rows of a generated set, batch by batch."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -7,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxanom.contracts import Drawing
 from jaxanom.data import catalog, generated
 from jaxanom.errors import UserError
 from jaxanom.methods.defect_generation import predict
@@ -119,6 +121,30 @@ def _row(
     )
 
 
+def of_config(config: Any) -> Drawing:
+    """Returns how whole sets are drawn with section `generate` of a config."""
+    settings = config.generate
+
+    def pairs(generate, params, frozen, dataset, num_images, mesh):
+        return rows(
+            generate,
+            params,
+            frozen,
+            dataset,
+            num_images,
+            prompt=config.defect_generation.defect_prompt,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            mesh=mesh,
+            per_image=settings.per_image,
+            least_kept=settings.least_kept,
+            refine=settings.refine,
+            paste=settings.paste,
+        )
+
+    return Drawing(functools.partial(check, settings), pairs)
+
+
 def check(settings: Any, num_images: int, mesh: Mesh) -> None:
     """Raises UserError where a set cannot be drawn in equal batches.
 
@@ -130,8 +156,7 @@ def check(settings: Any, num_images: int, mesh: Mesh) -> None:
     if num_images < 1:
         raise UserError(f"config.generate.num_images={num_images}; wanted at least 1")
     shards = meshes.num_batch_shards(mesh)
-    # A run's stored config may be older than this option.
-    per_image = settings.get("per_image", 1)
+    per_image = settings.per_image
     if per_image < 1:
         raise UserError(f"config.generate.per_image={per_image}; wanted at least 1")
     if settings.batch_size < 1 or settings.batch_size % (shards * per_image):

@@ -41,6 +41,7 @@ def make(config: Any, dataset: Any) -> Method:
     segmenter = model.build(options, dataset.image_size)
     fixed = model.fixed_category_ids(options, dataset.categories)
     return Method(
+        learns_pixels=True,
         init=lambda key: model.init(segmenter, key),
         phases=(Phase("segment", objective.make_loss(segmenter, options, fixed)),),
         predict=predict.make_predict(segmenter),

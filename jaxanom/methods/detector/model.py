@@ -77,7 +77,7 @@ def fixed_category_ids(options: Options, categories: Sequence[str]) -> tuple[int
 
 
 def build(options: Options, image_size: tuple[int, int]) -> segmenters.Segmenter:
-    """Returns the segmenter; raises ValueError on a size its depth does not divide."""
+    """Returns the segmenter; raises UserError on a size its depth does not divide."""
     segmenters.check_size(image_size, options.depth)
     return segmenters.Segmenter(
         width=options.width, depth=options.depth, dtype=jnp.dtype(options.dtype)

@@ -96,7 +96,8 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             directory, "clip", settings, params, "clip", np.float16
         )
 
-    return Method(init=init, phases=(Phase("clip", loss_fn),), export=export)
+    phases = (Phase("clip", loss_fn),)
+    return Method(init=init, phases=phases, export=export, learns_pixels=True)
 
 
 def positives(category: Array, label: Array, defect_id: Array, general: Array) -> Array:

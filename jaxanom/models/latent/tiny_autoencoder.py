@@ -76,7 +76,7 @@ class TinyConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "TinyConfig":
-        """Reads the dict of a config.json; ValueError names a key we cannot honour."""
+        """Reads the dict of a config.json; UserError names a key we cannot honour."""
         return configs.read(cls, raw, _FIXED, _IGNORED)
 
     def to_dict(self) -> dict[str, Any]:

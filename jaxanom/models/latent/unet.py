@@ -120,7 +120,7 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "UNetConfig":
-        """Reads the dict of a config.json; ValueError names a key we cannot honour."""
+        """Reads the dict of a config.json; UserError names a key we cannot honour."""
         return configs.read(cls, raw, _FIXED, _IGNORED)
 
     def to_dict(self) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class VaeConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "VaeConfig":
-        """Reads the dict of a config.json; ValueError names a key we cannot honour."""
+        """Reads the dict of a config.json; UserError names a key we cannot honour."""
         num_blocks = len(raw.get("block_out_channels", (64,)))
         fixed = {**_FIXED, **_block_types(num_blocks)}
         return configs.read(cls, raw, fixed, _IGNORED)

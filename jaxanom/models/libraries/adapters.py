@@ -107,7 +107,7 @@ class AutoencoderKL(vae.AutoencoderKL):
 
     @nn.nowrap
     def library(self) -> nn.Module:
-        """Builds the library's module; ValueError as `UNet.library`."""
+        """Builds the library's module; UserError as `UNet.library`."""
         _check(self, _VAE_FIXED)
         fields = self.config.to_dict()
         for name in ("_class_name", *_VAE_FIXED):
@@ -147,7 +147,7 @@ class TextTower(clip.TextTower):
 
     @nn.nowrap
     def library(self) -> nn.Module:
-        """Builds the library's module; ValueError as `UNet.library`."""
+        """Builds the library's module; UserError as `UNet.library`."""
         _check(self)
         return classes.clip_class("FlaxCLIPTextTransformer")(
             classes.text_config(self.config), self.dtype
@@ -200,7 +200,7 @@ class ImageTower(clip.ImageTower):
 
     @nn.nowrap
     def library(self) -> nn.Module:
-        """Builds the library's module; ValueError as `UNet.library`."""
+        """Builds the library's module; UserError as `UNet.library`."""
         _check(self)
         return classes.clip_class("FlaxCLIPVisionTransformer")(
             classes.vision_config(self.config), self.dtype
@@ -270,7 +270,7 @@ class CLIP(clip.CLIP):
 
     @nn.nowrap
     def library(self) -> None:
-        """Checks that both towers can be built; ValueError as `UNet.library`."""
+        """Checks that both towers can be built; UserError as `UNet.library`."""
         for tower in self._towers(parent=None):
             tower.library()
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from flax import linen as nn
 
+from jaxanom.errors import UserError
 from jaxanom.models.clip import towers
 
 KEY = "config.model.implementation"
@@ -88,12 +89,12 @@ def _silence() -> None:
             logger.addFilter(_DropNotice())
 
 
-def _missing(package: str, before: str) -> ValueError:
+def _missing(package: str, before: str) -> UserError:
     try:
         found = f"version {importlib.metadata.version(package)} is installed"
     except importlib.metadata.PackageNotFoundError:
         found = "it is not installed"
-    return ValueError(
+    return UserError(
         f"{KEY}='hf_flax' needs {package} < {before}, the last with Flax classes; "
         f"{found}: pip install 'jaxanom[hf]', or set {KEY}='ours'"
     )

@@ -34,7 +34,7 @@ def block(module: type[nn.Module], name: str | bool) -> type[nn.Module]:
 
 
 def resolve(name: str | bool) -> str:
-    """Returns the policy's name; ValueError where there is none of that name."""
+    """Returns the policy's name; UserError where there is none of that name."""
     if isinstance(name, bool):  # as in the records of older runs
         return "full" if name else "none"
     if name not in POLICIES:

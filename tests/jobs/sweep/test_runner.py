@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.jobs import api, prepare
+import jaxanom
+from jaxanom.jobs import prepare
 from jaxanom.jobs.sweep import grid, inputs, measures, program, runner, seeds
 from jaxanom.report import sweeps
 
@@ -62,7 +63,7 @@ def test_a_point_ends_where_the_trainer_ends(sweep_config, tmp_path, update):
     if update == "sgld":
         for name, value in runner.coupling.OF_SAMPLERS.items():
             alone.phases.particles[name] = value
-    run = api.train(alone, tmp_path / "run")
+    run = jaxanom.train(alone, tmp_path / "run")
     wanted = np.asarray(run.params["particles"]["context"]).reshape(2, -1)
     start = np.asarray(
         run.prepared.method.init(jax.random.key(1))[0]["particles"]["context"]

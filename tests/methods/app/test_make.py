@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxanom
 from jaxanom.cli import evaluate, main
 from jaxanom.data import catalog, generated, pipeline, pools
-from jaxanom.jobs import api, config_file, prepare
+from jaxanom.jobs import config_file, prepare
 from jaxanom.methods import by_name
 from jaxanom.methods.app import parts
 
@@ -57,7 +58,7 @@ def config_of(class_folder, tiny_backbone):
 @pytest.fixture(scope="module")
 def run(config_of, tmp_path_factory):
     directory = tmp_path_factory.mktemp("run") / "base"
-    api.train(config_of(data__class_subset="base"), directory)
+    jaxanom.train(config_of(data__class_subset="base"), directory)
     return directory
 
 
@@ -147,7 +148,7 @@ def test_a_dataset_center_encodes_the_training_images(config_of):
 
 def test_a_single_class_is_not_trained_on(config_of, tmp_path):
     with pytest.raises(ValueError, match="single class"):
-        api.train(config_of(data__categories=("ant",)), tmp_path / "run")
+        jaxanom.train(config_of(data__categories=("ant",)), tmp_path / "run")
 
 
 @pytest.mark.parametrize("task", ["state", "category"])

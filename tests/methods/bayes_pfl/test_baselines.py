@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from tiny_bayes_pfl import CATEGORIES, DATASET, SIZE, Made, batch, config
 
+import jaxanom
 from jaxanom import trees
-from jaxanom.jobs import api
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import distributions
 from jaxanom.models.clip import pair as clip_pair
@@ -153,9 +153,9 @@ def test_a_share_of_the_captions_reads_cached_features_alike(tiny_backbone):
 
 def test_plain_captions_train_evaluate_and_load_as_a_run_does(tiny_backbone, tmp_path):
     settings = captions(tiny_backbone)
-    run = api.train(settings, tmp_path / "run")
-    first = api.evaluate(run, num_examples=0)["mean"]
-    again = api.evaluate(api.load(tmp_path / "run"), num_examples=0)["mean"]
+    run = jaxanom.train(settings, tmp_path / "run")
+    first = jaxanom.evaluate(run, num_examples=0)["mean"]
+    again = jaxanom.evaluate(jaxanom.load(tmp_path / "run"), num_examples=0)["mean"]
     assert first == again and np.isfinite(first["pixel_auroc"])
 
 

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from tiny_bayes_pfl import SIZE, config
 
-from jaxanom.jobs import api, prepare
+import jaxanom
+from jaxanom.jobs import prepare
 
 
 def settings(backbone, directory):
@@ -53,5 +54,5 @@ def test_training_on_device_rows_ends_in_the_same_bits(tiny_backbone, tmp_path):
     for place in ("host", "device"):
         asked = settings(tiny_backbone, "")
         asked.data.feature_memory = place
-        runs[place] = api.train(asked, tmp_path / place).params
+        runs[place] = jaxanom.train(asked, tmp_path / place).params
     jax.tree.map(np.testing.assert_array_equal, runs["host"], runs["device"])

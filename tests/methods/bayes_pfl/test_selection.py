@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from tiny_bayes_pfl import SIZE, config
 
+import jaxanom
 from jaxanom import record
-from jaxanom.jobs import api
 from jaxanom.training import selection
 
 
@@ -22,7 +22,7 @@ def settings(backbone, rule):
 
 
 def test_the_authors_rule_keeps_the_best_and_is_recorded(tiny_backbone, tmp_path):
-    run = api.train(settings(tiny_backbone, "authors"), tmp_path / "run")
+    run = jaxanom.train(settings(tiny_backbone, "authors"), tmp_path / "run")
     facts = record.read_json(run.directory / record.RECORD)["selection"]
     assert facts["rule"] == "authors"
     assert facts["labelled_test_categories"] == ["pill"] and facts["num_images"] > 2
@@ -31,7 +31,7 @@ def test_the_authors_rule_keeps_the_best_and_is_recorded(tiny_backbone, tmp_path
     }
     assert [step for step, _ in measured["stage1"]] == [1, 2, 3]
     assert len(measured["stage2"]) == 3
-    results = api.evaluate(run, num_examples=0)
+    results = jaxanom.evaluate(run, num_examples=0)
     assert results["selected_on"] == ["pill"]
     # "pill" is all that is tested here: the chosen parameters measure what was noted,
     # up to draws, 5 there and 3 here.
@@ -40,14 +40,14 @@ def test_the_authors_rule_keeps_the_best_and_is_recorded(tiny_backbone, tmp_path
 
 
 def test_the_last_step_is_the_default_and_measures_nothing(tiny_backbone, tmp_path):
-    run = api.train(settings(tiny_backbone, "last"), tmp_path / "run")
+    run = jaxanom.train(settings(tiny_backbone, "last"), tmp_path / "run")
     assert not (run.directory / selection.FOLDER).exists()
     assert "selection" not in record.read_json(run.directory / record.RECORD)
-    assert "selected_on" not in api.evaluate(run, num_examples=0)
+    assert "selected_on" not in jaxanom.evaluate(run, num_examples=0)
     with pytest.raises(ValueError, match=r"chip.*not among the tested ones"):
         asked = settings(tiny_backbone, "authors")
         asked.selection.categories = ("chip",)
-        api.train(asked, tmp_path / "other")
+        jaxanom.train(asked, tmp_path / "other")
     # What was refused must not stand in the way of the next config.
     assert not (tmp_path / "other" / record.CONFIG).exists()
     assert np.isfinite(run.params["prompts"]["context"]).all()

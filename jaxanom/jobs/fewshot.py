@@ -1,28 +1,58 @@
-"""What a run keeps of its own: a user's few images, the weights of a feature tower.
+"""From a few normal images of a product to a run that detects its defects.
 
-shots/<category>/train/good/000.png ...   copies of the images
-shots/.copies.json                        the names of these copies
-features/<file of weights>                a copy
+The run keeps what it learnt from, so that it works wherever it is copied to:
+
+    shots/<category>/train/good/000.png ...   copies of the images
+    shots/.copies.json                        the names of these copies
+    features/<file of weights>                a copy
 """
 
 import filecmp
-import os
 import shutil
-import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
 
+from jaxanom import files as whole
 from jaxanom import record
 from jaxanom.data import images
+from jaxanom.data.layouts import mvtec
 from jaxanom.errors import UserError
+from jaxanom.jobs.load import Trained
+from jaxanom.jobs.train import train
 from jaxanom.models.features import mobilenet_v2
 
-IN_RUN = "run:"
-"""What a config's text starts with that names a folder of the run itself."""
+METHOD = "adp"
 SHOTS, FEATURES = "shots", "features"
 COPIES = ".copies.json"
+
+
+def fewshot(
+    normal: str | Path | Sequence[str | Path],
+    category: str,
+    directory: str | Path,
+    config: ml_collections.ConfigDict,
+    features: str | Path = "",
+) -> Trained:
+    """Copies normal images into a run and trains it on all of them.
+
+    Args:
+      normal: Image files, or folders whose images are meant.
+      category: What the product is called, in words.
+      directory: The run.
+      config: A config of the few-shot method.
+      features: Folder of MobileNetV2 weights for the memory; "" keeps the config's
+        tower.
+
+    Raises:
+      UserError: The config is of another method, or see `keep`.
+    """
+    if config.method != METHOD:
+        raise UserError(f"the config is of method {config.method!r}; wanted {METHOD!r}")
+    paths = [normal] if isinstance(normal, str | Path) else normal
+    files = mvtec.image_files(paths)
+    return train(keep(config, files, category, directory, features), directory)
 
 
 def keep(
@@ -38,33 +68,34 @@ def keep(
     are replaced, nothing else is.
 
     Args:
-      config: of method "adp".
-      files: normal images of any sizes.
-      category: what the product is called, in words.
-      directory: of the run.
-      weights: folder of MobileNetV2 weights; "" keeps the config's tower.
+      config: A config of the few-shot method.
+      files: Normal images of any sizes.
+      category: What the product is called, in words.
+      directory: The run.
+      weights: Folder of MobileNetV2 weights; "" keeps the config's tower.
 
     Raises:
-      UserError: a name or a file that would not be read back, or a directory that
-        holds another run or files of the user.
+      UserError: A name or a file would not be read back, or the directory holds another
+        run or files of the user.
     """
     directory = Path(directory)
-    wanted = _named(files, category)
-    changed = with_shots(config, category)
+    copies = _named(files, category)
+    config = with_shots(config, category)
     if weights:
-        changed = with_features(changed)
+        config = with_features(config)
         weights = _checked(weights, directory)
-    is_there = _holds(directory, wanted)
-    record.claim(directory, changed, write=False)
+    is_there = _holds(directory, copies)
+    record.claim(directory, config, write=False)
     if not is_there:
-        _copy(wanted, directory / SHOTS)
+        with whole.replacing(directory / SHOTS) as building:
+            for name, file in copies.items():
+                (building / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, building / name)
+            record.write_json(building / COPIES, sorted(copies))
     if weights:
-        folder = directory / FEATURES
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{mobilenet_v2.WEIGHTS}.partial"
-        shutil.copyfile(weights, partial)
-        os.replace(partial, folder / mobilenet_v2.WEIGHTS)
-    return changed
+        with whole.replacing(directory / FEATURES / mobilenet_v2.WEIGHTS) as building:
+            shutil.copyfile(weights, building)
+    return config
 
 
 def with_shots(
@@ -72,27 +103,29 @@ def with_shots(
 ) -> ml_collections.ConfigDict:
     """Returns a config that learns from all images kept in its run, of one category."""
     changed = ml_collections.ConfigDict(config.to_dict())
-    changed.data.name, changed.data.directory = "folder", IN_RUN + SHOTS
+    changed.data.name, changed.data.directory = "folder", ""
     changed.data.categories, changed.data.num_train = (category,), 0
     changed.data.defect_rule, changed.data.shots = "none", 0
+    changed.kept = (("data.directory", SHOTS),)
     return changed
 
 
 def with_features(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns a config of method "adp" with the feature tower kept in its run.
+    """Returns a config of the few-shot method with the feature tower kept in its run.
 
     The memory then decides unless the self-tuning finds more in the text: the embedded
     CLIP has seen procedural images only.
     """
     changed = ml_collections.ConfigDict(config.to_dict())
-    changed.adp.feature_tower = IN_RUN + FEATURES
-    changed.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
-    changed.adp.primary = "reference"
+    section = changed[METHOD]
+    section.feature_layers = mobilenet_v2.DEFAULT_LAYERS
+    section.primary = "reference"
+    changed.kept = (*changed.kept, (f"{METHOD}.feature_tower", FEATURES))
     return changed
 
 
 def _named(files: Sequence[Path], category: str) -> dict[str, Path]:
-    """Returns {name of the copy: file}; only what `data.folders` reads has one."""
+    """Returns {name of the copy: file}; only what `data.layouts` reads has one."""
     is_name = category.strip(" .") and Path(category).name == category
     if not is_name or category[0] == "." or category.lower() in ("train", "test"):
         raise UserError(
@@ -121,47 +154,31 @@ def _checked(weights: str | Path, directory: Path) -> Path:
     return file
 
 
-def _holds(directory: Path, wanted: Mapping[str, Path]) -> bool:
+def _holds(directory: Path, copies: Mapping[str, Path]) -> bool:
     """Whether a run has just these images; refuses where others are not to be lost."""
     place = directory / SHOTS
-    found = {
+    there = {
         path.relative_to(place).as_posix(): path
         for path in place.rglob("*")
         if path.is_file() and path != place / COPIES
     }
-    if found.keys() == wanted.keys() and all(
-        filecmp.cmp(path, wanted[name], shallow=False) for name, path in found.items()
+    if there.keys() == copies.keys() and all(
+        filecmp.cmp(path, copies[name], shallow=False) for name, path in there.items()
     ):
         return True
-    for file in wanted.values():
+    for file in copies.values():
         if file.resolve().is_relative_to(place.resolve()):
             raise UserError(
                 f"{file} lies in {place}, where the run keeps its copies; choose "
                 "another --out"
             )
-    if found and (directory / record.CONFIG).is_file():
+    if there and (directory / record.CONFIG).is_file():
         raise UserError(f"{directory} holds images of another run; choose another")
     listed = place / COPIES
-    foreign = found.keys() - (record.read_json(listed) if listed.is_file() else ())
+    foreign = there.keys() - (record.read_json(listed) if listed.is_file() else ())
     if foreign:
         raise UserError(
             f"{place} holds files that are no copies of a run, such as "
             f"{min(foreign)}; choose another --out"
         )
     return False
-
-
-def _copy(wanted: Mapping[str, Path], place: Path) -> None:
-    """Puts the copies in the place of what is there, all of them or none."""
-    building = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.partial")
-    try:
-        for name, file in wanted.items():
-            (building / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(file, building / name)
-        record.write_json(building / COPIES, sorted(wanted))
-        if place.is_dir():
-            shutil.rmtree(place)
-        os.rename(building, place)
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jaxanom import record
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import config_file, kept, prepare
+from jaxanom.jobs import config_file, fewshot, prepare
 from jaxanom.models.features import mobilenet_v2
 
 
@@ -23,7 +23,7 @@ def photos(directory, names=("a.png", "b.PNG"), value=0):
 
 def keep(files, directory, category="hex nut", weights=""):
     config = config_file.load("configs/adp/folder.py")
-    return kept.keep(config, files, category, directory, weights)
+    return fewshot.keep(config, files, category, directory, weights)
 
 
 def tree(directory):
@@ -44,7 +44,7 @@ def test_all_images_are_copied_and_read_in_their_order(tmp_path):
     names = [f"{n}{suffix}" for n, suffix in enumerate(mvtec.images.SUFFIXES)]
     files = photos(tmp_path / "in", names[::-1])
     config = keep(files, tmp_path / "run")
-    assert config.data.directory == "run:shots"
+    assert config.kept == (("data.directory", "shots"),)
     assert read(config, tmp_path / "run") == [file.read_bytes() for file in files]
     assert [p.name for p in (tmp_path / "run").iterdir()] == ["shots"]
 
@@ -140,7 +140,7 @@ def test_nothing_is_written_into_a_run_of_others(tmp_path, any_weights):
     run, files = tmp_path / "run", photos(tmp_path / "in")
     old, new = weights(tmp_path / "old", b"old"), weights(tmp_path / "new", b"new")
     config = keep(files, run, weights=old)
-    assert config.adp.feature_tower == "run:features"
+    assert ("adp.feature_tower", "features") in config.kept
     record.claim(run, config)
     before = tree(run)
     others = photos(tmp_path / "others", value=9)
@@ -168,6 +168,6 @@ def test_a_feature_tower_is_copied_into_the_run_and_found_there(tmp_path, shared
     config = keep(photos(tmp_path / "in"), tmp_path / "run", weights=weights)
     found = prepare.located(config, tmp_path / "run").adp.feature_tower
     assert mobilenet_v2.load(found).params.keys() >= {"L00", "L52"}
-    # A config that speaks of no place in a run is handed on as it is.
+    # A config that keeps nothing in its run is handed on as it is.
     other = config_file.load("configs/adp/folder.py")
     assert prepare.located(other, tmp_path) is other

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import jaxanom
 from jaxanom import record
 from jaxanom.data import catalog, generated
 from jaxanom.data import images as image_files
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import api, defects_to_detector
+from jaxanom.jobs import defects_to_detector, generate, load
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.report import runs
 
@@ -36,12 +37,12 @@ class Outside(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def generator(whole_job):
-    return api.load(whole_job.directory / "generator")
+    return jaxanom.load(whole_job.directory / "generator")
 
 
 @pytest.fixture(scope="module")
 def detector(whole_job):
-    return api.load(whole_job.directory / "real+generated")
+    return jaxanom.load(whole_job.directory / "real+generated")
 
 
 def test_the_job_leaves_runs_a_set_and_a_page(whole_job):
@@ -49,7 +50,7 @@ def test_the_job_leaves_runs_a_set_and_a_page(whole_job):
     assert names == {"generator", "generated", "real", "real+generated", "report.html"}
     for run in ("generator", "real", "real+generated"):
         files = {path.name for path in (whole_job.directory / run).iterdir()}
-        assert files >= {"config.json", "record.json", "metrics.jsonl", api.PARAMS}
+        assert files >= {"config.json", "record.json", "metrics.jsonl", load.PARAMS}
         written = record.read_json(whole_job.directory / run / record.RECORD)
         assert written["num_params"] > 0 and written["split"]["defect"]
         assert written["versions"]["jax"] and written["train_seconds"] > 0
@@ -110,13 +111,13 @@ def test_the_same_command_again_does_nothing_again(whole_job, monkeypatch):
     def never(*args, **keywords):
         raise AssertionError("drawn again")
 
-    before = (whole_job.directory / "real" / api.PARAMS).read_bytes()
+    before = (whole_job.directory / "real" / load.PARAMS).read_bytes()
     monkeypatch.setattr(generated, "write", never)
     page, table = defects_to_detector.generate_then_detect(
         whole_job.config, whole_job.directory
     )
     assert table == whole_job.table and page == whole_job.page
-    assert (whole_job.directory / "real" / api.PARAMS).read_bytes() == before
+    assert (whole_job.directory / "real" / load.PARAMS).read_bytes() == before
 
 
 def test_a_loaded_detector_scores_images_of_any_size(detector):
@@ -124,10 +125,10 @@ def test_a_loaded_detector_scores_images_of_any_size(detector):
     pictures = [
         rng.integers(0, 255, (height, 20, 3)).astype(np.uint8) for height in (16, 33)
     ]
-    found = api.predict(detector, pictures)
+    found = jaxanom.predict(detector, pictures)
     assert found.anomaly_map.shape == (2, 16, 16) and found.image_score.shape == (2,)
     assert found.anomaly_map.min() >= 0 and found.anomaly_map.max() <= 1
-    alone = api.predict(detector, pictures[1:])
+    alone = jaxanom.predict(detector, pictures[1:])
     np.testing.assert_allclose(
         alone.anomaly_map[0],
         found.anomaly_map[1],
@@ -139,15 +140,15 @@ def test_scores_do_not_depend_on_how_images_fall_into_batches(detector):
     rng = np.random.default_rng(1)
     pictures = rng.integers(0, 255, (6, 16, 16, 3)).astype(np.uint8)
     assert detector.prepared.config.data.batch_size == 4, "so that 6 make two batches"
-    found = api.predict(detector, pictures)
+    found = jaxanom.predict(detector, pictures)
     assert found.anomaly_map.shape == (6, 16, 16) and found.anomaly_map_std is None
-    backwards = api.predict(detector, pictures[::-1])
+    backwards = jaxanom.predict(detector, pictures[::-1])
     # The same program on other rows; float32 sums may be grouped differently.
     np.testing.assert_allclose(
         backwards.anomaly_map[::-1], found.anomaly_map, atol=1e-5
     )
     with pytest.raises(ValueError, match="no picture"):
-        api.predict(detector, [])
+        jaxanom.predict(detector, [])
 
 
 def test_a_second_call_compiles_nothing_again(detector):
@@ -161,9 +162,9 @@ def test_a_second_call_compiles_nothing_again(detector):
     run = detector._replace(prepared=detector.prepared._replace(method=method))
     picture = np.zeros((16, 16, 3), np.uint8)
     for _ in range(2):
-        api.predict(run, [picture])
+        jaxanom.predict(run, [picture])
     assert len(traces) == 1
-    api.predict(run, [picture] * 2)  # another shape is another program
+    jaxanom.predict(run, [picture] * 2)  # another shape is another program
     assert len(traces) == 2
 
 
@@ -173,7 +174,7 @@ def test_detect_writes_a_picture_and_a_row_for_every_image(
     defective = tiny_folder / "bolt" / "test" / "scratch"
     calm = tiny_folder / "bolt" / "test" / "good"
     paths = [defective, next(calm.iterdir())]
-    rows = api.detect(detector, paths, tmp_path / "out", normal=calm)
+    rows = jaxanom.detect(detector, paths, tmp_path / "out", normal=calm)
     assert list(record.read_metrics(tmp_path / "out" / "detections.jsonl")) == rows
     assert len(rows) == 5
     for row in rows:
@@ -183,7 +184,7 @@ def test_detect_writes_a_picture_and_a_row_for_every_image(
     # Three normal images bound the share of false alarms by one in four.
     assert rows[0]["false_alarm_rate"] == 0.25
     assert not rows[4]["anomalous"], "the threshold is the highest normal score"
-    without = api.detect(detector, paths, tmp_path / "out")
+    without = jaxanom.detect(detector, paths, tmp_path / "out")
     assert {row["anomalous"] for row in without} == {None}
     assert [row["image_score"] for row in without] == [r["image_score"] for r in rows]
 
@@ -191,39 +192,39 @@ def test_detect_writes_a_picture_and_a_row_for_every_image(
 def test_a_category_is_named_where_there_are_several(detector):
     picture = np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match=r"'nut': this run knows bolt"):
-        api.predict(detector, [picture], "nut")
-    wider = api.load(detector.directory, category="nut")
+        jaxanom.predict(detector, [picture], "nut")
+    wider = jaxanom.load(detector.directory, category="nut")
     assert wider.prepared.dataset.categories == ("bolt", "nut")
     with pytest.raises(ValueError, match=r"'': this run knows bolt, nut"):
-        api.predict(wider, [picture])
+        jaxanom.predict(wider, [picture])
     # A supervised detector does not read names: known and new ones score alike.
     np.testing.assert_array_equal(
-        api.predict(wider, [picture], "nut").anomaly_map,
-        api.predict(detector, [picture]).anomaly_map,
+        jaxanom.predict(wider, [picture], "nut").anomaly_map,
+        jaxanom.predict(detector, [picture]).anomaly_map,
     )
 
 
 def test_detect_names_the_path_that_is_no_image(detector, tiny_folder, tmp_path):
     with pytest.raises(ValueError, match=r"no such image or folder: .*nowhere"):
-        api.detect(detector, [tiny_folder / "nowhere"], tmp_path / "out")
+        jaxanom.detect(detector, [tiny_folder / "nowhere"], tmp_path / "out")
     with pytest.raises(ValueError, match=r"holds .*wanted images"):
-        api.detect(detector, [tiny_folder / "bolt"], tmp_path / "out")
+        jaxanom.detect(detector, [tiny_folder / "bolt"], tmp_path / "out")
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*x\.png"):
-        api.detect(detector, [tmp_path / "x.png"], tmp_path / "out")
+        jaxanom.detect(detector, [tmp_path / "x.png"], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_loaded_detector_repeats_its_evaluation(detector, whole_job):
     before = record.read_json(detector.directory / runs.EVALUATION)
-    again = json.loads(json.dumps(api.evaluate(detector, num_examples=2)))
+    again = json.loads(json.dumps(jaxanom.evaluate(detector, num_examples=2)))
     assert again["mean"] == pytest.approx(before["mean"])
     with np.load(detector.directory / runs.EXAMPLES) as stored:
         assert len(stored["image"]) == 2
 
 
 def test_more_images_leave_the_first_ones_as_they_are(generator, whole_job, tmp_path):
-    api.generate(generator, tmp_path / "set", 4)
+    jaxanom.generate(generator, tmp_path / "set", 4)
     first = generated.read_manifest(whole_job.directory / "generated")
     more = generated.read_manifest(tmp_path / "set")
     assert len(more) == 4
@@ -238,42 +239,42 @@ def test_more_images_leave_the_first_ones_as_they_are(generator, whole_job, tmp_
 
 
 def test_an_interrupted_drawing_leaves_nothing(generator, tmp_path, monkeypatch):
-    rows = api.generated_rows
+    rows = generate.drawn
 
     def interrupted(run, num_images):
         yield next(rows(run, num_images))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "generated_rows", interrupted)
+    monkeypatch.setattr(generate, "drawn", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        api.generate(generator, tmp_path / "set", 3)
+        jaxanom.generate(generator, tmp_path / "set", 3)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_set_that_is_there_is_kept_unless_told_otherwise(generator, whole_job):
     before = generated.read_manifest(whole_job.directory / "generated")
     with pytest.raises(ValueError, match="is not empty"):
-        api.generate(generator, whole_job.directory / "generated", 1)
+        jaxanom.generate(generator, whole_job.directory / "generated", 1)
     assert generated.read_manifest(whole_job.directory / "generated") == before
 
 
 @pytest.mark.parametrize("count", [0, -3])
 def test_fewer_than_one_image_names_its_key(generator, tmp_path, count):
     with pytest.raises(ValueError, match=r"config\.generate\.num_images"):
-        api.generate(generator, tmp_path / "set", count)
+        jaxanom.generate(generator, tmp_path / "set", count)
 
 
 def test_a_detector_does_not_generate_and_a_generator_does_not_detect(
     generator, detector, tmp_path
 ):
     with pytest.raises(ValueError, match=r"'detector'.*does not generate"):
-        api.generate(detector, tmp_path / "set")
+        jaxanom.generate(detector, tmp_path / "set")
     picture = np.zeros((16, 16, 3), np.uint8)
     said = r"'defect_generation'.*does not detect"
     with pytest.raises(ValueError, match=said):
-        api.evaluate(generator)
+        jaxanom.evaluate(generator)
     with pytest.raises(ValueError, match=said):
-        api.predict(generator, [picture])
+        jaxanom.predict(generator, [picture])
 
 
 @pytest.mark.parametrize(
@@ -287,12 +288,12 @@ def test_a_detector_does_not_generate_and_a_generator_does_not_detect(
 def test_pictures_of_another_type_or_shape_are_refused(detector, picture):
     said = rf"{picture.dtype} \[16, 16.*wanted uint8 \[H, W, 3\]"
     with pytest.raises(ValueError, match=said):
-        api.predict(detector, [picture])
+        jaxanom.predict(detector, [picture])
 
 
 def test_parameters_of_another_model_are_refused(whole_job, tmp_path):
     run = tmp_path / "run"
-    for name in (record.CONFIG, api.PARAMS):
+    for name in (record.CONFIG, load.PARAMS):
         source = whole_job.directory / "real" / name
         run.mkdir(exist_ok=True)
         (run / name).write_bytes(source.read_bytes())
@@ -300,7 +301,7 @@ def test_parameters_of_another_model_are_refused(whole_job, tmp_path):
     config["detector"]["width"] = 8
     record.write_json(run / record.CONFIG, config)
     with pytest.raises(ValueError, match=r"params\.safetensors.*another model.*wanted"):
-        api.load(run)
+        jaxanom.load(run)
 
 
 def test_a_run_of_another_config_is_refused_and_left_alone(whole_job):
@@ -309,7 +310,7 @@ def test_a_run_of_another_config_is_refused_and_left_alone(whole_job):
     config = record.config_from_plain(record.read_json(run / record.CONFIG))
     config.seed = 5
     with pytest.raises(ValueError, match=r"another config \(config\.seed"):
-        api.train(config, run)
+        jaxanom.train(config, run)
     assert (run / record.RECORD).read_bytes() == before
 
 
@@ -318,21 +319,21 @@ def test_checkpoints_of_another_run_are_refused(whole_job, detection_config, tmp
     run = shutil.copytree(whole_job.directory / "real", tmp_path / "run")
     (run / record.CONFIG).unlink()
     with pytest.raises(ValueError, match=r"other settings|another model"):
-        api.train(detection_config(data__split_seed=3), run)
+        jaxanom.train(detection_config(data__split_seed=3), run)
 
 
 def test_overrides_change_how_is_drawn_and_not_what_was_trained(whole_job, generator):
     def faster(config):
         config.generate.num_steps = 1
 
-    other = api.load(whole_job.directory / "generator", faster)
+    other = load.load(whole_job.directory / "generator", faster)
     assert other.prepared.config.generate.num_steps == 1
     assert generator.prepared.config.generate.num_steps == 2
-    stored = weights.read(whole_job.directory / "generator" / api.PARAMS)
-    assert stored.keys() == weights.read(generator.directory / api.PARAMS).keys()
+    stored = weights.read(whole_job.directory / "generator" / load.PARAMS)
+    assert stored.keys() == weights.read(generator.directory / load.PARAMS).keys()
 
 
 def test_every_row_of_metrics_is_handed_on(detection_config, tmp_path):
     rows = []
-    api.train(detection_config(), tmp_path / "run", rows.append)
+    jaxanom.train(detection_config(), tmp_path / "run", on_log=rows.append)
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
