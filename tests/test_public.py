@@ -70,6 +70,7 @@ def test_a_recipe_is_trained_by_its_name_and_a_wrong_key_is_the_users(
 ):
     changes = [
         *(f"data.directory={tiny_folder}", "data.image_size=16", "data.batch_size=4"),
+        "data.shots=4",
         *("detector.width=4", "detector.depth=1", "phases.segment.num_steps=1"),
     ]
     recipe = "configs/detector/folder.py"

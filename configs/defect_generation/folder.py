@@ -3,7 +3,8 @@
 Command: `jaxanom quickstart --config=configs/defect_generation/folder.py
 --config.data.directory=DIR --run=RUN`. Trains a UNet from scratch unless
 `config.model.unet` names one; 128 px and a TAESD file pair suit small machines:
-`--config.model.autoencoder=DIR_OF_ENCODER_AND_DECODER`.
+`--config.model.autoencoder=DIR_OF_ENCODER_AND_DECODER`. Expected result, machine and
+time of the whole recipe: not yet measured.
 """
 
 import ml_collections

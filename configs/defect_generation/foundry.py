@@ -1,7 +1,9 @@
 """Background-aware defect generation on a procedural category the towers never saw.
 
 Command: make quickstart, or
-`jaxanom quickstart --config=configs/defect_generation/foundry.py --run=RUN`.
+`jaxanom quickstart --config=configs/defect_generation/foundry.py --run=RUN`. Expected,
+in percent, pixel AP of the detector with ten real defects: 36, and 26 to 37 with the
+generated ones, as the seed has it; some minutes on two CPU cores.
 """
 
 import ml_collections

@@ -3,6 +3,7 @@
 Command:
 `jaxanom train --config=configs/detector/folder.py --config.data.directory=DIR
 --config.data.generated=SET --config.mixture.segment.generated=0.25 --run=RUN`.
+Expected result, machine and time: not yet measured.
 """
 
 import ml_collections

@@ -2,7 +2,8 @@
 
 Command: `jaxanom train --config=configs/detector/foundry.py --run=RUN`; add
 `--config.data.generated=SET --config.mixture.segment.generated=0.25` for a generated
-set.
+set. Expected on pills, in percent: pixel AP 37 after 600 steps; minutes on two CPU
+cores.
 """
 
 import ml_collections
