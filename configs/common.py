@@ -2,54 +2,93 @@
 
 import ml_collections
 
+# Section `data`: which images a run learns from, and which it is tested on.
+DATA = {
+    "name": "foundry",  # "folder" (MVTec layout), "classes", "tfds", a published set
+    "directory": "",  # where the images are; foundry renders its own
+    "categories": (),  # which to open, in this order; () opens all
+    "class_subset": "all",  # of the categories: "base" the first half, "new" the rest
+    "held_out": (),  # categories that are tested on and never trained on
+    "image_size": 64,  # side that images are resized to
+    "seed": 0,  # of rendered images
+    "num_train": 64,  # normal images per category; 0: all of a folder
+    "num_test_good": 16,  # rendered normal test images per category
+    "num_per_defect": 8,  # rendered test images per category and defect type
+    # Defective images to train on: none, all, test_split, first_third, and with
+    # `shots` images shots (a category) or shots_per_type.
+    "defect_rule": "shots",
+    "shots": 10,
+    "split_seed": 0,  # of the drawn images
+    "generated": "",  # a generated set to train on as well
+    "num_workers": 0,  # processes of Grain that read; 0: a thread
+    "batch_size": 16,  # global rows of a step
+    # Of methods that encode images once: augmented views of each, and their changes.
+    "num_views": 1,
+    "flips": (),  # horizontal, vertical, rot90
+    "shift": 0.0,  # largest shift, as a share of the side
+    "augmentation": "",  # "released": as arXiv 2503.10080's code, of every view
+    "mosaic": 0.0,  # probability of four defective images in one
+    "feature_cache": "",  # a directory keeps frozen features for later runs
+    "feature_memory": "host",  # "device"; "auto": there if they fit
+}
+
+# Section `train`: the loop.
+TRAIN = {
+    "seed": 0,  # of initial parameters and of every draw while training
+    "log_every": 50,  # steps between rows of metrics
+    "checkpoint_every": 500,  # steps between checkpoints; 0: at the end of a phase
+    "keep": 2,  # newest checkpoints that are kept; 0 keeps all
+    "keep_best": 0,  # checkpoints kept beside those, by the selection's measure
+    "ema_decay": 0.0,  # of the moving average of parameters; 0 keeps none
+    "nan_patience": 10,  # steps in a row without a finite gradient that end a run
+    "offload_frozen": False,  # frozen towers wait in the host's memory
+    "peak_flops": 0.0,  # of one device, per second, for the utilisation; 0: unknown
+}
+
+# Section `phases.<name>`: the optimiser, see `jaxanom/training/optimizer.py`.
+PHASE = {
+    "num_steps": 1000,  # 0 skips the phase
+    "optimizer": "adamw",  # adam, sgd, lion
+    "learning_rate": 1e-4,  # the peak
+    "warmup_steps": 0,  # linear
+    "warmup_from_zero": False,  # the first step moves nothing
+    "schedule": "constant",  # cosine, linear, step, epoch_cosine
+    "final_fraction": 0.0,  # share of the peak at the end of cosine and linear
+    "step_at": (0.8, 0.9),  # fractions of the phase at which "step" multiplies
+    "step_factor": 0.2,  # ... by this
+    "steps_per_epoch": 1,  # of epoch_cosine, with the next two
+    "num_epochs": 0,  # 0: num_steps over steps_per_epoch
+    "first_rate": 1e-5,  # in the first epoch
+    "rate_factors": (),  # (path pattern, factor) pairs
+    "weight_decay": 0.0,
+    "decay_all": False,  # biases and norm scales too
+    "b1": 0.9,  # moments of adam, adamw, lion
+    "b2": 0.999,
+    "eps": 1e-8,
+    "momentum": 0.9,  # of sgd
+    "nesterov": False,
+    "clip_norm": 1.0,  # largest global gradient norm; 0: off
+    "accumulate": 1,  # microbatches that a step averages over
+}
+
 
 def base(method: str) -> ml_collections.ConfigDict:
-    """Sections that every run reads."""
-    config = ml_collections.ConfigDict()
-    config.method = method
-    config.seed = 0
-    config.data = ml_collections.ConfigDict(
+    """Returns the sections that every run reads."""
+    return ml_collections.ConfigDict(
         {
-            "name": "foundry",  # or "folder"
-            "directory": "",
-            "categories": (),
-            "image_size": 64,
-            "seed": 0,
-            "num_train": 64,  # normal images per category; 0: all of a folder
-            "num_test_good": 16,
-            "num_per_defect": 8,
-            "defect_rule": "shots",  # first_third, shots_per_type, shots, all
-            "shots": 10,
-            "split_seed": 0,
-            "generated": "",  # a generated set to train on as well
-            "num_workers": 0,  # processes of Grain that read; 0: a thread
-            "batch_size": 16,
-            "num_views": 1,  # augmented views per image that are encoded once
-            "flips": (),
-            "shift": 0.0,
+            "method": method,
+            "seed": 0,  # of batches, views and predictions
+            "data": dict(DATA),
+            # Devices along each axis; -1 takes what is left.
+            "mesh": {"data": -1, "fsdp": 1, "model": 1, "particle": 1},
+            # Keys whose value is a folder of the run itself, wherever it is copied to,
+            # such as (("data.directory", "shots"),). `jaxanom fewshot` writes it.
+            "kept": (),
+            "phases": {},
+            "mixture": {},
+            "train": dict(TRAIN),
         }
     )
-    config.mesh = ml_collections.ConfigDict(
-        {"data": -1, "fsdp": 1, "model": 1, "particle": 1}
-    )
-    # Keys whose value is a folder of the run itself, wherever it is copied to, such as
-    # (("data.directory", "shots"),). `jaxanom fewshot` writes it.
-    config.kept = ()
-    config.phases = ml_collections.ConfigDict()
-    config.mixture = ml_collections.ConfigDict()
-    config.train = ml_collections.ConfigDict(
-        {
-            "seed": 0,
-            "log_every": 50,
-            "checkpoint_every": 500,
-            "keep": 2,
-            "keep_best": 0,
-            "ema_decay": 0.0,
-            "nan_patience": 10,
-            "offload_frozen": False,  # frozen towers wait in the host's memory
-        }
-    )
-    return config
 
 
 # The 14 categories that the shipped towers have seen; marble, cork, gear, pill, tray
@@ -89,17 +128,7 @@ def add_phase(config, name, mixture=None, **settings):
     `mixture` weighs the pools "normal" (train/good), "defect" (the split's training
     defects) and "generated" (`config.data.generated`).
     """
-    defaults = {
-        "num_steps": 1000,
-        "optimizer": "adamw",
-        "learning_rate": 1e-4,
-        "warmup_steps": 0,
-        "schedule": "constant",
-        "weight_decay": 0.0,
-        "clip_norm": 1.0,
-        "accumulate": 1,
-    }
-    config.phases[name] = ml_collections.ConfigDict({**defaults, **settings})
+    config.phases[name] = ml_collections.ConfigDict({**PHASE, **settings})
     pools = {"normal": 1.0, "defect": 0.0, "generated": 0.0}
     config.mixture[name] = ml_collections.ConfigDict({**pools, **(mixture or {})})
 

@@ -1,6 +1,8 @@
 """Sections of a config, read by what takes them: each key is known or refused."""
 
-from collections.abc import Collection, Mapping
+import difflib
+import typing
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from jaxanom.errors import UserError
@@ -12,7 +14,8 @@ def read(section: Mapping[str, Any], kind: type[Options], where: str) -> Options
     """Reads a section into its options: every key, and no other.
 
     Defaults live in `configs/<method>/base.py` alone, so a key that is left out is an
-    error like one that is not known.
+    error like one that is not known. Integers become floats and lists tuples where the
+    field is one; of plain types no other conversion is made.
 
     Args:
       section: A ConfigDict or a dict.
@@ -20,32 +23,45 @@ def read(section: Mapping[str, Any], kind: type[Options], where: str) -> Options
       where: What the section is called in messages, such as "config.train".
 
     Raises:
-      UserError: A key is unknown or missing.
+      UserError: A key is unknown (the nearest is named) or missing, or a value is of
+        another type.
     """
-    fields = getattr(kind, "_fields", None) or tuple(kind.__dataclass_fields__)
-    values = given(section, fields, where)
-    missing = [name for name in fields if name not in values]
+    types = typing.get_type_hints(kind)
+    values = given(section, tuple(types), where)
+    missing = [name for name in types if name not in values]
     if missing:
         raise UserError(
             f"{where} lacks {missing}; configs/<method>/base.py has every key"
         )
-    return kind(**values)
+    return kind(
+        **{
+            name: _as_type(value, types[name], f"{where}.{name}")
+            for name, value in values.items()
+        }
+    )
 
 
 def given(
-    section: Mapping[str, Any], known: Collection[str], where: str
+    section: Mapping[str, Any], known: tuple[str, ...], where: str
 ) -> dict[str, Any]:
-    """Returns the keys of a section.
-
-    Args:
-      section: a ConfigDict or a dict.
-      known: keys that it may have.
-      where: what it is called in messages, such as "config.train".
-
-    Raises:
-      UserError: a key that is not known.
-    """
+    """Returns the keys of a section; UserError for one that is not known."""
     unknown = sorted(set(section) - set(known))
     if unknown:
-        raise UserError(f"{where} has unknown keys {unknown}; it takes {list(known)}")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        hint = f"did you mean {where}.{near[0]}? " if near else ""
+        raise UserError(
+            f"{where} has unknown keys {unknown}; {hint}it takes {list(known)}"
+        )
     return {name: section[name] for name in section}
+
+
+def _as_type(value: Any, kind: Any, where: str) -> Any:
+    if (typing.get_origin(kind) or kind) is tuple and isinstance(value, list | tuple):
+        return tuple(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind in (bool, int, float, str) and type(value) is not kind:
+        raise UserError(
+            f"{where}={value!r} is a {type(value).__name__}; want a {kind.__name__}"
+        )
+    return value

@@ -174,7 +174,11 @@ def measure(name: str, topology: str) -> dict[str, Any]:
     mesh = meshes.make_mesh(**{"data": 1, **case.mesh}, devices=devices)
     subject = {"sd15": sd15, "bayes_pfl": bayes_pfl}[case.subject]
     phase, params, frozen, batch = subject(case)
-    config = optimizer.OptimizerConfig(accumulate=case.accumulate)
+    from configs import common
+
+    config = optimizer.read(
+        {**common.PHASE, **dict(accumulate=case.accumulate)}, "phase"
+    )
     stage = plan.Stage(phase, config, 0, 0)
     found = forecast.of_step(stage, params, frozen, batch, mesh, 0.999).forecast
     held = {

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
+from configs import common
 from jaxanom.contracts import Method
 from jaxanom.data import pools
 from jaxanom.diffusion import inversion, schedules
@@ -51,7 +52,11 @@ def train_cases(directory: str, batch_sizes: list[int]) -> list[harness.Case]:
     """Optimiser steps of the fine-tuning phase, as the trainer compiles them."""
     method = method_maker(directory)()
     phase = method.phases[-1]
-    tx = optimizer.make(optimizer.OptimizerConfig(num_steps=100, learning_rate=1e-4))
+    tx = optimizer.make(
+        optimizer.read(
+            {**common.PHASE, **dict(num_steps=100, learning_rate=1e-4)}, "phase"
+        )
+    )
     params, frozen = method.init(jax.random.key(0))
     cases = []
     for size in batch_sizes:

@@ -8,7 +8,6 @@ from configs import common
 def config(**particles) -> ml_collections.ConfigDict:
     """Returns every section; `particles` changes `config.app.particles`."""
     config = common.base("app")
-    config.data.class_subset = "all"  # base, new: halves of the categories
     config.model = ml_collections.ConfigDict(
         {"directory": "embedded", **common.LOADING, "dtype": "float32"}
     )

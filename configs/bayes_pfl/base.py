@@ -10,11 +10,7 @@ def config() -> ml_collections.ConfigDict:
     config = common.base("bayes_pfl")
     config.data.defect_rule = "test_split"
     config.data.shots = 0
-    config.data.held_out = ()  # categories that are tested on and never trained on
-    config.data.feature_cache = ""  # a directory keeps frozen features for later runs
-    config.data.feature_memory = "auto"  # "device" if they fit there, else "host"
-    config.data.augmentation = ""  # "released": as the paper's code, of every view
-    config.data.mosaic = 0.0  # probability of four defective images in one
+    config.data.feature_memory = "auto"
     config.model = ml_collections.ConfigDict(
         {"directory": "embedded", "variant": "", "dtype": "float32"}
     )

@@ -33,11 +33,5 @@ def options():
 
 def phase(num_steps):
     """Optimiser of the detector: the rates of the released code of arXiv 2312.05767."""
-    return {
-        "num_steps": num_steps,
-        "optimizer": "adam",
-        "learning_rate": 1e-3,
-        "schedule": "step",
-        "step_at": (0.8, 0.9),
-        "step_factor": 0.2,
-    }
+    changes = {"optimizer": "adam", "learning_rate": 1e-3, "schedule": "step"}
+    return {**common.PHASE, "num_steps": num_steps, **changes}

@@ -78,23 +78,6 @@ def affine(
     return _moved(example, warp, binarise=True)
 
 
-def crop(example: Example, top: int, left: int, height: int, width: int) -> Example:
-    """Cuts out a window.
-
-    Raises:
-      UserError: the window does not lie inside the image.
-    """
-    full_height, full_width = example["image"].shape[:2]
-    inside = 0 <= top <= full_height - height and 0 <= left <= full_width - width
-    if not inside or min(height, width) < 1:
-        raise UserError(
-            f"crop {height} x {width} at ({top}, {left}) does not lie inside "
-            f"{full_height} x {full_width}"
-        )
-    rows, columns = slice(top, top + height), slice(left, left + width)
-    return _moved(example, lambda plane: plane[rows, columns])
-
-
 def photometric(
     example: Example, brightness: float = 0.0, contrast: float = 1.0
 ) -> Example:
@@ -165,16 +148,6 @@ def random_affine(
     if max_angle == 0 and max_scale == 0:
         return shift(example, down, right) if down or right else example
     return affine(example, float(angle), 1 + float(scale), down, right)
-
-
-def random_crop(
-    example: Example, rng: np.random.Generator, height: int, width: int
-) -> Example:
-    """Cuts out a window at a random place."""
-    full_height, full_width = example["image"].shape[:2]
-    top = int(rng.integers(max(full_height - height, 0) + 1))
-    left = int(rng.integers(max(full_width - width, 0) + 1))
-    return crop(example, top, left, height, width)
 
 
 def random_photometric(

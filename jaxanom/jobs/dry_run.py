@@ -58,7 +58,7 @@ def of_config(
     """
     config = prepare.located(config, directory)
     made = prepare.prepare(config, devices=devices)
-    settings = plan.TrainConfig.from_config(config.train)
+    settings = plan.read_train(config.train)
     params, frozen = made.method.init(jax.random.key(settings.seed))
     found = tuple(
         forecast.of_step(

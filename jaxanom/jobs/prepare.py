@@ -9,8 +9,15 @@ import ml_collections
 from jax.sharding import Mesh
 
 from jaxanom.contracts import Method
-from jaxanom.data import augmentation as auxiliary
-from jaxanom.data import catalog, feature_cache, pipeline, pools, resident, transforms
+from jaxanom.data import (
+    augmentation,
+    catalog,
+    feature_cache,
+    pipeline,
+    pools,
+    resident,
+    transforms,
+)
 from jaxanom.evaluation import validation
 from jaxanom.methods import by_name
 from jaxanom.parallel import mesh as meshes
@@ -50,7 +57,7 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
         data.num_train,
         data.num_test_good,
         data.num_per_defect,
-        data.get("class_subset", "all"),
+        data.class_subset,
     )
     division = pools.divide(
         dataset,
@@ -58,7 +65,7 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
         data.shots,
         data.split_seed,
         0 if data.name == "foundry" else data.num_train,
-        tuple(data.get("held_out", ())),
+        tuple(data.held_out),
     )
     return dataset, division
 
@@ -89,8 +96,8 @@ def prepare(
     method = by_name.make(config, pools.training_part(dataset, division))
     transforms.check_views(data, config.method, method.encode is not None)
     _transform(config, dataset, division)
-    resident.check(data.get("feature_memory", "host"))
-    plan.TrainConfig.from_config(config.train)
+    resident.check(data.feature_memory)
+    plan.read_train(config.train)
     for stage in plan.stages(method, config.phases):
         accumulate = stage.config.accumulate
         placement.check_batch_size(data.batch_size, mesh, accumulate)
@@ -218,7 +225,7 @@ def batch_maker(
         }
         transform = None  # it is in the views
         rows = {name: source.arrays for name, source in sources.items()}
-        place = data.get("feature_memory", "host")
+        place = data.feature_memory
         if resident.is_wanted(place, rows, prepared.mesh):
             return resident.batch_maker(
                 rows, mixtures, data.batch_size, config.seed, prepared.mesh
@@ -230,7 +237,7 @@ def batch_maker(
         config.seed,
         transform,
         placement.process_rows(data.batch_size, prepared.mesh),
-        data.get("num_workers", 0),
+        data.num_workers,
     )
 
 
@@ -238,9 +245,8 @@ def _transform(
     config: Any, dataset: catalog.Dataset, division: pools.Division
 ) -> pipeline.Transform | None:
     """Returns how training images are augmented, by the keys of `config.data`."""
-    augmentation = config.data.get("augmentation", "")
-    mosaic = config.data.get("mosaic", 0.0)
-    return auxiliary.make(dataset, division.defect, augmentation, mosaic)
+    data = config.data
+    return augmentation.make(dataset, division.defect, data.augmentation, data.mosaic)
 
 
 def used_pools(mixtures: Mapping[str, Mapping[str, float]]) -> set[str]:
@@ -278,7 +284,7 @@ def encoded(
     def encode_batch(batch):
         return encode(frozen, batch)
 
-    directory = data.get("feature_cache", "")
+    directory = data.feature_cache
     if directory:
         first = next(pipeline.finite_batches(source, data.batch_size))
         fields = jax.eval_shape(encode_batch, first)

@@ -1,4 +1,4 @@
-"""The only loop: phases, logging, evaluation, checkpoints, resume."""
+"""The only loop: phases, logging, selection, checkpoints, resume."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +26,6 @@ from jaxanom.training import selection as selecting
 from jaxanom.types import Frozen, Params
 
 MakeBatches = Callable[[str, int], Iterator[Mapping[str, Any]]]
-Evaluate = Callable[[Params, Frozen, str, int], Mapping[str, float]]
 OnLog = Callable[[dict[str, Any]], None]
 
 
@@ -39,7 +38,6 @@ class Job(NamedTuple):
     metrics_path: Path
     checkpoints: checkpoint.Checkpoints
     identity: dict[str, Any]
-    evaluate: Evaluate | None
     selection: selecting.Selection | None
     on_log: OnLog | None
     notes: Mapping[str, Any]
@@ -61,7 +59,7 @@ class Progress(NamedTuple):
 
     @property
     def measured(self) -> Params:
-        """What evaluation sees: the moving average if there is one."""
+        """What the selection measures: the moving average if there is one."""
         return trees.merge(self.carried.ema or self.carried.params, self.fixed)
 
 
@@ -75,7 +73,6 @@ def run(
     *,
     identity: Mapping[str, Any] | None = None,
     initial: tuple[Params, Frozen] | None = None,
-    evaluate: Evaluate | None = None,
     selection: selecting.Selection | None = None,
     on_log: OnLog | None = None,
     notes: Mapping[str, Any] | None = None,
@@ -87,18 +84,16 @@ def run(
     deterministic operations). A finished run returns its parameters at once.
 
     Args:
-      method: its phases are trained in order; one with num_steps 0 is left out.
+      method: Its phases are trained in order; one with num_steps 0 is left out.
       phases_config: {phase name: settings}, see `optimizer.OptimizerConfig`.
       train_config: see `plan.TrainConfig`.
       make_batches: (phase name, start step) -> iterator of host batches, beginning with
         the batch of that step; a pure function of both, or resuming trains on others.
-      mesh: from `parallel.mesh.make_mesh`.
-      directory: of the run; `metrics.jsonl` and `checkpoints/` are written there.
+      mesh: The devices, from `parallel.mesh.make_mesh`.
+      directory: The run; `metrics.jsonl` and `checkpoints/` are written there.
       identity: JSON values that decide the result beside the two configs, such as the
         method's name and the data; a checkpoint with others is refused.
       initial: (params, frozen), if the caller has called `method.init` already.
-      evaluate: (params, frozen, phase name, step) -> numbers to log. It sees the moving
-        average if there is one. Its arrays are valid during the call only.
       selection: ends phases and chooses what they end in; None: the last step.
       on_log: called with every row that is written.
       notes: JSON values that ride along in every checkpoint, such as config and record.
@@ -114,7 +109,7 @@ def run(
       FloatingPointError: `nan_patience` bad steps in a row.
       preemption.Preempted: SIGTERM came; the state is saved, if a step was trained.
     """
-    config = plan.TrainConfig.from_config(train_config)
+    config = plan.read_train(train_config)
     stages = plan.stages(method, phases_config)
     key_init, key_train = jax.random.split(jax.random.key(config.seed))
     params, frozen = method.init(key_init) if initial is None else initial
@@ -133,7 +128,6 @@ def run(
             metrics_path=directory / "metrics.jsonl",
             checkpoints=checkpoints,
             identity=plan.identity(config, stages, identity or {}),
-            evaluate=evaluate,
             selection=selection,
             on_log=on_log,
             notes=dict(notes or {}),
@@ -215,8 +209,8 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
     learning_rate = jax.jit(optimizer.schedule(stage.config))  # one program, not ten
     asked_to_stop = None
     with contextlib.ExitStack() as stack:
-        told = {"desc": stage.name, "unit": "step", "disable": None}  # quiet in a file
-        bar = stack.enter_context(tqdm(total=num_steps, initial=start.done, **told))
+        shown = {"desc": stage.name, "unit": "step", "disable": None}  # quiet in a file
+        bar = stack.enter_context(tqdm(total=num_steps, initial=start.done, **shown))
         for done in range(start.done + 1, num_steps + 1):
             batch = _next_batch(job, stage, batches, done - 1)
             args = (carried, start.fixed, start.frozen, batch)
@@ -276,13 +270,13 @@ def _compile(
 ) -> meter.Compiled:
     """Compiles the step for these shapes, off the clock."""
     with watch.paused():
-        found = meter.compile_ahead(train_step.apply, *args)
-        _log(job, stage, done, {"kind": "compile", "compile_s": found.seconds})
-    return found
+        compiled = meter.compile_ahead(train_step.apply, *args)
+        _log(job, stage, done, {"kind": "compile", "compile_s": compiled.seconds})
+    return compiled
 
 
 def _pause(job: Job, progress: Progress, watch: meter.Meter, stop: bool) -> bool:
-    """Evaluates and saves when it is time, off the clock; stops if asked to.
+    """Measures and saves when it is time, off the clock; stops if asked to.
 
     Returns:
       Whether the selection has measured this step.
@@ -292,14 +286,11 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter, stop: bool) -> bool
     def due(every):
         return progress.ends or (every > 0 and done % every == 0)
 
-    evaluates = job.evaluate is not None and due(config.eval_every)
     selects = job.selection is not None and due(job.selection.every)
-    if not (stop or evaluates or selects or due(config.checkpoint_every)):
+    if not (stop or selects or due(config.checkpoint_every)):
         return False
     jax.block_until_ready(progress.carried.step)
     with watch.paused():
-        if evaluates:
-            _evaluate(job, progress)
         value = _select(job, progress) if selects else None
         if stop or due(config.checkpoint_every):
             _save(job, progress, wait=stop or progress.ends, value=value)
@@ -311,15 +302,6 @@ def _pause(job: Job, progress: Progress, watch: meter.Meter, stop: bool) -> bool
             f"is saved {where}: start the same command again to go on"
         )
     return selects
-
-
-def _evaluate(job: Job, progress: Progress) -> None:
-    """Evaluates the current parameters and logs the numbers."""
-    stage, done = progress.stage, progress.done
-    frozen = placement.place_frozen(progress.frozen, job.mesh)
-    values = job.evaluate(progress.measured, frozen, stage.name, done)
-    row = {name: float(value) for name, value in values.items()}
-    _log(job, stage, done, {"kind": "eval"} | row)
 
 
 def _select(job: Job, progress: Progress) -> float:
@@ -383,8 +365,8 @@ def _restore(
         "fixed": rules.shardings(fixed, job.mesh),
     }
     target = checkpoint.abstract({"state": carried, "fixed": fixed}, places)
-    found = job.checkpoints.restore(at, target)
-    return found["state"], found["fixed"]
+    tree = job.checkpoints.restore(at, target)
+    return tree["state"], tree["fixed"]
 
 
 def _read_meta(job: Job, at: int) -> dict[str, Any]:

@@ -1,19 +1,17 @@
 """Config -> clipping, particle transport, optimiser and schedule in one optax chain."""
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from jaxanom import sections
 from jaxanom.errors import UserError
 from jaxanom.types import Array
-
-Settings = TypeVar("Settings")
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
 SCHEDULES = ("constant", "cosine", "linear", "step", "epoch_cosine")
@@ -21,108 +19,85 @@ SCHEDULES = ("constant", "cosine", "linear", "step", "epoch_cosine")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of `config.phases.<name>`, with their defaults.
+    """Settings of `config.phases.<name>`; `configs/common.py` has their defaults.
 
     Attributes:
-      num_steps: optimiser steps of the phase; 0 skips the phase.
+      num_steps: Optimiser steps of the phase; 0 skips the phase.
       optimizer: "adamw", "adam", "sgd" or "lion".
-      learning_rate: its peak, reached when warm-up ends.
-      warmup_steps: linear warm-up; step n (from 0) runs at (n + 1) / warmup_steps.
-      warmup_from_zero: it runs at n / warmup_steps instead: the first step moves
+      learning_rate: The peak, reached when warm-up ends.
+      warmup_steps: Linear warm-up; step n (from 0) runs at (n + 1) / warmup_steps.
+      warmup_from_zero: It runs at n / warmup_steps instead: the first step moves
         nothing, as in some released code.
-      schedule: after warm-up "constant"; "cosine" or "linear" down to `final_fraction`
+      schedule: After warm-up "constant"; "cosine" or "linear" down to `final_fraction`
         of the peak; "step" multiplies by `step_factor` at each of `step_at`.
         "epoch_cosine", without warm-up, is constant within an epoch: the first one runs
         at `first_rate`, epoch e at half of (1 + cos(pi (e - 1) / num_epochs)).
-      final_fraction: of the peak, at the last step of "cosine" and "linear".
-      step_at: fractions of `num_steps`, in [0, 1].
-      step_factor: see `schedule`.
-      steps_per_epoch, num_epochs, first_rate: of "epoch_cosine"; 0 epochs are
+      final_fraction: Share of the peak at the last step of "cosine" and "linear".
+      step_at: Fractions of `num_steps`, in [0, 1].
+      step_factor: See `schedule`.
+      steps_per_epoch, num_epochs, first_rate: Settings of "epoch_cosine"; 0 epochs are
         `num_steps` over `steps_per_epoch`.
       rate_factors: (path pattern, factor) pairs; a parameter's learning rate is
         multiplied by the factor of the first pattern that matches its whole path.
-      weight_decay: decoupled for adamw and lion, added to the gradient for adam and
+      weight_decay: Decoupled for adamw and lion, added to the gradient for adam and
         sgd; 0 is off.
-      decay_all: decay biases and norm scales too.
-      b1, b2, eps: moments of adamw, adam, lion.
-      momentum, nesterov: of sgd.
-      clip_norm: largest global gradient norm; 0 is off.
-      accumulate: microbatches that one optimiser step averages over.
+      decay_all: Whether biases and norm scales decay too.
+      b1, b2, eps: Moments of adamw, adam, lion.
+      momentum, nesterov: Settings of sgd.
+      clip_norm: Largest global gradient norm; 0 is off.
+      accumulate: Microbatches that one optimiser step averages over.
     """
 
-    num_steps: int = 1000
-    optimizer: str = "adamw"
-    learning_rate: float = 1e-4
-    warmup_steps: int = 0
-    warmup_from_zero: bool = False
-    schedule: str = "constant"
-    final_fraction: float = 0.0
-    step_at: tuple[float, ...] = (0.8, 0.9)
-    step_factor: float = 0.2
-    steps_per_epoch: int = 1
-    num_epochs: int = 0
-    first_rate: float = 1e-5
-    rate_factors: tuple[tuple[str, float], ...] = ()
-    weight_decay: float = 0.0
-    decay_all: bool = False
-    b1: float = 0.9
-    b2: float = 0.999
-    eps: float = 1e-8
-    momentum: float = 0.9
-    nesterov: bool = False
-    clip_norm: float = 1.0
-    accumulate: int = 1
-
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], where: str = "config.phases.<name>"
-    ) -> "OptimizerConfig":
-        """Reads the settings of one phase.
-
-        Raises:
-          UserError: an unknown key (the nearest known one is named) or a bad value.
-        """
-        settings = read_settings(cls, config, where)
-        _check_choice(settings.optimizer, OPTIMIZERS, f"{where}.optimizer")
-        _check_choice(settings.schedule, SCHEDULES, f"{where}.schedule")
-        for name, lowest in (
-            ("num_steps", 0),
-            ("warmup_steps", 0),
-            ("accumulate", 1),
-            ("steps_per_epoch", 1),
-        ):
-            if getattr(settings, name) < lowest:
-                raise UserError(
-                    f"{where}.{name}={getattr(settings, name)}; want {lowest} or more"
-                )
-        return settings
+    num_steps: int
+    optimizer: str
+    learning_rate: float
+    warmup_steps: int
+    warmup_from_zero: bool
+    schedule: str
+    final_fraction: float
+    step_at: tuple[float, ...]
+    step_factor: float
+    steps_per_epoch: int
+    num_epochs: int
+    first_rate: float
+    rate_factors: tuple[tuple[str, float], ...]
+    weight_decay: float
+    decay_all: bool
+    b1: float
+    b2: float
+    eps: float
+    momentum: float
+    nesterov: bool
+    clip_norm: float
+    accumulate: int
 
 
-def read_settings(
-    kind: type[Settings], config: Mapping[str, Any], where: str
-) -> Settings:
-    """Fills a dataclass from a config section; None means the default.
+def read(section: Mapping[str, Any], where: str) -> OptimizerConfig:
+    """Reads the settings of one phase.
 
     Args:
-      kind: a dataclass whose fields all have defaults.
-      config: the section; a ConfigDict or a dict.
-      where: how the section is called in messages, as "config.train".
+      section: `config.phases.<name>`.
+      where: What it is called in messages.
 
     Raises:
-      UserError: a key that is no field, or a value of another type.
+      UserError: See `sections.read`; or a value is out of range.
     """
-    defaults = {field.name: field.default for field in dataclasses.fields(kind)}
-    values = {}
-    for key in config:
-        if key not in defaults:
-            near = difflib.get_close_matches(key, defaults, n=1)
-            hint = f"did you mean {where}.{near[0]}? " if near else ""
-            raise UserError(
-                f"{where}.{key} is not a setting; {hint}known: {sorted(defaults)}"
-            )
-        if config[key] is not None:
-            values[key] = _as_type(config[key], defaults[key], f"{where}.{key}")
-    return kind(**values)
+    settings = sections.read(section, OptimizerConfig, where)
+    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        if getattr(settings, name) not in known:
+            value = getattr(settings, name)
+            raise UserError(f"{where}.{name}={value!r}; want one of {list(known)}")
+    lowest = {"num_steps": 0, "warmup_steps": 0, "accumulate": 1, "steps_per_epoch": 1}
+    check_lowest(settings, lowest, where)
+    return settings
+
+
+def check_lowest(settings: Any, lowest: Mapping[str, int], where: str) -> None:
+    """Raises UserError where a setting is below its least value."""
+    for name, low in lowest.items():
+        if getattr(settings, name) < low:
+            value = getattr(settings, name)
+            raise UserError(f"{where}.{name}={value}; want {low} or more")
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:
@@ -168,8 +143,8 @@ def make(
     """Builds the chain: clip, transport, weight decay, optimiser, schedule.
 
     Args:
-      config: settings of the phase.
-      transport: couples particles; it sees clipped gradients and hands the optimiser
+      config: Settings of the phase.
+      transport: Couples particles; it sees clipped gradients and hands the optimiser
         descent directions. Identity when None.
     """
     transport = optax.identity() if transport is None else transport
@@ -182,12 +157,12 @@ def make(
     if config.weight_decay > 0:
         mask = None if config.decay_all else decayed
         decay = optax.add_decayed_weights(config.weight_decay, mask=mask)
-    scale = {
-        "adamw": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
-        "adam": lambda: optax.scale_by_adam(config.b1, config.b2, config.eps),
-        "lion": lambda: optax.scale_by_lion(config.b1, config.b2),
-        "sgd": lambda: optax.trace(config.momentum, config.nesterov),
-    }[config.optimizer]()
+    if config.optimizer == "sgd":
+        scale = optax.trace(config.momentum, config.nesterov)
+    elif config.optimizer == "lion":
+        scale = optax.scale_by_lion(config.b1, config.b2)
+    else:
+        scale = optax.scale_by_adam(config.b1, config.b2, config.eps)
     decoupled = config.optimizer in ("adamw", "lion")
     inner = (scale, decay) if decoupled else (decay, scale)
     if config.rate_factors:
@@ -228,8 +203,8 @@ def scale_by_path(
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         def scaled(keys: Any, leaf: Array) -> Array:
-            found = place(keys)
-            return leaf if found is None else leaf * factors[found][1]
+            number = place(keys)
+            return leaf if number is None else leaf * factors[number][1]
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
@@ -247,23 +222,3 @@ def decayed(params: Any) -> Any:
         return name not in ("bias", "scale") and leaf.ndim > 1
 
     return jax.tree_util.tree_map_with_path(is_weight, params)
-
-
-def _as_type(value: Any, default: Any, where: str) -> Any:
-    """Returns the value if it fits the type of the default."""
-    if isinstance(default, tuple) and isinstance(value, list | tuple):
-        return tuple(value)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, float) and is_number:
-        return float(value)
-    if type(value) is type(default):
-        return value
-    raise UserError(
-        f"{where}={value!r} is a {type(value).__name__}; "
-        f"want a {type(default).__name__} such as {default!r}"
-    )
-
-
-def _check_choice(value: str, choices: tuple[str, ...], where: str) -> None:
-    if value not in choices:
-        raise UserError(f"{where}={value!r}; want one of {list(choices)}")

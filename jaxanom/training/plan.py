@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from jaxanom import sections
 from jaxanom.contracts import Method, Phase
 from jaxanom.errors import UserError
 from jaxanom.training import optimizer
@@ -13,64 +14,60 @@ from jaxanom.training import optimizer
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """Settings of `config.train`.
+    """Settings of `config.train`; `configs/common.py` has their defaults.
 
     Attributes:
-      seed: of initial parameters and of every draw while training.
-      log_every: steps between rows of metrics; only there is the device read.
-      eval_every: steps between evaluations; 0 leaves the one at the end of a phase.
-      checkpoint_every: steps between checkpoints; 0 leaves the one at a phase's end.
-      keep: newest checkpoints that are kept; 0 keeps all.
-      keep_best: checkpoints kept beside those, the best by the selection's measure.
-      ema_decay: of the moving average of parameters, in [0, 1); 0 keeps none.
-      nan_patience: steps in a row without a finite gradient at which training stops,
+      seed: Decides initial parameters and every draw while training.
+      log_every: Steps between rows of metrics; only there is the device read.
+      checkpoint_every: Steps between checkpoints; 0 leaves the one at a phase's end.
+      keep: Newest checkpoints that are kept; 0 keeps all.
+      keep_best: Checkpoints kept beside those, the best by the selection's measure.
+      ema_decay: Decay of the moving average of parameters, in [0, 1); 0 keeps none.
+      nan_patience: Steps in a row without a finite gradient at which training stops,
         seen at the next row of metrics; skipped steps leave the parameters as they are.
-      offload_frozen: keep what no phase trains in the host's memory; a step brings to
-        the device what it uses, and what it does not use never takes room there.
-      peak_flops: of one device, per second, for the utilisation; 0 leaves it out.
+      offload_frozen: Whether what no phase trains stays in the host's memory; a step
+        brings to the device what it uses, and what it does not use never takes room
+        there.
+      peak_flops: Operations per second of one device, for the utilisation; 0 leaves it
+        out.
     """
 
-    seed: int = 0
-    log_every: int = 50
-    eval_every: int = 0
-    checkpoint_every: int = 1000
-    keep: int = 2
-    keep_best: int = 0
-    ema_decay: float = 0.0
-    nan_patience: int = 10
-    offload_frozen: bool = False
-    peak_flops: float = 0.0
+    seed: int
+    log_every: int
+    checkpoint_every: int
+    keep: int
+    keep_best: int
+    ema_decay: float
+    nan_patience: int
+    offload_frozen: bool
+    peak_flops: float
 
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "TrainConfig":
-        """Reads `config.train`.
 
-        Raises:
-          UserError: an unknown key, a value of another type or out of range.
-        """
-        settings = optimizer.read_settings(cls, config, "config.train")
-        lowest = {"log_every": 1, "nan_patience": 1, "eval_every": 0}
-        lowest |= {"checkpoint_every": 0, "keep": 0, "keep_best": 0}
-        for name, low in lowest.items():
-            if getattr(settings, name) < low:
-                raise UserError(
-                    f"config.train.{name}={getattr(settings, name)}; want {low} or more"
-                )
-        if not 0 <= settings.ema_decay < 1:
-            raise UserError(
-                f"config.train.ema_decay={settings.ema_decay}; want 0 (off) to below 1"
-            )
-        return settings
+def read_train(section: Mapping[str, Any]) -> TrainConfig:
+    """Reads `config.train`.
+
+    Raises:
+      UserError: See `sections.read`; or a value is out of range.
+    """
+    settings = sections.read(section, TrainConfig, "config.train")
+    lowest = {"log_every": 1, "nan_patience": 1}
+    lowest |= {"checkpoint_every": 0, "keep": 0, "keep_best": 0}
+    optimizer.check_lowest(settings, lowest, "config.train")
+    if not 0 <= settings.ema_decay < 1:
+        raise UserError(
+            f"config.train.ema_decay={settings.ema_decay}; want 0 (off) to below 1"
+        )
+    return settings
 
 
 class Stage(NamedTuple):
     """A phase that will be trained.
 
     Attributes:
-      phase: from the method.
-      config: its settings.
-      index: its place among the method's phases.
-      offset: global step at which it starts.
+      phase: The method's phase.
+      config: Its settings.
+      index: Its place among the method's phases.
+      offset: Global step at which it starts.
     """
 
     phase: Phase
@@ -100,55 +97,40 @@ def stages(method: Method, phases_config: Mapping[str, Any]) -> list[Stage]:
                 f"config.phases.{name} is no phase of this method; did you mean "
                 f"config.phases.{near[0]}? phases: {names}"
             )
-    found, offset = [], 0
+    trained, offset = [], 0
     for index, phase in enumerate(method.phases):
         if phase.name not in phases_config:
             raise UserError(
                 f"config.phases.{phase.name} is missing; num_steps=0 skips the phase"
             )
-        config = optimizer.OptimizerConfig.from_config(
+        config = optimizer.read(
             phases_config[phase.name], f"config.phases.{phase.name}"
         )
         if config.num_steps:
-            found.append(Stage(phase, config, index, offset))
+            trained.append(Stage(phase, config, index, offset))
         offset += config.num_steps
-    return found
+    return trained
 
 
 def identity(
     config: TrainConfig, stages: list[Stage], extra: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Returns, flat and as JSON values, what decides the parameters a run ends in."""
-    found: dict[str, Any] = {
+    settings: dict[str, Any] = {
         "config.train.seed": config.seed,
         "config.train.ema_decay": config.ema_decay,
     }
     for stage in stages:
         for key, value in dataclasses.asdict(stage.config).items():
-            found[f"config.phases.{stage.name}.{key}"] = value
-    return _as_read_back(found | dict(extra))
+            settings[f"config.phases.{stage.name}.{key}"] = value
+    # As a checkpoint gives it back: tuples become lists.
+    return json.loads(json.dumps(settings | dict(extra)))
 
 
 def changes(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Lists the settings in which two identities differ, for a message.
-
-    A phase's setting that one of them does not know had its default: it was added to
-    the optimiser after the checkpoint was written.
-    """
-    defaults = _as_read_back(dataclasses.asdict(optimizer.OptimizerConfig()))
-
-    def value(identity: Mapping[str, Any], key: str) -> Any:
-        if key.startswith("config.phases."):
-            return identity.get(key, defaults.get(key.rpartition(".")[2], "absent"))
-        return identity.get(key, "absent")
-
+    """Lists the settings in which two identities differ, for a message."""
     return [
-        f"{key}: now {value(now, key)!r}, then {value(then, key)!r}"
+        f"{key}: now {now.get(key, 'absent')!r}, then {then.get(key, 'absent')!r}"
         for key in sorted(now.keys() | then.keys())
-        if value(now, key) != value(then, key)
+        if now.get(key, "absent") != then.get(key, "absent")
     ]
-
-
-def _as_read_back(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns JSON values: tuples become lists."""
-    return json.loads(json.dumps(dict(values)))

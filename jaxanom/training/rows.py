@@ -8,7 +8,7 @@ Every row holds `phase`, `step` (finished steps of the phase), `global_step` and
 |           | skipped, the method's own), learning_rate, skipped (so far),            |
 |           | averaged_over (steps), steps_per_s, images_per_s_per_device, eta_s,     |
 |           | flop_utilisation if the peak is known                                   |
-| "eval"    | what `evaluate` returned                                                |
+| "selection" | value, by which parameters are chosen                                 |
 | "compile" | compile_s                                                               |
 """
 

@@ -79,30 +79,6 @@ def make_step(
     return Step(apply=apply, num_traces=lambda: len(traces))
 
 
-def make_epoch(
-    loss_fn: LossFn,
-    tx: optax.GradientTransformation,
-    *,
-    ema_decay: float = 0.0,
-    accumulate: int = 1,
-) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Builds many steps as one program, for rows that fit on the device.
-
-    Where a step takes less time than its launch (cached features, small heads), this is
-    what it costs. The result is the same as that of `make_step`, step by step.
-
-    Args:
-      loss_fn, tx, ema_decay, accumulate: as in `make_step`.
-
-    Returns:
-      A jitted (state, fixed, frozen, rows, order) -> (state, metrics [S]) that takes
-      over the memory of `state`. rows: all examples, [N, ...] each; order: [S, B]
-      int32, the rows of every step's batch.
-    """
-    epoch = pure_epoch(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
-    return jax.jit(meshes.bound(epoch), donate_argnums=0)
-
-
 def pure_epoch(
     loss_fn: LossFn,
     tx: optax.GradientTransformation,
@@ -110,7 +86,18 @@ def pure_epoch(
     ema_decay: float = 0.0,
     accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Returns the epoch itself, to be compiled as part of more; see `make_epoch`."""
+    """Returns many steps as one scan, to be compiled as part of more.
+
+    Where a step takes less time than its launch (cached features, small heads), this is
+    what it costs. The result is the same as that of `make_step`, step by step.
+
+    Args:
+      loss_fn, tx, ema_decay, accumulate: As in `make_step`.
+
+    Returns:
+      (state, fixed, frozen, rows, order) -> (state, metrics [S]). rows: all examples,
+      [N, ...] each; order: [S, B] int32, the rows of every step's batch.
+    """
     one = pure_step(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)
 
     def epoch(state, fixed, frozen, rows, order):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from configs import common
 from jaxanom import trees
 from jaxanom.cli import main
 from jaxanom.contracts import Phase
@@ -120,7 +121,7 @@ def test_what_their_compiler_cannot_fit_names_the_keys_to_change(v5e):
     def shape(*sizes):
         return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
-    stage = plan.Stage(Phase("fit", loss), optimizer.OptimizerConfig(), 0, 0)
+    stage = plan.Stage(Phase("fit", loss), optimizer.read(common.PHASE, "phase"), 0, 0)
     mesh, batch = meshes.make_mesh(16, devices=v5e), {"x": shape(64, 50_000)}
     with pytest.raises(ValueError, match=r"(?s)'fit' does not fit.*fsdp.*15.75G"):
         forecast.of_step(stage, {"w": shape(50_000, 50_000)}, {}, batch, mesh)

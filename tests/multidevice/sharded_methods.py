@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs import common
 from jaxanom import trees
 from jaxanom.jobs import config_file, prepare
 from jaxanom.parallel import mesh as meshes
@@ -127,7 +128,7 @@ def train(name, backbone, num_steps, sizes, directory, first_batch=None):
     params, _ = loop.run(
         method,
         phases,
-        {"log_every": 1, "checkpoint_every": 0},
+        common.TRAIN | {"log_every": 1, "checkpoint_every": 0},
         make_batches,
         meshes.make_mesh(**(sizes or {}), devices=devices),
         directory,

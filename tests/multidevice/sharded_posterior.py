@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from jaxanom.contracts import Method, Phase
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
@@ -146,7 +147,7 @@ def train(directory, velocity, **sizes):
     params, _ = loop.run(
         Method(init=init, phases=(Phase("fit", loss_fn, transport=moves),)),
         {"fit": phase},
-        {"log_every": 3},
+        common.TRAIN | {"log_every": 3},
         make_batches,
         meshes.make_mesh(**{"data": 1, **sizes}, devices=devices),
         directory,

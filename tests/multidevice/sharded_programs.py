@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 import pytest
 
+from configs import common
 from jaxanom.contracts import Phase
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
@@ -49,7 +50,10 @@ def particle_loss(params, frozen, batch, key):
 @functools.cache
 def tower_step(**sizes):
     stage = plan.Stage(
-        Phase("fit", tower_loss), optimizer.OptimizerConfig(optimizer="adam"), 0, 0
+        Phase("fit", tower_loss),
+        optimizer.read({**common.PHASE, **dict(optimizer="adam")}, "phase"),
+        0,
+        0,
     )
     layout = mesh.make_mesh(**{"data": 1, **sizes})
     batch = {"x": float32(NUM_ROWS, WIDTH)}
@@ -64,7 +68,7 @@ def frozen_tower_step(offload):
         head = params["head"] * jnp.ones((WIDTH, 1))
         return tower_loss(frozen, {}, batch, key)[0] + jnp.mean(head**2), {}
 
-    stage = plan.Stage(Phase("fit", loss), optimizer.OptimizerConfig(), 0, 0)
+    stage = plan.Stage(Phase("fit", loss), optimizer.read(common.PHASE, "phase"), 0, 0)
     layout = mesh.make_mesh(data=1, fsdp=8)
     params, batch = {"head": float32(WIDTH, 1)}, {"x": float32(NUM_ROWS, WIDTH)}
     return forecast.of_step(
@@ -83,7 +87,9 @@ def particle_step(moves):
         )
     stage = plan.Stage(
         Phase("fit", particle_loss, transport=tx),
-        optimizer.OptimizerConfig(optimizer="sgd", clip_norm=0.0),
+        optimizer.read(
+            {**common.PHASE, **dict(optimizer="sgd", clip_norm=0.0)}, "phase"
+        ),
         0,
         0,
     )
@@ -246,7 +252,7 @@ def unet_received():
 
     params = backbones.abstract(module, *backbones.unet_example(config))
     batch = {"latents": float32(16, 64, 64, 4), "context": float32(16, 8, 32)}
-    stage = plan.Stage(Phase("fit", loss), optimizer.OptimizerConfig(), 0, 0)
+    stage = plan.Stage(Phase("fit", loss), optimizer.read(common.PHASE, "phase"), 0, 0)
     found = forecast.of_step(stage, params, {}, batch, mesh.make_mesh(1, 8))
     whole = 4 * sum(leaf.size for leaf in jax.tree.leaves(params))
     return found.forecast.received / whole

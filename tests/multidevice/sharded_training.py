@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from configs import common
 from jaxanom.contracts import Method, Phase
 from jaxanom.parallel import mesh, placement, rules
 from jaxanom.training import checkpoint, loop, optimizer, state, step
@@ -67,7 +68,8 @@ def train(directory, checkpoint_every=0, on_log=None, **sizes):
                 "learning_rate": 1e-2,
             }
         },
-        {"log_every": 1, "checkpoint_every": checkpoint_every, "ema_decay": 0.5},
+        common.TRAIN
+        | {"log_every": 1, "checkpoint_every": checkpoint_every, "ema_decay": 0.5},
         make_batches,
         mesh.make_mesh(**sizes, devices=devices),
         directory,
@@ -186,7 +188,7 @@ def test_a_run_goes_on_on_another_mesh(tmp_path, alone):
 def test_a_checkpoint_restores_bit_equal_onto_any_mesh(tmp_path):
     def targets(layout):
         params, _ = init(jax.random.key(0))
-        tx = optimizer.make(optimizer.OptimizerConfig())
+        tx = optimizer.make(optimizer.read(common.PHASE, "phase"))
         tree = state.init(params, tx, jax.random.key(3), True)
         return tree, state.shardings(tree, layout)
 

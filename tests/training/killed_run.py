@@ -6,6 +6,7 @@ import time
 import jax
 import linear
 
+from configs import common
 from jaxanom.parallel import mesh
 from jaxanom.training import loop
 
@@ -25,7 +26,7 @@ def train(directory, make_batches):
         linear.make(linear.noisy_loss_fn),
         linear.phases_config(NUM_STEPS),
         # Saving at every step puts most kills into the middle of a save.
-        {"log_every": 1, "checkpoint_every": 1, "ema_decay": 0.9},
+        common.TRAIN | {"log_every": 1, "checkpoint_every": 1, "ema_decay": 0.9},
         make_batches,
         mesh.make_mesh(devices=jax.devices()[:1]),
         directory,

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs import common
 from jaxanom.contracts import Method, Phase
 
 TRUE_WEIGHTS = np.array([[1.5], [-2.0], [0.25]], np.float32)
@@ -51,4 +52,4 @@ def make_batches(phase_name, start_step):
 
 def phases_config(num_steps, **settings):
     defaults = {"optimizer": "adam", "learning_rate": 0.1, "clip_norm": 0.0}
-    return {"fit": defaults | {"num_steps": num_steps} | settings}
+    return {"fit": common.PHASE | defaults | {"num_steps": num_steps} | settings}

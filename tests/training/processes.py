@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import linear
 import numpy as np
 
+from configs import common
 from jaxanom.data import pipeline
 from jaxanom.evaluation import runner
 from jaxanom.metrics import ranking
@@ -94,7 +95,7 @@ def main():
     params, info = loop.run(
         linear.make(linear.noisy_loss_fn),
         linear.phases_config(NUM_STEPS),
-        {"log_every": 1, "checkpoint_every": 2, "ema_decay": 0.9},
+        common.TRAIN | {"log_every": 1, "checkpoint_every": 2, "ema_decay": 0.9},
         make_batches(rows),
         devices,
         arguments.directory,

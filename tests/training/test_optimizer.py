@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from jaxanom.training import optimizer
 
 PARAMS = {"layer": {"kernel": jnp.array([[2.0, -4.0]]), "bias": jnp.array([1.0])}}
@@ -12,14 +13,14 @@ GRADS = {"layer": {"kernel": jnp.array([[0.3, 0.4]]), "bias": jnp.array([0.0])}}
 
 
 def first_update(transport=None, **settings):
-    config = optimizer.OptimizerConfig.from_config(settings)
+    config = optimizer.read({**common.PHASE, **settings}, "phase")
     tx = optimizer.make(config, transport)
     updates, _ = tx.update(GRADS, tx.init(PARAMS), PARAMS)
     return updates["layer"]
 
 
 def rates(count, **settings):
-    schedule = optimizer.schedule(optimizer.OptimizerConfig.from_config(settings))
+    schedule = optimizer.schedule(optimizer.read({**common.PHASE, **settings}, "phase"))
     return [float(schedule(n)) for n in range(count)]
 
 
@@ -102,7 +103,7 @@ def test_cosine_and_linear_are_half_way_in_the_middle():
 
 def test_unknown_key_names_the_nearest_setting():
     with pytest.raises(ValueError, match=r"did you mean config\.phases\.fit\.learning"):
-        optimizer.OptimizerConfig.from_config({"learning_rat": 1}, "config.phases.fit")
+        optimizer.read({**common.PHASE, **({"learning_rat": 1})}, "config.phases.fit")
 
 
 @pytest.mark.parametrize(
@@ -118,13 +119,12 @@ def test_unknown_key_names_the_nearest_setting():
 )
 def test_bad_values_are_named(settings, wanted):
     with pytest.raises(ValueError, match=wanted):
-        optimizer.OptimizerConfig.from_config(settings)
+        optimizer.read({**common.PHASE, **settings}, "phase")
 
 
-def test_config_dicts_and_unset_placeholders_are_read():
+def test_config_dicts_are_read_and_numbers_become_floats():
     config = ml_collections.ConfigDict({"learning_rate": 1, "step_at": [0.5]})
-    config.eps = ml_collections.config_dict.placeholder(float)
-    found = optimizer.OptimizerConfig.from_config(config)
+    found = optimizer.read({**common.PHASE, **config}, "phase")
     assert (found.learning_rate, found.step_at, found.eps) == (1.0, (0.5,), 1e-8)
 
 
@@ -139,14 +139,20 @@ def test_rate_factors_scale_the_first_pattern_that_matches():
     settings = {"optimizer": "sgd", "learning_rate": 1.0, "clip_norm": 0.0}
     factors = (("layer/kernel", 10.0), ("layer/.*", 2.0))
     grads = {"layer": {"kernel": jnp.array([[0.3, 0.4]]), "bias": jnp.array([0.5])}}
-    config = optimizer.OptimizerConfig.from_config(settings | {"rate_factors": factors})
+    config = optimizer.read(
+        {**common.PHASE, **(settings | {"rate_factors": factors})}, "phase"
+    )
     tx = optimizer.make(config)
     found = tx.update(grads, tx.init(PARAMS), PARAMS)[0]["layer"]
     np.testing.assert_allclose(found["kernel"], [[-3.0, -4.0]], rtol=1e-6)
     np.testing.assert_allclose(found["bias"], [-1.0], rtol=1e-6)
     adam = optimizer.make(
-        optimizer.OptimizerConfig.from_config(
-            settings | {"optimizer": "adam", "rate_factors": factors}
+        optimizer.read(
+            {
+                **common.PHASE,
+                **(settings | {"optimizer": "adam", "rate_factors": factors}),
+            },
+            "phase",
         )
     )
     found = adam.update(grads, adam.init(PARAMS), PARAMS)[0]["layer"]
@@ -156,6 +162,8 @@ def test_rate_factors_scale_the_first_pattern_that_matches():
 
 def test_a_rate_factor_that_reaches_nothing_is_refused():
     factors = (("layer/.*", 1.0), ("layer/kernel", 2.0))
-    tx = optimizer.make(optimizer.OptimizerConfig(rate_factors=factors))
+    tx = optimizer.make(
+        optimizer.read({**common.PHASE, **dict(rate_factors=factors)}, "phase")
+    )
     with pytest.raises(ValueError, match=r"rate_factors.*layer/kernel"):
         tx.init(PARAMS)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_loop import MESH, KilledError, rows
 
+from configs import common
 from jaxanom import record
 from jaxanom.contracts import Method, Phase
 from jaxanom.training import loop, selection
@@ -29,7 +30,7 @@ def train(directory, found, num_steps=35, **settings):
     return loop.run(
         linear.make(linear.noisy_loss_fn),
         linear.phases_config(num_steps),
-        {"log_every": 5, "checkpoint_every": 5} | settings,
+        common.TRAIN | {"log_every": 5, "checkpoint_every": 5} | settings,
         linear.make_batches,
         MESH,
         directory,
@@ -108,7 +109,7 @@ def test_the_next_phase_starts_from_the_chosen_parameters(tmp_path):
     params, _ = loop.run(
         method,
         config,
-        {"log_every": 5, "checkpoint_every": 5},
+        common.TRAIN | {"log_every": 5, "checkpoint_every": 5},
         linear.make_batches,
         MESH,
         tmp_path,

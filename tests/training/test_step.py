@@ -5,12 +5,19 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from jaxanom.training import optimizer, state, step
 
 
 def config_of(**settings):
-    return optimizer.OptimizerConfig.from_config(
-        {"optimizer": "adam", "learning_rate": 0.1, "clip_norm": 0.0} | settings
+    return optimizer.read(
+        {
+            **common.PHASE,
+            **(
+                {"optimizer": "adam", "learning_rate": 0.1, "clip_norm": 0.0} | settings
+            ),
+        },
+        "phase",
     )
 
 
@@ -240,7 +247,7 @@ def test_an_epoch_in_one_program_is_its_steps_one_by_one():
         carried, metrics = apply(carried, {}, frozen, batch)
         losses.append(float(metrics["loss"]))
     again, frozen = start(tx, averaged=True)
-    epoch = step.make_epoch(linear.noisy_loss_fn, tx, ema_decay=0.9)
+    epoch = jax.jit(step.pure_epoch(linear.noisy_loss_fn, tx, ema_decay=0.9))
     again, metrics = epoch(again, {}, frozen, rows, jnp.asarray(order))
     # The same operations; a scan may fuse them otherwise.
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-6)

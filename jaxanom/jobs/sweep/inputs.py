@@ -82,7 +82,7 @@ def places(inputs: Inputs, group: grid.Group, size: int) -> program.Places:
 def phase(config: Any, name: str) -> optimizer.OptimizerConfig:
     """Reads `config.phases.<name>`."""
     where = f"config.phases.{name}"
-    return optimizer.OptimizerConfig.from_config(config.phases[name], where)
+    return optimizer.read(config.phases[name], where)
 
 
 def _roots(config: Any, numbers: Sequence[int]) -> list[Array]:

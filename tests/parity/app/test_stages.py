@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from jaxanom.losses import classification
 from jaxanom.methods.app import model, objective, predict
 from jaxanom.models.clip import shared_prefix
@@ -69,18 +70,24 @@ class World:
 
     def settings(self, num_steps):
         """Released optimiser: SGD as Dassl sets it up."""
-        return optimizer.OptimizerConfig(
-            num_steps=num_steps,
-            optimizer="sgd",
-            learning_rate=self.said["lr"],
-            schedule="epoch_cosine",
-            steps_per_epoch=len(self.batches),
-            num_epochs=self.said["max_epoch"],
-            first_rate=self.said["warmup_lr"],
-            momentum=self.said["momentum"],
-            weight_decay=self.said["weight_decay"],
-            decay_all=True,
-            clip_norm=0.0,
+        return optimizer.read(
+            {
+                **common.PHASE,
+                **dict(
+                    num_steps=num_steps,
+                    optimizer="sgd",
+                    learning_rate=self.said["lr"],
+                    schedule="epoch_cosine",
+                    steps_per_epoch=len(self.batches),
+                    num_epochs=self.said["max_epoch"],
+                    first_rate=self.said["warmup_lr"],
+                    momentum=self.said["momentum"],
+                    weight_decay=self.said["weight_decay"],
+                    decay_all=True,
+                    clip_norm=0.0,
+                ),
+            },
+            "phase",
         )
 
     def walk(self, loss_fn, params, name, num_steps, tx):
@@ -369,11 +376,17 @@ TABLES = [key for key in goldens.names_in("lr_schedule") if key.startswith("lr_T
 def test_learning_rates_of_every_epoch(key, precise):
     wanted = goldens.load("lr_schedule")[key]
     with goldens.precision(precise):
-        settings = optimizer.OptimizerConfig(
-            num_steps=3 * len(wanted),
-            learning_rate=0.002,
-            schedule="epoch_cosine",
-            steps_per_epoch=3,
+        settings = optimizer.read(
+            {
+                **common.PHASE,
+                **dict(
+                    num_steps=3 * len(wanted),
+                    learning_rate=0.002,
+                    schedule="epoch_cosine",
+                    steps_per_epoch=3,
+                ),
+            },
+            "phase",
         )
         found = jax.vmap(optimizer.schedule(settings))(np.arange(3 * len(wanted)))
     # A float32 cosine near pi leaves 1e-7 of the peak.

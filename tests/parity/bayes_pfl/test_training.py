@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 
+from configs import common
 from jaxanom import trees
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import objective
@@ -31,8 +32,18 @@ COLUMNS = {
 
 def adam_config(golden, **settings):
     notes = golden.json("train_steps")
-    return optimizer.OptimizerConfig(
-        optimizer="adam", learning_rate=1e-4, clip_norm=0.0, **notes["adam"], **settings
+    return optimizer.read(
+        {
+            **common.PHASE,
+            **dict(
+                optimizer="adam",
+                learning_rate=1e-4,
+                clip_norm=0.0,
+                **notes["adam"],
+                **settings,
+            ),
+        },
+        "phase",
     )
 
 
@@ -174,12 +185,18 @@ def test_learning_rates_of_every_group(golden):
 def test_the_schedule_of_a_longer_run(golden):
     arrays = golden.arrays("misc")
     total, warmup = int(arrays["lr_total"]), int(arrays["lr_warmup"])
-    config = optimizer.OptimizerConfig(
-        num_steps=total,
-        warmup_steps=warmup,
-        warmup_from_zero=True,
-        schedule="cosine",
-        learning_rate=1.0,
+    config = optimizer.read(
+        {
+            **common.PHASE,
+            **dict(
+                num_steps=total,
+                warmup_steps=warmup,
+                warmup_from_zero=True,
+                schedule="cosine",
+                learning_rate=1.0,
+            ),
+        },
+        "phase",
     )
     schedule = optimizer.schedule(config)
     found = [float(schedule(step)) for step in range(total + 1)]
