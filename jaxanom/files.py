@@ -23,10 +23,15 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.partial."))
     try:
-        building = room / path.name
+        building, earlier = room / path.name, room / f"{path.name}.earlier"
         yield building
         if building.is_dir() and path.is_dir():
-            os.rename(path, room / "earlier")
-        os.replace(building, path)
+            os.rename(path, earlier)
+        try:
+            os.replace(building, path)
+        except BaseException:
+            if earlier.is_dir():
+                os.rename(earlier, path)
+            raise
     finally:
         shutil.rmtree(room, ignore_errors=True)

@@ -8,13 +8,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from jaxanom import files
 from jaxanom.errors import UserError
 
 CONFIG, RECORD, METRICS = "config.json", "record.json", "metrics.jsonl"
@@ -30,13 +30,13 @@ WHERE = (
 
 def versions() -> dict[str, str]:
     """Returns installed versions of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            versions[name] = "not installed"
+    return versions
 
 
 def machine() -> dict[str, Any]:
@@ -54,19 +54,9 @@ def machine() -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=2, sort_keys=True)
-            file.write("\n")
-        # Temporary files are private; a run is for whoever may read its folder.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as building:
+        text = json.dumps(value, indent=2, sort_keys=True)
+        building.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -118,23 +108,23 @@ def claim(
     """Makes a run directory this config's.
 
     Args:
-      directory: of the run.
+      directory: The run.
       config: as resolved.
       write: False only compares, for processes that do not write.
 
     Raises:
       UserError: another config's run is there; it is left alone.
     """
-    wanted = plain(config)
+    resolved = plain(config)
     path = Path(directory) / CONFIG
     if not path.is_file():
         if write:
-            write_json(path, wanted)
+            write_json(path, resolved)
         return
-    found = sorted(_differences(read_json(path), wanted))
-    changed = [key for key in found if not key.startswith(WHERE)]
-    if found and write and not changed:
-        write_json(path, wanted)
+    differing = sorted(_differences(read_json(path), resolved))
+    changed = [key for key in differing if not key.startswith(WHERE)]
+    if differing and write and not changed:
+        write_json(path, resolved)
     if changed:
         raise UserError(
             f"{directory} holds a run with another config ({', '.join(changed[:5])} "

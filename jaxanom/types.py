@@ -55,7 +55,7 @@ class Predictions(NamedTuple):
         same shapes; None of a method without a posterior.
       score_parts: [B, K] float32, what `Method.rescale` makes scores of; None of a
         method without it.
-      classes: of a method that tells classes apart; None of the others.
+      classes: What a method that tells classes apart says of them; None of the others.
     """
 
     anomaly_map: Array

@@ -30,13 +30,13 @@ ROWS = {
     "metrics": 2,
     "parallel": 2,
     "contracts": 1,
-    "files": 1,
     "trees": 1,
     "record": 1,
     "sections": 1,
     "flops": 1,
     "types": 0,
     "errors": 0,
+    "files": 0,
 }
 BANNED_NAMES = ("utils", "util", "helpers", "helper", "misc", "core", "manager")
 CORE = {

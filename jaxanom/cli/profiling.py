@@ -11,7 +11,7 @@ def add_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds the flag.
 
     Args:
-      parser: of the verb.
+      parser: The verb's parser.
       what: is traced, for the help.
     """
     parser.add_argument(

@@ -43,7 +43,7 @@ def make(
     Args:
       dataset: where mosaics are read from.
       defects: numbers of the defective records that may be trained on.
-      augmentation: of `AUGMENTATIONS`.
+      augmentation: One of `AUGMENTATIONS`.
       mosaic: probability that a mosaic takes the place of an example.
 
     Raises:

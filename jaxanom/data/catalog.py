@@ -73,10 +73,10 @@ def open_dataset(
         and "tfds": where they were unpacked or prepared.
       categories: which to open, in this order; empty opens all.
       image_size: side, or (height, width), that images are resized to.
-      seed: of the rendered images; folders do not use it.
+      seed: Decides the rendered images; folders do not use it.
       num_train, num_test_good, num_per_defect: rendered images per category, and per
         defect type of a category; folders do not use them.
-      class_subset: of the categories, "base" is the first half, "new" the rest.
+      class_subset: "base" opens the first half of the categories, "new" the rest.
 
     Raises:
       UserError: what is wrong with the name, the folder or one of its files.

@@ -6,10 +6,7 @@ written whole or not at all, so a run may be interrupted anywhere and several ma
 a directory.
 """
 
-import contextlib
 import hashlib
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -17,6 +14,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+from jaxanom import files
 
 HostBatch = dict[str, Any]
 EncodeBatch = Callable[[HostBatch], dict[str, Any]]
@@ -46,16 +45,16 @@ def remembered(
     encode_batch_fn: EncodeBatch,
     directory: str | Path,
     key: str,
-    made: Collection[str],
+    computed: Collection[str],
     passed: Collection[str] = (),
 ) -> EncodeBatch:
     """Wraps an encoder: a batch whose rows are all on disk is read, not computed.
 
     Args:
       encode_batch_fn: batch with `image` -> fields [B, ...].
-      directory: of the files; made if it is missing.
-      key: of `identity`.
-      made: fields that the encoder computes, of image and mask alone; they are kept.
+      directory: Where the files are; made if it is missing.
+      key: What `identity` returned.
+      computed: Fields that the encoder computes of image and mask alone; kept.
       passed: its other fields, which are those of the batch.
     """
     directory = Path(directory).expanduser()
@@ -64,15 +63,16 @@ def remembered(
     def encode(batch: HostBatch) -> dict[str, Any]:
         count = len(batch["image"])
         paths = [directory / f"{_row_key(key, batch, n)}.npz" for n in range(count)]
-        rows = _read(paths, made)
+        rows = _read(paths, computed)
         if rows is not None:
-            fields = {name: np.stack([row[name] for row in rows]) for name in made}
+            fields = {name: np.stack([row[name] for row in rows]) for name in computed}
             return fields | {name: batch[name] for name in passed}
-        found = {k: np.asarray(v) for k, v in encode_batch_fn(batch).items()}
+        fields = {k: np.asarray(v) for k, v in encode_batch_fn(batch).items()}
         for number, path in enumerate(paths):
             if not path.exists():
-                _write(path, {name: found[name][number] for name in made})
-        return found
+                with files.replacing(path) as building:
+                    np.savez(building, **{k: fields[k][number] for k in computed})
+        return fields
 
     return encode
 
@@ -88,29 +88,17 @@ def _row_key(key: str, batch: HostBatch, row: int) -> str:
 
 
 def _read(
-    paths: list[Path], made: Collection[str]
+    paths: list[Path], computed: Collection[str]
 ) -> list[dict[str, np.ndarray]] | None:
     """Reads all rows, or returns None if one is missing or damaged."""
     rows = []
     for path in paths:
         try:
             with np.load(path, allow_pickle=False) as file:
-                rows.append({name: file[name] for name in made})
+                rows.append({name: file[name] for name in computed})
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             path.unlink(missing_ok=True)  # it will be written anew
             return None
     return rows
-
-
-def _write(path: Path, fields: dict[str, np.ndarray]) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **fields)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise

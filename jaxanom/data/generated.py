@@ -11,9 +11,7 @@ manifest.jsonl                       one line per row, in order of writing
 
 import itertools
 import json
-import os
 import shutil
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from jaxanom import files
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.errors import UserError
@@ -39,7 +38,7 @@ class GeneratedRow(NamedTuple):
       requested_mask: uint8 [H, W], where the defect was asked for.
       source_name: record name of the normal image it was made of.
       prompt: text that it was made with.
-      seed: of its noise.
+      seed: Decides its noise.
     """
 
     category: str
@@ -56,7 +55,7 @@ class Written(NamedTuple):
     """What `write` did.
 
     Attributes:
-      directory: of the set.
+      directory: Where the set lies.
       num_images: pairs written.
       num_left_out: rows whose final mask was empty: nothing there to learn from. The
         manifest lists them with `image` null.
@@ -90,17 +89,10 @@ def write(
         row has a non-empty mask.
     """
     target = _target(directory, overwrite)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    tag = uuid.uuid4().hex[:8]
-    building = target.parent / f".{target.name}.{tag}.partial"
-    building.mkdir()
-    try:
+    with files.replacing(target) as building:
+        building.mkdir()
         entries = _write_rows(building, rows)
         _write_normals(building, normals or {})
-        _replace(target, building, target.parent / f".{target.name}.{tag}.old")
-    except BaseException:
-        shutil.rmtree(building, ignore_errors=True)
-        raise
     num_images = sum(entry["image"] is not None for entry in entries)
     return Written(target, num_images, len(entries) - num_images)
 
@@ -169,20 +161,6 @@ def _target(directory: str | Path, overwrite: bool) -> Path:
     return target
 
 
-def _replace(target: Path, building: Path, old: Path) -> None:
-    """Renames `building` to `target`; what was there comes back if that fails."""
-    if not target.is_dir():
-        os.rename(building, target)
-        return
-    os.rename(target, old)
-    try:
-        os.rename(building, target)
-    except BaseException:
-        os.rename(old, target)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def _write_rows(root: Path, rows: Iterable[GeneratedRow]) -> list[dict[str, Any]]:
     counters: dict[tuple[str, str], itertools.count] = {}
     entries = []
@@ -192,15 +170,15 @@ def _write_rows(root: Path, rows: Iterable[GeneratedRow]) -> list[dict[str, Any]
             counter = counters.setdefault(
                 (row.category, row.defect_type), itertools.count()
             )
-            files = _write_images(root, row, counter) if row.mask.any() else {}
-            entries.append(_entry(row, files))
+            written = _write_images(root, row, counter) if row.mask.any() else {}
+            entries.append(_entry(row, written))
             manifest.write(json.dumps(entries[-1]) + "\n")
     if not any(entry["image"] for entry in entries):
         raise UserError(_NOTHING.format(len(entries)))
     return entries
 
 
-def _entry(row: GeneratedRow, files: Mapping[str, str]) -> dict[str, Any]:
+def _entry(row: GeneratedRow, written: Mapping[str, str]) -> dict[str, Any]:
     """Returns a row of the manifest."""
     return {
         "category": row.category,
@@ -210,9 +188,7 @@ def _entry(row: GeneratedRow, files: Mapping[str, str]) -> dict[str, Any]:
         "seed": int(row.seed),
         "mask_area": int(np.count_nonzero(row.mask)),
         "requested_mask_area": int(np.count_nonzero(row.requested_mask)),
-        "image": files.get("image"),
-        "mask": files.get("mask"),
-        "requested_mask": files.get("requested_mask"),
+        **{key: written.get(key) for key in ("image", "mask", "requested_mask")},
     }
 
 
@@ -221,19 +197,19 @@ def _write_images(
 ) -> dict[str, str]:
     stem = f"{next(counter):03d}"
     category, kind = row.category, row.defect_type
-    mask = np.where(row.mask != 0, 255, 0).astype(np.uint8)
-    requested = np.where(row.requested_mask != 0, 255, 0).astype(np.uint8)
-    files = {
-        "image": f"{category}/test/{kind}/{stem}.png",
-        "mask": f"{category}/ground_truth/{kind}/{stem}_mask.png",
-        "requested_mask": f"{category}/{kind}/requested_mask/{stem}.png",
+    pictures = {
+        "image": row.image,
+        "mask": np.where(row.mask != 0, 255, 0).astype(np.uint8),
+        "requested_mask": np.where(row.requested_mask != 0, 255, 0).astype(np.uint8),
     }
-    _save(root / files["image"], row.image)
-    _save(root / files["mask"], mask)
-    _save(root / files["requested_mask"], requested)
-    _save(root / category / kind / "image" / f"{stem}.png", row.image)
-    _save(root / category / kind / "mask" / f"{stem}.png", mask)
-    return files
+    written = {name: f"{category}/{kind}/{name}/{stem}.png" for name in pictures}
+    for name, values in pictures.items():
+        _save(root / written[name], values)
+    written["image"] = f"{category}/test/{kind}/{stem}.png"
+    written["mask"] = f"{category}/ground_truth/{kind}/{stem}_mask.png"
+    for name in ("image", "mask"):
+        _save(root / written[name], pictures[name])
+    return written
 
 
 def _save(path: Path, values: np.ndarray) -> None:

@@ -83,7 +83,7 @@ def batches(
     Args:
       source: at least one example.
       batch_size: rows of every batch.
-      seed: of order and augmentation.
+      seed: Decides order and augmentation.
       start_step: step of the first batch; a resumed run passes its step.
       shuffle: False keeps the order of the source.
       transform: (example, generator) -> example; the generator depends on (seed, epoch,
@@ -204,7 +204,7 @@ def mixture(
       sources: with examples of equal keys.
       weights: non-negative, one per source; only their ratios count. A source of
         weight 0 may be empty.
-      seed: of the draws.
+      seed: Decides the draws.
       length: rows before the draws repeat.
 
     Returns:

@@ -43,12 +43,12 @@ def divide(
 
     Args:
       dataset: all records.
-      rule: of `fewshot.defect_split`; "all" trains on every defect (for pre-training,
+      rule: One of `RULES`; "all" trains on every defect (for pre-training,
         where the test images come from another seed); "none" on no defect;
         "test_split" on every defect and, for normal images, on the test split's: the
         auxiliary data of zero-shot work.
       shots: for the rules that count; 0 otherwise.
-      seed: of the draws.
+      seed: Decides the draws.
       num_normal: most normal images of the train split per category; 0 is all.
       held_out: categories that are tested on and not trained on; every other one is
         then trained on and not tested on.
@@ -237,7 +237,7 @@ def check_masks(dataset: Dataset, numbers: Sequence[int], method: str) -> None:
 
     Args:
       dataset: all records.
-      numbers: of the defects to train on.
+      numbers: Record numbers of the defects to train on.
       method: its name.
 
     Raises:
@@ -268,9 +268,9 @@ def batch_maker(
       pools: by name, see `POOLS`.
       mixtures: {phase name: {pool name: weight}}.
       batch_size: rows of every batch.
-      seed: of all draws.
+      seed: Decides all draws.
       transform: changes every example anew; see `pipeline.batches`.
-      rows: of every batch, that this process holds; None: all.
+      rows: The rows of every batch that this process holds; None: all.
       num_workers: processes of Grain that decode and augment; 0: a thread of this
         process. Batches do not depend on it.
 

@@ -76,7 +76,7 @@ def defect_split(
         "shots": `shots` drawn images in all, as equal over the types as there are
         images.
       shots: for the last two rules.
-      seed: of the draws.
+      seed: Decides the draws.
 
     Raises:
       UserError: unknown category or rule, a category without defects, more shots than

@@ -103,8 +103,8 @@ def random_flip(
     Args:
       example: with `image` and `mask`.
       rng: decides.
-      flips: of "horizontal", "vertical" and "rot90"; each mirror with probability 1/2,
-        all four quarter turns alike (of images that are not square: half turns only).
+      flips: Some of `FLIPS`; each mirror with probability 1/2, all four
+        quarter turns alike (of images that are not square: half turns only).
 
     Raises:
       UserError: another name in `flips`.

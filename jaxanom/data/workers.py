@@ -100,7 +100,7 @@ def batches(
     Args:
       example_at: see `pipeline.examples_by_place`; sent to the workers once.
       batch_size: rows of the global batch.
-      start_step: of the first batch.
+      start_step: Step of the first batch.
       num_workers: processes; 0 reads in threads of this one.
       rows: which rows of every batch are made; None: all.
     """

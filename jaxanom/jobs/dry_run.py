@@ -24,9 +24,9 @@ class DryRun(NamedTuple):
     """What would be trained where.
 
     Attributes:
-      mesh: of the devices.
+      mesh: The devices.
       batch_size: global rows of a step.
-      forecasts: of the phases that would be trained, in order.
+      forecasts: One of each phase that would be trained, in order.
       limit: bytes of a device; None if it is not known.
     """
 
@@ -48,9 +48,9 @@ def of_config(
     compile cache on, that training finds the programs there.
 
     Args:
-      config: of a config file.
-      directory: of the run, which need not exist; only "run:" in the config reads it.
-      devices: of the mesh, attached or not; None: all attached ones.
+      config: A recipe's config.
+      directory: The run, which need not exist; `config.kept` alone reads it.
+      devices: The devices of the mesh, attached or not; None: all attached ones.
       limit: bytes of a device; None asks the devices.
 
     Raises:
@@ -87,7 +87,7 @@ def batch_shapes(prepared: prepare.Prepared, frozen: Frozen, phase: str) -> Batc
 
     Args:
       prepared: a prepared config.
-      frozen: of its method.
+      frozen: Its method's frozen weights.
       phase: its name.
     """
     sources, mixtures = prepare.pools_of(prepared)

@@ -78,10 +78,10 @@ def prepare(
     """Checks everything that can be checked before a compile.
 
     Args:
-      config: of a config file.
+      config: A recipe's config.
       category: one to know besides those of the data, for methods that detect in
         products they never saw.
-      devices: of the mesh; None: all that are attached.
+      devices: The devices of the mesh; None: all that are attached.
 
     Raises:
       UserError: what is wrong, where, and which key to change.
@@ -173,7 +173,7 @@ def selection_of(
 
     Args:
       prepared: a prepared config.
-      directory: of the run.
+      directory: The run.
     """
     config, method = prepared.config, prepared.method
     settings = selection.read(config.get("selection"))
@@ -211,8 +211,8 @@ def batch_maker(
 
     Args:
       prepared: a prepared config.
-      frozen: of its method.
-      sources, mixtures: of `pools_of`.
+      frozen: Its method's frozen weights.
+      sources, mixtures: What `pools_of` returned.
     """
     config, data = prepared.config, prepared.config.data
     transform = _transform(config, prepared.dataset, prepared.division)
@@ -266,7 +266,7 @@ def encoded(
     Args:
       config: its `data` and `seed` are read.
       encode: `Method.encode`, jitted.
-      frozen: of the method.
+      frozen: The method's frozen weights.
       source: at least one image.
       transform: changes every view but the first, after flips and shifts.
     """

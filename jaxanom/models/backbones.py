@@ -252,7 +252,7 @@ def small_unet(
     """Sizes of a UNet with cross-attention at every resolution.
 
     Args:
-      latent_channels, context_width: of the autoencoder and the text tower.
+      latent_channels, context_width: What autoencoder and text tower give it.
       block_out_channels, layers_per_block, num_heads: see `unet.UNetConfig`.
       fine_self_attention: self-attention at the finest resolution too, which costs a
         third of the time; the coarser ones always have it.

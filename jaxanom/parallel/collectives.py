@@ -35,7 +35,7 @@ def received_bytes(text: str, num_devices: int) -> float:
     over several fusions, beside other work; there its channel tells that it is one.
 
     Args:
-      text: of the compiled program.
+      text: The compiled program.
       num_devices: n of a collective that names no groups.
 
     Raises:

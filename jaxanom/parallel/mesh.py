@@ -57,7 +57,7 @@ def fitting(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
     """Returns sizes of axes for `make_mesh`: these, or all devices along `data`.
 
     Args:
-      sizes: of a mesh of other devices, by axis.
+      sizes: Axis sizes of a mesh of other devices.
       num_devices: that are here.
     """
     wanted = {axis: sizes[axis] for axis in AXES}

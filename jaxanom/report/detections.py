@@ -37,7 +37,7 @@ def write(
       directory: made where missing; earlier results in it are removed, their pictures
         too.
       files: N images.
-      found: of these images, with a leading axis of N.
+      found: What was predicted of them, with a leading axis of N.
       threshold: None calls no image anomalous or normal.
 
     Returns:

@@ -6,13 +6,13 @@ given how large its pictures may be. Whatever the caller passes is text and is e
 
 import html
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxanom import files
 from jaxanom.errors import UserError
 from jaxanom.report import figures, style, tables
 
@@ -54,8 +54,8 @@ def write(
     Pictures are reduced step by step until the page fits; the page then says so.
 
     Args:
-      path: of the HTML file; folders are made.
-      title: of the page.
+      path: The HTML file; folders are made.
+      title: Heading of the page.
       sections: in reading order.
       subtitle: one line below the title.
       max_bytes: size that the file stays below.
@@ -79,10 +79,8 @@ def write(
             f"the page has {len(content)} bytes with pictures of {side} pixels, the "
             f"limit is {max_bytes}; pass fewer rows of pictures"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with files.replacing(path) as building:
+        building.write_bytes(content)
     return path
 
 
@@ -166,7 +164,7 @@ def pictures(
     """A section of pictures in named columns; narrow screens wrap each row.
 
     Args:
-      title: of the section.
+      title: Heading of the section.
       rows: each with one picture a column.
       column_names: headings; with the row's label they make the alternative text.
       caption: below the pictures; says what the columns are.
@@ -205,7 +203,7 @@ def curves(
     """A section of plots side by side.
 
     Args:
-      title: of the section.
+      title: Heading of the section.
       panels: plots, in order.
       caption: below them.
       empty: said instead when there is no panel.
@@ -230,7 +228,7 @@ def details(title: str, records: Mapping[str, Any], note: str = "") -> Section:
     """A section of folded JSON records, such as config and versions.
 
     Args:
-      title: of the section.
+      title: Heading of the section.
       records: heading of a fold -> any JSON value.
       note: above the folds.
     """

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxanom import record
+from jaxanom import files, record
 from jaxanom.errors import UserError
 from jaxanom.evaluation import protocols
 from jaxanom.report import page, panels, tables
@@ -27,10 +27,10 @@ def write(
     """Writes one self-contained page about one or more runs.
 
     Args:
-      path: of the HTML file.
-      directories: of runs; each is shown under its directory's name, or under as much
+      path: The HTML file.
+      directories: The runs; each is shown under its directory's name, or under as much
         of its path as tells it from the others.
-      title: of the page.
+      title: Heading of the page.
       lead: sections to put first.
 
     Raises:
@@ -173,15 +173,13 @@ def _kept(arrays: Mapping[str, np.ndarray], row: int) -> float:
 
 
 def _losses(runs: Mapping[str, Path]) -> page.Section:
-    found = []
-    for name, directory in runs.items():
-        for panel in panels.loss_panels(
-            record.read_metrics(directory / "metrics.jsonl"), "loss"
-        ):
-            found.append(panel._replace(title=f"{name}: {panel.title}"))
-    return page.curves(
-        "Training", found, "Means over the steps between two log rows.", "No rows."
-    )
+    plots = [
+        panel._replace(title=f"{name}: {panel.title}")
+        for name, directory in runs.items()
+        for panel in panels.loss_panels(record.read_metrics(directory / record.METRICS))
+    ]
+    caption = "Means over the steps between two log rows."
+    return page.curves("Training", plots, caption, "No rows.")
 
 
 def _records(runs: Mapping[str, Path]) -> page.Section:
@@ -197,7 +195,7 @@ def write_generation(directory: Path, shown: Sequence[Mapping[str, Any]]) -> Non
     """Keeps what the page shows of generated images in the run's directory.
 
     Args:
-      directory: of the run.
+      directory: The run.
       shown: dicts with `label`, `normal`, `image`, `requested_mask`, `mask`,
         `inverted`, one an image.
     """
@@ -230,6 +228,5 @@ def write_evaluation(
 
 
 def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    temporary = path.with_name(f".{path.stem}.partial.npz")
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
+    with files.replacing(path) as building:
+        np.savez_compressed(building, **arrays)

@@ -165,11 +165,11 @@ def write(
     """Writes one self-contained page.
 
     Args:
-      path: of the HTML file.
-      rows: of the sweep's table.
+      path: The HTML file.
+      rows: All rows of the sweep.
       records: shown folded, such as config and versions.
       development_seed: see `chosen`.
-      title: of the page.
+      title: Heading of the page.
     """
     parts = sections(rows, development_seed)
     parts.append(page.details("Run record", records))

@@ -124,7 +124,7 @@ class Checkpoints:
         """Reads a checkpoint onto the mesh that `target` names.
 
         Args:
-          step: of the checkpoint.
+          step: Which checkpoint.
           target: tree of ShapeDtypeStructs with shardings, as wanted now; the mesh may
             differ from the one that saved.
 

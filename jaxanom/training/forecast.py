@@ -36,7 +36,7 @@ class Forecast(NamedTuple):
       batch: its share of the rows.
       working: gradients, activations and all else that lives during a step only, as
         the compiler has planned it.
-      flops: of one step over all devices, counted before compiling.
+      flops: Operations of a step over all devices, counted before compiling.
       uncounted: what `flops` leaves out.
       received: bytes from other devices in a step; None if a loop of unknown length
         sends.
@@ -135,7 +135,7 @@ def check_fits(found: Forecast, limit: int | None) -> None:
     """Raises UserError where a step needs more than a device has.
 
     Args:
-      found: of one phase.
+      found: The forecast of one phase.
       limit: bytes of a device; None if it is not known.
     """
     if limit is None or found.total <= limit:

@@ -53,7 +53,7 @@ class Meter:
 
         Args:
           num_devices: devices that share the work.
-          peak_flops: of one device, per second; 0 leaves the utilisation out.
+          peak_flops: Operations per second of one device; 0 leaves the utilisation out.
           clock: () -> seconds.
         """
         self._num_devices = num_devices
@@ -97,7 +97,7 @@ class Meter:
 
         Args:
           steps_left: for the time left, `eta_s`.
-          flops: of one step on one device; needed for `flop_utilisation`.
+          flops: Operations of a step on one device; needed for `flop_utilisation`.
         """
         seconds = max(self._clock() - self._start, 1e-9)
         rate = self._steps / seconds

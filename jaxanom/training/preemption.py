@@ -168,7 +168,7 @@ def notices(url: str, every_s: float = _NOTICE_EVERY_S) -> Iterator[None]:
     """Turns a platform's notice into SIGTERM for this process.
 
     Args:
-      url: of a page that says TRUE once the machine is to go; "" asks nobody.
+      url: A page that says TRUE once the machine is to go; "" asks nobody.
       every_s: seconds between questions. A page that does not answer is asked again.
     """
     if not url:

@@ -13,14 +13,13 @@ Every row holds `phase`, `step` (finished steps of the phase), `global_step` and
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxanom import record
+from jaxanom import files, record
 
 
 def train_row(window: list[dict[str, Any]], carried: Any) -> dict[str, Any]:
@@ -55,6 +54,5 @@ def keep_until(path: Path, global_step: int) -> None:
         for row in record.read_metrics(path)
         if row.get("global_step", 0) <= global_step
     ]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with files.replacing(path) as building:
+        building.write_text("".join(kept), encoding="utf-8")

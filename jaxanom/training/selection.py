@@ -99,8 +99,8 @@ def by_measure(
     """Keeps the best parameters of each phase by a measure.
 
     Args:
-      directory: of the run; `selection/` is written in it.
-      measure: of whole parameters; a deterministic function.
+      directory: The run; `selection/` is written in it.
+      measure: Deterministic function of whole parameters.
       every: steps between measurements.
       patience: measurements in a row without a new best that end a phase.
 

@@ -51,14 +51,14 @@ def make_step(
       loss_fn: (params, frozen, batch, key) -> (loss, scalar metrics), a mean over the
         global batch; `params` holds trained and fixed parameters together.
       tx: the optax chain.
-      ema_decay: of the moving average of parameters; 0 keeps none. Early on the decay
+      ema_decay: Decay of the moving average of parameters; 0 keeps none. Early on it
         is (1 + step) / (10 + step), or the average would remember the initial values.
       accumulate: microbatches per step. Gradients, loss and metrics are averaged, which
         equals one big batch for a loss that weighs all rows alike.
       state_shardings: where the new state lives; None leaves it to the compiler.
       frozen_shardings: where `frozen` is brought first, from the host's memory; None:
         it is there.
-      mesh: of the devices that run it; None: one.
+      mesh: The devices that run it; None: one.
     """
     traces = []
     one = pure_step(loss_fn, tx, ema_decay=ema_decay, accumulate=accumulate)

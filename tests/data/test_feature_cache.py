@@ -1,5 +1,7 @@
 """Rows come back as they were written; anything they depend on makes others."""
 
+import os
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -105,7 +107,7 @@ def test_an_interrupted_write_leaves_nothing_behind(tmp_path, monkeypatch):
     def stopped(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(feature_cache.os, "replace", stopped)
+    monkeypatch.setattr(os, "replace", stopped)
     with pytest.raises(KeyboardInterrupt):
         Counted(tmp_path).encode(batch())
     assert list(tmp_path.iterdir()) == []

@@ -245,13 +245,17 @@ def test_a_phase_of_no_steps_is_left_out(tmp_path):
 
 def test_settings_and_phases_must_match(tmp_path):
     def start(config):
-        loop.run(two_phases(), config, common.TRAIN, linear.make_batches, MESH, tmp_path)
+        loop.run(
+            two_phases(), config, common.TRAIN, linear.make_batches, MESH, tmp_path
+        )
 
     with pytest.raises(ValueError, match=r"did you mean config\.phases\.second"):
         start({"first": common.PHASE, "secnd": {}})
     with pytest.raises(ValueError, match=r"config\.phases\.second is missing"):
         start({"first": common.PHASE})
-    with pytest.raises(ValueError, match=r"config\.train has unknown keys .*log_evry.*log_every"):
+    with pytest.raises(
+        ValueError, match=r"config\.train has unknown keys .*log_evry.*log_every"
+    ):
         train(tmp_path, log_evry=3)
     with pytest.raises(ValueError, match=r"ema_decay=1\.5"):
         train(tmp_path, ema_decay=1.5)

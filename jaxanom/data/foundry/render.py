@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from jaxanom import files
 from jaxanom.data.foundry import (
     assemblies,
     captions,
@@ -97,7 +98,7 @@ def render(
       category: one of `CATEGORIES`.
       split: "train" (good images only, unless a defect is asked for) or "test".
       index: number within category and split, >= 0.
-      seed: of the whole dataset, >= 0.
+      seed: Decides the whole dataset; >= 0.
       size: pixels per side, >= 16. The content is the same at every size.
       defect_type: "good" or a defect of the category. None takes the state the split
         gives the index: see `state`.
@@ -276,9 +277,9 @@ def write_mvtec(
 
     Args:
       directory: created if absent; files of the same names are replaced.
-      categories: of `CATEGORIES`.
+      categories: Some of `CATEGORIES`.
       size: pixels per side.
-      seed: of the dataset.
+      seed: Decides the whole dataset.
       num_train, num_test_good, num_per_defect: images per category, as in `records`.
       progress: called with (images done, images in all) after each image.
 
@@ -298,24 +299,11 @@ def write_mvtec(
         said[name] = sample.caption
         if progress is not None:
             progress(done, len(rows))
-    _write(
-        root / "captions.json",
-        lambda file: file.write(json.dumps(said, indent=1, sort_keys=True).encode()),
-    )
+    with files.replacing(root / "captions.json") as building:
+        building.write_text(json.dumps(said, indent=1, sort_keys=True))
     return root
 
 
 def _write_png(path: Path, pixels: np.ndarray) -> None:
-    _write(path, lambda file: Image.fromarray(pixels).save(file, format="PNG"))
-
-
-def _write(path: Path, save: Callable) -> None:
-    """Writes to a neighbour file, then renames it: a name never holds half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "wb") as file:
-            save(file)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with files.replacing(path) as building:
+        Image.fromarray(pixels).save(building, format="PNG")

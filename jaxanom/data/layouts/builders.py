@@ -44,11 +44,11 @@ def make(
     """Returns the builder of a dataset; its `download_and_prepare` writes it.
 
     Args:
-      name: of `NAMES`.
+      name: One of `NAMES`.
       data_dir: to write to; the dataset gets its own folder there.
       manual_dir: holds the unpacked dataset in a folder of its name.
       categories: which to take, in this order; empty takes all.
-      size, seed: of "foundry".
+      size, seed: What "foundry" renders.
 
     Raises:
       UserError: an unknown name, a dataset of that name that is there already (with

@@ -33,7 +33,7 @@ def read(directory: str | Path, seed: int = 0) -> tuple[list[Record], tuple[str,
 
     Args:
       directory: in one of the layouts above.
-      seed: of the division, where the directory has none.
+      seed: Decides the division, where the directory has none.
 
     Returns:
       (records, class names in label order).

@@ -99,7 +99,7 @@ def examine(
       folder, kind: an entry of `parts`.
       image_size: side in pixels of the images that operations are counted for; None
         takes the config's.
-      variant: of the weight file, such as "fp16".
+      variant: Which weight files are meant, such as "fp16".
 
     Raises:
       UserError: a config that our modules cannot honour, or a damaged file.

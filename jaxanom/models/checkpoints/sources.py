@@ -30,7 +30,7 @@ class Loading(NamedTuple):
 
     Attributes:
       dtype: floating leaves are cast to it; None keeps the file's.
-      variant: of the weight files, such as "fp16" for `model.fp16.safetensors`.
+      variant: Which weight files are meant: "fp16" is `model.fp16.safetensors`.
       hidden_act: activation of CLIP's towers; "" is the config's.
       mesh: devices over which `parallel.rules` spreads each leaf as soon as it is read;
         None leaves them on the host.

@@ -26,8 +26,8 @@ class ClipPair(NamedTuple):
 
     Attributes:
       text_config: sizes of the text tower.
-      text_params: of `clip.TextTower`.
-      image_params: of the image tower.
+      text_params: Parameters of `towers.TextTower`.
+      image_params: Parameters of the image tower.
       encode_image: normalised features of images.
       logit_scale: log of the temperature, a float32 scalar.
       feature_width: v.
@@ -53,7 +53,7 @@ def load(
     Args:
       directory: "embedded", a directory in transformers' layout (`clip/` or itself), or
         one with a weight file of a residual CLIP under its authors' names.
-      dtype: of matrix products in the image tower.
+      dtype: What matrix products in the image tower compute in.
       loading: variant and activation of the weights.
 
     Raises:

@@ -27,8 +27,9 @@ class Cut(NamedTuple):
     """A layout in two: columns equal in all classes, and the rest.
 
     Attributes:
-      prefix: of one sentence, [L0].
-      suffix: of every class, [K, L1]; `eos_positions` count from its first column.
+      prefix: The beginning of one sentence, [L0].
+      suffix: What follows for every class, [K, L1]; `eos_positions` count from its
+        first column.
     """
 
     prefix: prompts.Layout
@@ -77,11 +78,11 @@ def text_features(
     """Encodes one prompt per set of vectors and class.
 
     Args:
-      params: of `clip.TextTower` with projection.
+      params: Parameters of `towers.TextTower`, projection included.
       config: its sizes.
       parts: from `cut` or `whole`.
       prompt_vectors: [P, N, D].
-      dtype: of matrix products.
+      dtype: What matrix products compute in.
 
     Returns:
       [P, K, projection_dim], not normalised, float32 or float64.

@@ -202,7 +202,7 @@ class TextTower(nn.Module):
       config: sizes.
       projection: whether there is a `text_projection`; text towers of latent
         diffusion models have none.
-      dtype: of matrix products.
+      dtype: What matrix products compute in.
       remat: what every layer keeps for the backward pass, see `recompute.POLICIES`.
     """
 
@@ -262,7 +262,7 @@ class ImageTower(nn.Module):
     Attributes:
       config: sizes, and the mean and std that pixels are normalised with inside.
       projection: whether there is a `visual_projection`.
-      dtype: of matrix products.
+      dtype: What matrix products compute in.
       remat: what every layer keeps for the backward pass, see `recompute.POLICIES`.
       antialias_positions: how positions are interpolated at a size other than
         `config.image_size`; see `positions.resize`.
@@ -316,7 +316,7 @@ class ImageTower(nn.Module):
         """Carries tokens [..., D] of any layer to the joint space: [..., K] float32.
 
         Args:
-          tokens: of `patch_tokens` or `hidden_states`.
+          tokens: `patch_tokens` or one of `hidden_states`.
           norm: apply the post layer norm first, as the class token's path does.
         """
         if not self.projection:

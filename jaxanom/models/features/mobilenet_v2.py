@@ -43,7 +43,7 @@ class Layer:
       name: "L07" or "A02".
       features: channels that come out; 0 for a sum.
       size: side of the kernel.
-      stride: of the convolution.
+      stride: Step between outputs.
       depthwise: every channel for itself.
       activation: clipped to [0, 6].
       adds: name of what a sum adds, "" for a convolution.
@@ -166,8 +166,8 @@ class DepthwiseConv(nn.Module):
 
     Attributes:
       size: side of the kernel.
-      stride: of the convolution.
-      dtype: of what comes out.
+      stride: Step between outputs.
+      dtype: What it returns.
     """
 
     size: int

@@ -183,7 +183,7 @@ class TinyAutoencoder(nn.Module):
 
     Attributes:
       config: see `TinyConfig`.
-      dtype: of the computation; parameters and results are float32.
+      dtype: What it computes in; parameters and results are float32.
     """
 
     config: TinyConfig

@@ -136,8 +136,8 @@ def attention_resolutions(
     A `context_bias` needs one entry per grid, under the key h_l * w_l.
 
     Args:
-      config: of the UNet.
-      height, width: of the latents.
+      config: The UNet's config.
+      height, width: Size of the latents.
 
     Raises:
       UserError: the size does not halve often enough.
@@ -275,7 +275,7 @@ class UNet(nn.Module):
 
     Attributes:
       config: see `UNetConfig`.
-      dtype: of the computation; parameters, norms' statistics, softmax, the timestep
+      dtype: What it computes in; parameters, norms' statistics, softmax, the timestep
         embedding's angles and the result are float32 in any case.
       remat: what every block keeps for the backward pass, see `recompute.POLICIES`.
     """

@@ -238,7 +238,7 @@ class AutoencoderKL(nn.Module):
 
     Attributes:
       config: see `VaeConfig`.
-      dtype: of the computation; parameters, norms' statistics and results are float32.
+      dtype: What it computes in; parameters, norms' statistics and results are float32.
     """
 
     config: VaeConfig

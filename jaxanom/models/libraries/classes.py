@@ -30,8 +30,8 @@ def build(name: str, fields: dict[str, Any], dtype: Any) -> nn.Module:
 
     Args:
       name: "FlaxUNet2DConditionModel" or "FlaxAutoencoderKL".
-      fields: of its config; lists become tuples, which can be hashed.
-      dtype: of the computation.
+      fields: Its config; lists become tuples, which can be hashed.
+      dtype: What it computes in.
 
     Raises:
       UserError: there is no diffusers with Flax classes.

@@ -144,7 +144,7 @@ def products(equation: str, query: Array, key: Array) -> Array:
     pass would run in float32.
 
     Args:
-      equation: of `jnp.einsum`, with two inputs.
+      equation: An equation of `jnp.einsum` with two inputs.
       query, key: arrays of one dtype.
 
     Returns:

@@ -24,7 +24,7 @@ def block(module: type[nn.Module], name: str | bool) -> type[nn.Module]:
 
     Args:
       module: class of a block; its parameter paths stay as they are.
-      name: of `POLICIES`; True and False are "full" and "none".
+      name: One of `POLICIES`.
 
     Raises:
       UserError: an unknown name.

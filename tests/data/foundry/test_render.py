@@ -244,7 +244,7 @@ def test_written_folders_hold_what_render_draws(tmp_path):
 
 def test_an_interrupted_write_leaves_no_file_behind(tmp_path, monkeypatch):
     def fail(self, file, format):
-        file.write(b"half")
+        file.write_bytes(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(Image.Image, "save", fail)

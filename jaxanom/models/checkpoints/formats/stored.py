@@ -21,7 +21,7 @@ class Stored(NamedTuple):
 
     Attributes:
       path: the file.
-      shape, dtype: of the tensor.
+      shape, dtype: The tensor's.
       pieces: (offset, number of bytes) of its parts in the file, in order.
       strides: steps between values along each axis, counted in values; None where the
         values lie in C order.
