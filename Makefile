@@ -1,20 +1,22 @@
-# Two commands, each doing all of its own set-up on a machine with Python >= 3.11:
-#   make quickstart   defects generated, a detector trained, one HTML report
+# Two commands, each of which does its own set-up on a machine with Python >= 3.11:
+#   make quickstart   a tour of the four methods, and one HTML report of it
 #   make test         the test suite
-# CPU by default. On a GPU or TPU host: make quickstart EXTRAS=cuda   (or EXTRAS=tpu)
+# They install for the CPU. On a GPU or TPU host: make quickstart EXTRAS=cuda, or tpu.
+# Besides: test-slow, lint, bench (all measurements of speed) and bench-gpu.
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?=
-# Test processes side by side; files are not split, so that their fixtures run once.
+# How many test processes run side by side. A test file is not split between them, so
+# that its fixtures run once.
 WORKERS ?= auto
 BIN := $(VENV)/bin
 comma := ,
-# Other extras are another installation.
+# A file that says what is installed; other extras have another file.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),.$(subst $(comma),.,$(EXTRAS)))
 RUNTIME := $(if $(EXTRAS),[$(EXTRAS)],)
 
-# Compiled programs are kept between commands: the second start is quick.
+# Compiled programs are kept between commands, so that the second start is quick.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
 
@@ -23,7 +25,7 @@ export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 1
 quickstart: $(STAMP)
 	$(BIN)/jaxanom quickstart --run runs/quickstart
 
-# Test processes give each other the small programs too.
+# Test processes share small programs too.
 test test-slow: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS = 0.1
 
 test: $(STAMP)-test

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains on one machine with several GPUs, one process per GPU.
 #   launch/gpu_node.sh --config=configs/app/folder.py --run=runs/mine
-#   launch/gpu_node.sh --config=... --dry_run     what it takes; nothing is trained
-# GPUS=4 uses four of them. Stopped by SIGTERM it saves and exits with 75.
+#   launch/gpu_node.sh --config=... --dry_run     says what that takes; trains nothing
+# GPUS=4 uses four of the GPUs. After SIGTERM the run saves and exits with 75.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case " $* " in *" --dry_run "*) exec launch/local.sh train "$@" ;; esac
@@ -20,7 +20,7 @@ status=0
 for pid in "${pids[@]}"; do
   code=0
   wait "$pid" || code=$?
-  # A trapped signal ends `wait` early: the process is still saving.
+  # A trapped signal ends `wait` early, while the process is still saving.
   while kill -0 "$pid" 2>/dev/null; do
     code=0
     wait "$pid" || code=$?

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Starts launch/jobset.yaml, or tells what its command takes.
-#   launch/jobset.sh              kubectl applies the file
-#   launch/jobset.sh --dry_run    forecast of the command that stands in the file
+# Starts the job of launch/jobset.yaml, or says what its command takes.
+#   launch/jobset.sh              applies the file with kubectl
+#   launch/jobset.sh --dry_run    forecasts the command in the file; starts nothing
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case " $* " in

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs any jaxanom command on this machine; simulates devices when asked to.
+# Runs any jaxanom command on this machine, on simulated devices if DEVICES says so.
 #   launch/local.sh train --config=configs/defect_generation/folder.py --run=runs/mine
 #   DEVICES=8 launch/local.sh train ...      eight simulated CPU devices
 set -euo pipefail

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains the towers shipped in jaxanom/assets/foundry, from nothing, on the CPU at hand.
-# Killed and started again, it goes on where it stopped. Usage: launch/pretrain.sh
+# Trains the networks in jaxanom/assets/foundry from nothing, on the machine at hand.
+# If it is killed and started again, it continues where it stopped. It takes no arguments.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 JAXANOM="${JAXANOM:-python -m jaxanom}"

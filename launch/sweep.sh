@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs one config with each line of a file of overrides: an ablation as a job array.
+# Trains one config with each line of a file of keys: an ablation, or a Slurm job array.
 #   launch/sweep.sh grid.txt --config=configs/app/folder.py --run=runs/ablation
-#   launch/sweep.sh grid.txt ... --dry_run        the forecast of every line
+#   launch/sweep.sh grid.txt ... --dry_run        forecasts every line
 #   sbatch --array=1-12 --wrap='launch/sweep.sh grid.txt --config=... --run=...'
-# A line: --config.seed=1 --config.phases.fit.learning_rate=0.01. Line N trains in
-# RUN/N; under Slurm a task of the array takes the line of its number, else all in turn.
+# A line is, for example, --config.seed=1 --config.app.num_particles=8. Line N trains in
+# RUN/N. A task of a Slurm array takes the line of its number; else all run in turn.
 set -euo pipefail
 grid=$(realpath "${1:?file with one line of overrides per run}")
 shift

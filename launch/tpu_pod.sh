@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trains on all workers of a Cloud TPU VM slice; jax finds the workers by itself.
+# Trains on all workers of a Cloud TPU slice, which find each other.
 #   TPU=my-slice ZONE=us-east5-b launch/tpu_pod.sh --config=configs/... --run=/shared/mine
-#   launch/tpu_pod.sh --config=... --dry_run      what it takes, computed here
-# The repository is installed on every worker, in REMOTE (default: jaxanom in the home
-# directory). A worker that is preempted saves and exits with 75: the command is repeated.
+#   launch/tpu_pod.sh --config=... --dry_run      says what that takes; starts nothing
+# The repository must be on every worker, in REMOTE (jaxanom in the home directory, unless
+# set otherwise). A worker that is preempted saves and exits with 75, and the command is
+# repeated.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 case " $* " in *" --dry_run "*) exec launch/local.sh train "$@" ;; esac
