@@ -19,7 +19,10 @@ import ml_collections
 import numpy as np
 
 from benchmarks import harness
-from jaxanom.methods.adp import crops, inversion, model, objective, texts
+from jaxanom.jobs import config_file
+from jaxanom.methods.adp import model, objective, options
+from jaxanom.methods.adp.memory import crops
+from jaxanom.methods.adp.token import inversion, wording
 from jaxanom.models import backbones
 
 NAME = "personal_tokens"
@@ -55,11 +58,13 @@ def problem(directory: str, steps: int, batch: int) -> Problem:
     )
     settings = {"directory": directory, "dtype": "float32", "remat": False, **parts}
     towers, params = model.load(ml_collections.ConfigDict(settings), 0)
-    words = texts.phrases("foundry", ())
-    around = texts.lay_out(towers, words, NUM_VECTORS)
-    layouts = texts.training_layouts(towers, words, around, NUM_VECTORS)
-    options = objective.Options(batch_size=batch, prior_weight=0.0, **PLAIN)
-    loss = objective.make_loss(towers, layouts, crops.pyramid(), options)
+    words = wording.phrases("foundry", ())
+    around = wording.lay_out(towers, words, NUM_VECTORS)
+    layouts = wording.training_layouts(towers, words, around, NUM_VECTORS)
+    recipe = config_file.load("configs/adp/foundry.py").adp
+    recipe.update(batch_size=batch, prior_weight=0.0, **PLAIN)
+    terms = options.of_objective(options.read(recipe))
+    loss = objective.make_loss(towers, layouts, crops.pyramid(), terms)
     return Problem(directory, towers, params, layouts, loss, steps, batch)
 
 

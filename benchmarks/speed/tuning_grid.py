@@ -15,16 +15,15 @@ from typing import Any
 import numpy as np
 
 from benchmarks import harness
-from jaxanom.methods.adp import fusion, grid_objective, tuning
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.tuning import choose, grid
 
 NAME = "tuning_grid"
 SIDE, NUM_IMAGES, NUM_CHANNELS = 32, 256, 6
 SETTINGS, LOOPED = 4096, 64
 
 
-def synthetic(
-    num_images: int = NUM_IMAGES, side: int = SIDE
-) -> grid_objective.Synthetic:
+def synthetic(num_images: int = NUM_IMAGES, side: int = SIDE) -> grid.Synthetic:
     """Draws maps that are higher where half of the images have a square defect."""
     rng = np.random.default_rng(1)
     half = num_images // 2
@@ -34,17 +33,17 @@ def synthetic(
     shape = (NUM_CHANNELS, num_images, side, side)
     maps = rng.normal(size=shape).astype(np.float32)
     whole = np.zeros((1, num_images), np.float32)
-    return grid_objective.Synthetic(maps + masks, whole, masks, source)
+    return grid.Synthetic(maps + masks, whole, masks, source)
 
 
 def settings_of(count: int) -> fusion.Settings:
     """Lists that many settings, the default among them."""
     default = fusion.default((1.0,) * NUM_CHANNELS, has_language=False)
-    return tuning.grid((1,) * NUM_CHANNELS, default, False, SIDE, count - 1)
+    return choose.grid((1,) * NUM_CHANNELS, default, False, SIDE, count - 1)
 
 
 def loop(
-    data: grid_objective.Synthetic, settings: fusion.Settings, count: int
+    data: grid.Synthetic, settings: fusion.Settings, count: int
 ) -> Callable[[], np.ndarray]:
     """Returns () -> J [count, F] of the first settings, one after another."""
     from sklearn import metrics
@@ -58,7 +57,7 @@ def loop(
         np.asarray(leaf) for leaf in (settings.weights, settings.sigma, settings.share)
     )
     truth = data.masks.reshape(len(data.masks), -1)
-    fold = grid_objective.folds(data.source)
+    fold = grid.folds(data.source)
 
     def one(number: int) -> list[float]:
         values, plain = (
@@ -68,10 +67,10 @@ def loop(
         kept = max(1, round(float(shares[number]) * side**2))
         ranked = np.sort(plain, axis=1)[:, -kept:].mean(1)
         found = []
-        for f in range(grid_objective.NUM_FOLDS):
+        for f in range(grid.NUM_FOLDS):
             parts = []
             for s in range(1, int(data.source.max()) + 1):
-                rows = (fold == f) & np.isin(data.source, (grid_objective.NORMAL, s))
+                rows = (fold == f) & np.isin(data.source, (grid.NORMAL, s))
                 label = data.source[rows] == s
                 auroc = metrics.roc_auc_score(label, ranked[rows])
                 ap = metrics.average_precision_score(
@@ -85,14 +84,14 @@ def loop(
 
 
 def cases_of(
-    data: grid_objective.Synthetic, num_settings: int, num_looped: int
+    data: grid.Synthetic, num_settings: int, num_looped: int
 ) -> list[harness.Case]:
     """Compares J of the looped settings and returns what is to be timed."""
     settings = settings_of(num_settings)
     call = loop(data, settings, num_looped)
 
     def ours():
-        return grid_objective.objectives(data, (1,) * NUM_CHANNELS, settings)
+        return grid.objectives(data, (1,) * NUM_CHANNELS, settings)
 
     gap = float(np.abs(np.asarray(ours())[:num_looped] - call()).max())
     print(f"J differs by {gap:.1e}", flush=True)

@@ -12,7 +12,8 @@ from jaxanom import record
 from jaxanom.cli import main
 from jaxanom.data.layouts import mvtec
 from jaxanom.jobs import fewshot, load
-from jaxanom.methods.adp import acceptance, options, tuning
+from jaxanom.methods.adp import options
+from jaxanom.methods.adp.tuning import choose, pairs
 
 pytest.importorskip("matplotlib")
 
@@ -32,7 +33,6 @@ TINY = {
     "adp.gap_steps": 3,
     "adp.num_synthetic": 32,
     "adp.num_settings": 8,
-    "adp.stage2_steps": 1,
 }
 
 
@@ -44,7 +44,7 @@ def command(tiny_backbone):
 
 @pytest.fixture(scope="module")
 def run(tiny_folder, command, tmp_path_factory):
-    """The verb itself, on two images, every channel and stage 2 switched on.
+    """The verb itself, on two images, every channel switched on.
 
     Random towers draw nothing sensible; all that they draw is accepted here.
     """
@@ -53,11 +53,11 @@ def run(tiny_folder, command, tmp_path_factory):
         shutil.copyfile(file, normal / file.name)
     out = tmp_path_factory.mktemp("fewshot") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(acceptance, "CHANGE_FLOOR", 0.0)
-        patch.setattr(acceptance, "CHANGE_FACTOR", 0.0)
-        patch.setattr(acceptance, "DISTANCE_FACTOR", 1e6)
-        patch.setattr(acceptance, "WHOLE_PROBABILITY", 1.0)
-        patch.setattr(tuning, "LEAST_IMAGES", 16)
+        patch.setattr(pairs, "CHANGE_FLOOR", 0.0)
+        patch.setattr(pairs, "CHANGE_FACTOR", 0.0)
+        patch.setattr(pairs, "DISTANCE_FACTOR", 1e6)
+        patch.setattr(pairs, "WHOLE_PROBABILITY", 1.0)
+        patch.setattr(choose, "LEAST_IMAGES", 16)
         words = ["fewshot", f"--normal={normal}", "--category=hex bolt"]
         assert main.main([*words, f"--out={out}", *command]) == 0
     shutil.rmtree(normal)
@@ -70,7 +70,6 @@ def test_the_run_says_how_it_was_tuned_and_how_much_it_flatters_itself(run):
     assert set(facts["channels"]) == set(options.CHANNELS)
     assert np.isfinite(facts["optimism"]) and facts["num_settings"] == 9
     assert len(facts["accepted"]) == 6  # three kinds of normals, of anomalies
-    assert facts["before_stage2"]["tuned"]
 
 
 def test_the_run_keeps_its_images_and_names_no_other_place(run):
@@ -173,7 +172,6 @@ def test_a_category_that_the_run_does_not_know_is_told_what_it_knows(
         ("adp.channels=(language,memory)", "adp.channels='memory'"),
         ("adp.windows=(9,)", "adp.windows has 9"),
         ("adp.walk_steps=0", "walk_steps=0"),
-        ("adp.stage2_steps=5", "image_size=224 is finer"),
     ],
 )
 def test_a_wrong_option_is_refused_before_training(

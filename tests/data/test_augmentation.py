@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxanom.data import augmentation, catalog, pipeline
+from jaxanom.data import augmentation, catalog, images, pipeline
 
 CATEGORIES = ("nut", "carpet")
 
@@ -101,10 +101,23 @@ def test_a_mosaic_holds_four_defects_of_its_own_category(dataset, defects):
         for columns in (slice(16), slice(16, 32))
     ]
     assert all(quarters)
-    # Negative control: the other category's defects look otherwise.
+    # Each quarter is a whole defective image of the category, made smaller.
+    category = "carpet"
+    own = [n for n in defects if dataset.records[n].category == category]
+    small = [
+        images.resize_image(example_of(dataset, n)["image"], (16, 16)) for n in own
+    ]
+    corners = [
+        found["image"][rows, columns]
+        for rows in (slice(16), slice(16, 32))
+        for columns in (slice(16), slice(16, 32))
+    ]
+    for corner in corners:
+        assert any(np.array_equal(corner, part) for part in small)
+    # Negative control: the other category's are of its own defects.
     nut = catalog.select(dataset, "test", "nut", anomalous=False)[0]
-    other = transform(example_of(dataset, nut), generator(0))
-    assert not np.array_equal(other["image"], found["image"])
+    other = transform(example_of(dataset, nut), generator(0))["image"][:16, :16]
+    assert not any(np.array_equal(other, part) for part in small)
 
 
 def test_a_mosaic_takes_an_odd_side(dataset, defects):

@@ -29,9 +29,13 @@ def test_lossy_files_decode_to_the_same_size(tmp_path, suffix):
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
 def test_every_mode_decodes_to_three_channels(tmp_path, mode):
     path = tmp_path / ("a.tif" if mode == "CMYK" else "a.png")
-    Image.fromarray(_ramp()).convert(mode).save(path)
+    picture = Image.fromarray(_ramp()).convert(mode)
+    picture.save(path)
     image = images.load_image(path)
     assert image.dtype == np.uint8 and image.shape == (9, 14, 3)
+    # What Pillow itself shows of it, opaque as these are.
+    np.testing.assert_array_equal(image, np.asarray(picture.convert("RGB")))
+    assert np.ptp(image) > 50, "not one grey for all"
 
 
 def test_grey_is_repeated_over_channels(tmp_path):

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from jaxanom.methods.adp import inversion
 from jaxanom.methods.adp.objective import TokenData
+from jaxanom.methods.adp.token import inversion
 from jaxanom.parallel import mesh as meshes
 
 NUM_TOKENS, NUM_VECTORS, WIDTH, NUM_STEPS = 16, 2, 3, 50

@@ -308,5 +308,12 @@ def test_one_row_batches_and_one_step_work(tmp_path):
     def single(phase_name, start_step):
         return iter([linear.batch_at(0, batch_size=1)])
 
-    params, _ = train(tmp_path, 1, batches=single)
-    assert np.isfinite(params["linear"]["kernel"]).all()
+    initial = linear.init(jax.random.key(9))
+    params, _ = train(tmp_path, 1, batches=single, initial=initial)
+    # Adam's first step is the learning rate along the sign of the gradient.
+    grads = jax.grad(
+        lambda p: linear.loss_fn(p, initial[1], linear.batch_at(0, 1), None)[0]
+    )
+    moved = params["linear"]["kernel"] - initial[0]["linear"]["kernel"]
+    signs = np.sign(grads(initial[0])["linear"]["kernel"])
+    np.testing.assert_allclose(moved, -0.1 * signs, rtol=1e-4)

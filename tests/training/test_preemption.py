@@ -1,4 +1,5 @@
 import http.server
+import io
 import os
 import signal
 import subprocess
@@ -162,6 +163,20 @@ def test_the_platforms_notice_raises_the_flag_and_its_absence_does_not(
             time.sleep(0.05)
 
 
-def test_a_page_that_does_not_answer_stops_nothing():
-    with preemption.notices("http://127.0.0.1:9/", every_s=0.01):
-        time.sleep(0.1)
+def test_a_page_that_does_not_answer_stops_nothing_and_is_asked_again(monkeypatch):
+    asked, came = [], []
+
+    def refuse(request, timeout):
+        asked.append(request.full_url)
+        if len(asked) < 3:
+            raise ConnectionRefusedError
+        return io.BytesIO(b"TRUE")  # it answers in the end
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    monkeypatch.setattr(os, "kill", lambda pid, number: came.append(number))
+    with preemption.notices("http://nowhere/", every_s=0.01):
+        give_up = time.monotonic() + 60
+        while not came:
+            assert len(asked) <= 3 and time.monotonic() < give_up
+            time.sleep(0.01)
+    assert asked == ["http://nowhere/"] * 3 and came == [signal.SIGTERM]

@@ -43,19 +43,10 @@ from jaxanom.data import catalog
 from jaxanom.data.layouts import mvtec
 from jaxanom.jobs import config_file
 from jaxanom.methods import adp
-from jaxanom.methods.adp import (
-    bank,
-    calibration,
-    crops,
-    feature_tower,
-    fusion,
-    grid_objective,
-    model,
-    options,
-    predict,
-    tuning,
-    windows,
-)
+from jaxanom.methods.adp import model, options, predict
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.memory import bank, crops, windows
+from jaxanom.methods.adp.tuning import choose, grid
 from jaxanom.models.features import mobilenet_v2
 from jaxanom.report import tables
 from jaxanom.types import Predictions
@@ -254,7 +245,7 @@ def of_one_error(
 ) -> dict[str, fusion.Settings]:
     """Returns what the one-standard-error rule chooses, by category."""
     return {
-        name: tuning.choose(settings, per_fold, 0, 1.0).settings
+        name: choose.choose(settings, per_fold, 0, 1.0).settings
         for name, (settings, per_fold) in grids.items()
     }
 
@@ -262,13 +253,13 @@ def of_one_error(
 @contextlib.contextmanager
 def listening() -> Iterator[list[tuple[fusion.Settings, np.ndarray]]]:
     """Yields a list that gets every grid that is tuned on, and what it scored."""
-    heard, choose = [], tuning.choose
+    heard, rule = [], choose.choose
 
     def choosing(settings, per_fold, *rest):
         heard.append((settings, per_fold))
-        return choose(settings, per_fold, *rest)
+        return rule(settings, per_fold, *rest)
 
-    with mock.patch.object(tuning, "choose", choosing):
+    with mock.patch.object(choose, "choose", choosing):
         yield heard
 
 
@@ -302,18 +293,21 @@ def agreement(
         np.full(len(images), number, np.int32),
         nobody,
     )
-    found = calibration.Calibration(
-        *(np.asarray(leaf[number]) for leaf in scoring[2:6])  # centre to image_spread
+    found = fusion.Calibration(
+        centre=np.asarray(scoring.centre[number]),
+        spread=np.asarray(scoring.spread[number]),
+        image_centre=np.asarray(scoring.image_centre[number]),
+        image_spread=np.asarray(scoring.image_spread[number]),
     )
     masks = np.stack([mask for _, mask in pairs]) > 0
     covered = crops.cell_means(masks, detector.side)
-    synthetic = grid_objective.Synthetic(
-        maps=calibration.apply(np.moveaxis(maps, 1, 0), found),
+    synthetic = grid.Synthetic(
+        maps=fusion.standardised(np.moveaxis(maps, 1, 0), found),
         whole=(whole.T - found.image_centre[:, None]) / found.image_spread[:, None],
         masks=(covered >= 0.5).astype(np.float32),
         source=masks.any((1, 2)).astype(np.int32),
     )
-    real = grid_objective.objectives(synthetic, detector.cell_counts, settings)
+    real = grid.objectives(synthetic, detector.cell_counts, settings)
     ranked = stats.spearmanr(per_fold.mean(1), np.asarray(real).mean(1))
     return float(ranked.statistic)
 
@@ -343,7 +337,7 @@ def with_settings(
 def plain_predict(run: jaxanom.Run) -> Any:
     """Nearest neighbour in the features of C2: no calibration, text or smoothing."""
     config = run.prepared.config.adp
-    tower = feature_tower.make(
+    tower = bank.feature_tower(
         config.feature_tower, tuple(config.feature_layers), config.feature_size, (2, 3)
     )
     if not config.feature_tower:

@@ -20,7 +20,9 @@ import numpy as np
 from benchmarks.quality.few_shot import comparison
 from jaxanom.data import catalog
 from jaxanom.data.foundry import names
-from jaxanom.methods.adp import bank, crops, feature_tower, fusion, model
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.memory import bank, crops
 from jaxanom.metrics import ranking, regions
 from jaxanom.models.features import mobilenet_v2
 from jaxanom.report import tables
@@ -79,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4])
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tower = feature_tower.from_mobilenet(
+    tower = bank.from_mobilenet(
         str(arguments.data / "mobilenet_v2"), mobilenet_v2.DEFAULT_LAYERS, 0
     )
     look = jax.jit(lambda image: tower.features(tower.params, image, None)["joined"])

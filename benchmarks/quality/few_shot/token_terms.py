@@ -32,17 +32,12 @@ from benchmarks import harness
 from benchmarks.quality.defects import measures
 from jaxanom import record
 from jaxanom.data.foundry import names, render
-from jaxanom.methods.adp import (
-    bank,
-    channels,
-    crops,
-    inversion,
-    model,
-    objective,
-    synthesis,
-    texts,
-    windows,
-)
+from jaxanom.jobs import config_file
+from jaxanom.methods.adp import model, objective, options
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.memory import bank, crops, windows
+from jaxanom.methods.adp.token import inversion, wording
+from jaxanom.methods.adp.tuning import pairs
 from jaxanom.metrics import ranking
 from jaxanom.report import tables
 
@@ -54,7 +49,8 @@ SIZE = 64
 HELD_OUT, NUM_GOOD, NUM_PER_DEFECT, NUM_PAIRS, NUM_DRAWS = 4, 16, 4, 128, 32
 _OFF = {"align_weight": 0.0, "state_weight": 0.0, "anchor_weight": 0.0}
 _OFF |= {"prior_weight": 0.0}
-_DEFAULT = objective.Options()
+_RECIPE = config_file.load("configs/adp/foundry.py").adp
+_DEFAULT = options.of_objective(options.read(_RECIPE))
 CLASS_WORD = "class word"
 
 
@@ -68,9 +64,7 @@ class Case(NamedTuple):
     def options(self) -> objective.Options:
         """Default weights for the terms that are on, 0 for the others."""
         chosen = {f"{term}_weight" for term in self.terms}
-        return objective.Options(
-            **{key: getattr(_DEFAULT, key) if key in chosen else 0.0 for key in _OFF}
-        )
+        return _DEFAULT._replace(**{key: 0.0 for key in _OFF if key not in chosen})
 
 
 ALL = ("align", "state", "anchor", "prior")
@@ -94,7 +88,7 @@ class Bench(NamedTuple):
     encode: inversion.Encoders
     words: Any
     layouts: objective.Layouts
-    around: texts.Texts
+    around: wording.Texts
     pyramid: crops.Pyramid
 
 
@@ -122,14 +116,14 @@ def bench(directory: str = "embedded") -> Bench:
     )
     settings = {"directory": directory, "dtype": "float32", "remat": "none", **parts}
     towers, params = model.load(ml_collections.ConfigDict(settings), 0)
-    words = texts.phrases("foundry", ())
-    around = texts.lay_out(towers, words, NUM_VECTORS)
+    words = wording.phrases("foundry", ())
+    around = wording.lay_out(towers, words, NUM_VECTORS)
     return Bench(
         towers,
         params,
         inversion.encoders(towers, WINDOWS),
         words,
-        texts.training_layouts(towers, words, around, NUM_VECTORS),
+        wording.training_layouts(towers, words, around, NUM_VECTORS),
         around,
         crops.pyramid(),
     )
@@ -149,7 +143,7 @@ def pictures(
 def unseen(given: Bench, category: str, data_seed: int) -> Unseen:
     """Renders and encodes what the tokens of a category are measured on."""
     normal = pictures(category, "test", range(HELD_OUT), data_seed)
-    plan = synthesis.plan(normal, NUM_PAIRS, 1, seed=data_seed)
+    plan = pairs.plan(normal, NUM_PAIRS, 1, seed=data_seed)
     inside = plan.region[..., None] > 0
     pasted = np.where(inside, plan.patch, plan.view)
     covered = windows.coverage(plan.region, given.towers.grid, WINDOWS) >= COVERED
@@ -183,7 +177,7 @@ def token_data(
 ) -> objective.TokenData:
     """Encodes the shots of one token."""
     name = case.name or category
-    plain = texts.lay_out(given.towers, given.words, NUM_VECTORS, name)
+    plain = wording.lay_out(given.towers, given.words, NUM_VECTORS, name)
     start = model.class_vectors(
         given.params, given.towers.tokenizer, name, NUM_VECTORS, seed
     )
@@ -192,8 +186,7 @@ def token_data(
         given.params,
         (plain.normal, plain.anomalous),
         given.pyramid,
-        shots,
-        np.arange(len(shots)),
+        (shots, np.arange(len(shots))),
         start,
         (given.towers.size, given.towers.clip_size),
         len(shots),
@@ -232,7 +225,7 @@ def measure(
     count = len(seen.label)
     nothing = np.zeros(count, np.int32)
     evidence = channels.Evidence(
-        found=jax.tree.map(jnp.asarray, seen.images),
+        clip=jax.tree.map(jnp.asarray, seen.images),
         prototypes=jnp.broadcast_to(prototypes, (count, *prototypes.shape)),
         distances=None,
         latents=None,
@@ -260,11 +253,11 @@ def noise_loss(given: Bench, name: str | None) -> Any:
     Returns:
       A jitted (vectors, data of held-out images, weights) -> scalar.
     """
-    layouts = texts.training_layouts(
+    layouts = wording.training_layouts(
         given.towers, given.words, given.around, NUM_VECTORS, name
     )
     plain = objective.make_loss(
-        given.towers, layouts, given.pyramid, objective.Options(**_OFF)
+        given.towers, layouts, given.pyramid, _DEFAULT._replace(**_OFF)
     )
     keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
 

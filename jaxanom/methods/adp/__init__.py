@@ -14,7 +14,6 @@ ours, and no number here reproduces the paper. Every open point is a switch:
 | what is tuned, on which synthetic images  | weights, smoothing,   | tune,           |
 |                                           | pooling, variants of  | num_synthetic   |
 |                                           | channels; 3 sources   |                 |
-| anomaly-aware prompts, read literally     | off                   | stage2_steps    |
 | one set of tokens for whole and part      | yes                   | split_tokens    |
 
 With one shot the synthetic images show what the memory has seen, and the tuning leaves
@@ -27,37 +26,29 @@ Tokens are the only parameters that are trained, by phase "invert"; see
 training (calibration, self-tuning) is `Method.complete`.
 """
 
-from collections.abc import Sequence
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.errors import UserError
 from jaxanom.methods.adp import (
-    channels,
     complete,
-    crops,
-    drawing,
-    feature_tower,
-    fusion,
-    generative,
-    inversion,
     model,
     objective,
     options,
     predict,
-    shots,
-    stage2,
-    texts,
-    windows,
-    wording,
 )
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.channels import fusion, generative
+from jaxanom.methods.adp.memory import bank, crops, windows
+from jaxanom.methods.adp.token import inversion, wording
+from jaxanom.methods.adp.tuning import draw
 from jaxanom.parallel import mesh as meshes
-from jaxanom.types import Array, Frozen, Params, PRNGKey
+from jaxanom.types import Frozen, Params, PRNGKey
 
 PHASE = "invert"
 
@@ -66,45 +57,56 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the method from its sections of the config.
 
     Args:
-      config: its `model`, `adp`, `seed` and the length of phase "invert" are read.
-      dataset: the training part; only its normal images are looked at.
+      config: Its `model`, `adp`, `seed` and the length of phase "invert" are read.
+      dataset: The training part; only its normal images are looked at.
 
     Returns:
       A detector with one token, memory and settings per category.
 
     Raises:
-      UserError: towers, options or images that do not fit.
+      UserError: Towers, options or images do not fit.
     """
-    chosen = options.read(config.adp)
+    switches = options.read(config.adp)
     num_steps = config.phases[PHASE].num_steps
-    if chosen.token == "class_word" and num_steps:
+    if switches.token == "class_word" and num_steps:
         raise UserError(
             f"config.phases.{PHASE}.num_steps={num_steps}, but with config.adp.token="
             "'class_word' (or a baseline) there is no token to train; set it to 0"
         )
-    towers, params = model.load(config.model, chosen.diffusion_size)
-    side = dataset.image_size[0]
-    if chosen.stage2_steps and not complete.can_draw(towers, side):
-        raise UserError(
-            f"config.adp.stage2_steps={chosen.stage2_steps} needs synthetic defects, "
-            f"but config.data.image_size={side} is finer than the autoencoder's "
-            f"{towers.size}: set stage2_steps=0 or image_size={towers.size}"
-        )
-    detector = make_detector(chosen, towers)
+    towers, params = model.load(config.model, switches.diffusion_size)
+    detector = make_detector(switches, towers)
     if detector.tower.params is not None:
         params["features"] = detector.tower.params
-    images = [shots.load(dataset, name) for name in dataset.categories]
-    shop, plain, token_loss = _workshop(
-        chosen, detector, dataset.categories, images, config.seed
+    categories, seed = dataset.categories, config.seed
+    shots = [crops.load_shots(dataset, name) for name in categories]
+    names = [wording.words_of(name) for name in categories]
+    count = switches.num_vectors
+    words = wording.phrases(switches.prompts, switches.defect_words)
+    around = wording.lay_out(towers, words, count)
+    plain = [wording.lay_out(towers, words, count, name) for name in names]
+    pyramid = crops.pyramid(switches.pyramid, switches.crop_jitter, seed)
+    start = jnp.stack(
+        [
+            model.class_vectors(params, towers.tokenizer, name, count, seed)
+            for name in names
+        ]
     )
-    pyramid = crops.pyramid(chosen.pyramid, chosen.crop_jitter, config.seed)
-    start = _start(chosen, towers, params, dataset.categories, config.seed)
-    # A run that is only looked at trains nothing: its crops need not be encoded.
-    trains = chosen.token == "learned" and num_steps > 0
+    shop = complete.Workshop(
+        detector=detector,
+        encode=inversion.encoders(towers, switches.windows),
+        contexts=jax.jit(meshes.bound(functools.partial(model.contexts, towers))),
+        look=jax.jit(meshes.bound(predict.every_cell(detector))),
+        draw=draw.drawer(towers, switches.walk_steps),
+        texts=tuple([around] * len(plain) if switches.token == "learned" else plain),
+        names=tuple(categories),
+        num_shots=tuple(map(len, shots)),
+        options=switches,
+        seed=seed,
+    )
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         del key  # tokens start at the class word, and nothing else is drawn
-        turned = [shots.turned(one, chosen.turns) for one in images]
+        turned = [crops.turned(images, switches.turns) for images in shots]
         neutral = jnp.stack(
             [
                 shop.contexts(params, one.named, first)[generative.NEUTRAL]
@@ -113,22 +115,39 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         )
         frozen = {
             "towers": params,
-            "shots": shots.padded(images),
+            "shots": crops.padded(shots),
             "class_contexts": neutral,
-            "memory": shots.memory(detector, params, turned, neutral),
+            "memory": predict.fill_memory(detector, params, turned, neutral),
         }
-        if trains:
-            room = stage2.NUM_WINDOWS if chosen.stage2_steps else 1
-            frozen["particles"] = shots.token_data(
-                shop.encode, params, plain, pyramid, turned, start, towers, room
-            )
+        # A run that is only looked at trains nothing: its crops need not be encoded.
+        if switches.token == "learned" and num_steps > 0:
+            slots = max(len(images) for images, _ in turned)
+            data = [
+                inversion.prepare(
+                    shop.encode,
+                    params,
+                    (one.normal, one.anomalous),
+                    pyramid,
+                    images,
+                    first,
+                    (towers.size, towers.clip_size),
+                    slots,
+                )
+                for one, images, first in zip(plain, turned, start, strict=True)
+            ]
+            stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *data)
+            frozen["particles"] = stacked._asdict()
         settings = fusion.default(
-            options.default_weights(chosen), detector.has_language, chosen.sigma
+            options.default_weights(switches), detector.has_language, switches.sigma
         )
-        scoring = predict.placeholder(detector, params, settings, len(images))
+        scoring = predict.placeholder(detector, params, settings, len(shots))
         trained = {"tokens": start}
         return {"particles": trained, "scoring": predict.as_tree(scoring)}, frozen
 
+    layouts = wording.training_layouts(towers, words, around, count)
+    token_loss = objective.make_loss(
+        towers, layouts, pyramid, options.of_objective(switches)
+    )
     phase = Phase(PHASE, inversion.phase_loss(token_loss), ("particles/.*",))
     return Method(
         init=init,
@@ -138,80 +157,24 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     )
 
 
-def _workshop(
-    chosen: options.Options,
-    detector: predict.Detector,
-    categories: Sequence[str],
-    images: Sequence[np.ndarray],
-    seed: int,
-) -> tuple[complete.Workshop, list[texts.Texts], inversion.TokenLoss]:
-    """Returns what completes tokens, sentences around the names, and the token loss."""
-    towers, count = detector.towers, chosen.num_vectors
-    words = texts.phrases(chosen.prompts, chosen.defect_words)
-    around = texts.lay_out(towers, words, count)
-    plain = [
-        texts.lay_out(towers, words, count, wording.words_of(name))
-        for name in categories
-    ]
-    layouts = texts.training_layouts(towers, words, around, count)
-    pyramid = crops.pyramid(chosen.pyramid, chosen.crop_jitter, seed)
-    goal = options.of_objective(chosen)
-    second = goal._replace(stage2_weight=chosen.stage2_weight)
-
-    def contexts(params, layout, vectors):
-        return model.contexts(towers, params, layout, vectors)
-
-    shop = complete.Workshop(
-        detector=detector,
-        encode=inversion.encoders(towers, chosen.windows),
-        contexts=jax.jit(meshes.bound(contexts)),
-        look=jax.jit(meshes.bound(predict.every_cell(detector))),
-        draw=drawing.drawer(towers, chosen.walk_steps),
-        texts=tuple([around] * len(plain) if chosen.token == "learned" else plain),
-        names=tuple(categories),
-        num_shots=tuple(map(len, images)),
-        options=chosen,
-        stage2_loss=objective.make_loss(towers, layouts, pyramid, second),
-        seed=seed,
-    )
-    return shop, plain, objective.make_loss(towers, layouts, pyramid, goal)
-
-
-def _start(
-    chosen: options.Options,
-    towers: model.Towers,
-    params: Params,
-    categories: Sequence[str],
-    seed: int,
-) -> Array:
-    """Returns where every category's vectors start, [T, n, D]."""
-    rows = [
-        model.class_vectors(
-            params, towers.tokenizer, wording.words_of(name), chosen.num_vectors, seed
-        )
-        for name in categories
-    ]
-    return jnp.stack(rows)
-
-
-def make_detector(chosen: options.Options, towers: model.Towers) -> predict.Detector:
+def make_detector(switches: options.Options, towers: model.Towers) -> predict.Detector:
     """Returns the channels that are on; UserError for windows beyond CLIP's grid."""
-    for size in chosen.windows:
+    for size in switches.windows:
         windows.window_indices(towers.grid, size)
-    side = chosen.map_size
-    rest = tuple(t for t in channels.TEMPERATURES if t != chosen.temperature)
-    temperatures = (chosen.temperature, *rest)
-    tower = feature_tower.make(
-        chosen.feature_tower,
-        chosen.feature_layers if "reference" in chosen.channels else (),
-        chosen.feature_size,
-        chosen.windows,
+    side = switches.map_size
+    rest = tuple(t for t in channels.TEMPERATURES if t != switches.temperature)
+    temperatures = (switches.temperature, *rest)
+    tower = bank.feature_tower(
+        switches.feature_tower,
+        switches.feature_layers if "reference" in switches.channels else (),
+        switches.feature_size,
+        switches.windows,
     )
     looks = generative.Options(
-        num_noises=chosen.num_noises,
-        walk_steps=chosen.walk_steps,
-        gap_steps=chosen.gap_steps,
-        layers=tuple(chosen.compare_layers),
+        num_noises=switches.num_noises,
+        walk_steps=switches.walk_steps,
+        gap_steps=switches.gap_steps,
+        layers=tuple(switches.compare_layers),
     )
     makers = {
         "language": lambda: channels.language(side, temperatures),
@@ -223,9 +186,8 @@ def make_detector(chosen: options.Options, towers: model.Towers) -> predict.Dete
     return predict.Detector(
         towers=towers,
         tower=tower,
-        channels=tuple(makers[name]() for name in chosen.channels),
-        sizes=tuple(chosen.windows),
+        channels=tuple(makers[name]() for name in switches.channels),
+        sizes=tuple(switches.windows),
         temperatures=temperatures,
         side=side,
-        uses_latents=any(n in options.GENERATIVE for n in chosen.channels),
     )

@@ -1,8 +1,8 @@
 """The frozen towers ADP reads, and what of them depends on the personal token.
 
 Token vectors are put into the text tower's input after the embedding lookup
-(`models/prompts.py`). CLIP's own text tower reads them for features; the text tower the
-UNet was trained with reads them for contexts. Both must have one token table.
+(`models/clip/prompts.py`). CLIP's own text tower reads them for features; the text
+tower the UNet was trained with reads them for contexts. Both must have one token table.
 """
 
 import dataclasses
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom import trees
 from jaxanom.errors import UserError
-from jaxanom.methods.adp import crops
+from jaxanom.methods.adp.memory import crops
 from jaxanom.models import backbones
 from jaxanom.models.checkpoints import sources
 from jaxanom.models.clip import prompts
@@ -35,7 +36,7 @@ class Towers(NamedTuple):
       vae: autoencoder, reads `towers["vae"]`.
       unet: (params, latents, timesteps, context) -> noise_pred, reads `towers["unet"]`.
       unet_module: the network itself, whose features channel C5 looks at.
-      tokenizer: of both text towers.
+      tokenizer: That of both text towers.
       text_length: L of the UNet's contexts.
       alphas_cumprod: [T] float64.
       is_velocity: what the UNet was trained to predict.
@@ -255,15 +256,12 @@ def batched(function: Callable[..., Any], batch_size: int, *arrays: Array) -> An
     """Runs a jitted function over rows in batches of one shape; joins on the host.
 
     Args:
-      function: of arrays [B, ...] to a tree of arrays [B, ...].
+      function: Arrays [B, ...] -> a tree of arrays [B, ...].
       batch_size: B; the last batch is filled up with its last row.
       *arrays: [N, ...] each, N >= 1.
     """
-    count = len(arrays[0])
     parts = []
-    for start in range(0, count, batch_size):
-        chosen = np.minimum(np.arange(start, start + batch_size), count - 1)
-        found = function(*(array[chosen] for array in arrays))
-        kept = min(batch_size, count - start)
-        parts.append(jax.tree.map(lambda x, n=kept: np.asarray(x)[:n], found))
+    for rows, count in trees.fixed_batches(len(arrays[0]), batch_size):
+        output = function(*(array[rows] for array in arrays))
+        parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], output))
     return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom.diffusion import targets
-from jaxanom.methods.adp import crops, model
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.memory import crops
 from jaxanom.models.clip import prompts
 from jaxanom.types import Array, Metrics, Params, PRNGKey
 
@@ -29,7 +30,6 @@ class Options(NamedTuple):
       anchor_weight: state words should do to S* what they do to the class word. Needed
         beside `state`, which alone may turn g_n - g_a into "this object at all".
       prior_weight: vectors should stay near the class word.
-      stage2_weight: windows under synthetic defects should be called anomalous.
       temperature: tau of the state terms.
       templates_per_step: random templates a step.
       batch_size: crops a step.
@@ -38,16 +38,15 @@ class Options(NamedTuple):
       split_tokens: whole images are told of the first vector alone, crops of all.
     """
 
-    align_weight: float = 0.1
-    state_weight: float = 0.1
-    anchor_weight: float = 0.05
-    prior_weight: float = 1e-4
-    stage2_weight: float = 0.0
-    temperature: float = 0.07
-    templates_per_step: int = 2
-    batch_size: int = 4
-    low_noise_bias: bool = False
-    split_tokens: bool = False
+    align_weight: float
+    state_weight: float
+    anchor_weight: float
+    prior_weight: float
+    temperature: float
+    templates_per_step: int
+    batch_size: int
+    low_noise_bias: bool
+    split_tokens: bool
 
 
 class Layouts(NamedTuple):
@@ -75,8 +74,6 @@ class TokenData(NamedTuple):
       weights: [W], sums to one; 0 on padding.
       start: [n, D], where the vectors start and what the prior pulls to.
       class_normal, class_anomalous: [S, M, F], sentences around the class word.
-      anomalous: [A, F] unit features of windows under synthetic defects.
-      anomalous_weights: [A], all 0 until stage 2.
       limit: scalar, longest vector allowed.
     """
 
@@ -88,8 +85,6 @@ class TokenData(NamedTuple):
     start: Array
     class_normal: Array
     class_anomalous: Array
-    anomalous: Array
-    anomalous_weights: Array
     limit: Array
 
 
@@ -139,107 +134,81 @@ def make_loss(
       (vectors [n, D], data, weights of the towers, key) -> (scalar, its terms).
     """
 
+    weights = {
+        "align": options.align_weight,
+        "state": options.state_weight,
+        "anchor": options.anchor_weight,
+        "prior": options.prior_weight,
+    }
+    weights = {name: weight for name, weight in weights.items() if weight}
+
+    def inversion(vectors, data, params, key):
+        """L_TI: noise regression on random crops under random captions.
+
+        arXiv 2208.01618, eq. 2. A shot, a pyramid level, a crop of it, a caption, a
+        timestep and the noises are drawn for each of B rows. A network made to predict
+        velocity is held to its velocity, as it was trained.
+        """
+        rows = options.batch_size
+        key_shot, key_caption, key_latent, key_noise, key_timestep = jax.random.split(
+            key, 5
+        )
+        shot, crop, is_part = draw_crops(key_shot, rows, data.num_shots, pyramid)
+        spread = jax.random.normal(key_latent, (rows, *data.mean.shape[2:]))
+        latents = data.mean[shot, crop] + data.std[shot, crop] * spread
+        num_captions = layouts.captions.eos_positions.shape[1]
+        caption = jax.random.randint(key_caption, (rows,), 0, num_captions)
+        captions = model.rows(layouts.captions, (is_part.astype(jnp.int32), caption))
+        context = model.contexts(towers, params, captions, vectors)
+        if options.split_tokens and vectors.shape[0] > 1:
+            first = jnp.broadcast_to(vectors[:1], vectors.shape)
+            whole = model.contexts(towers, params, captions, first)
+            context = jnp.where(is_part[:, None, None], context, whole)
+        noise = jax.random.normal(key_noise, latents.shape)
+        timesteps = draw_timesteps(
+            key_timestep, rows, len(towers.alphas_cumprod), options.low_noise_bias
+        )
+        noised = targets.add_noise(latents, noise, timesteps, towers.alphas_cumprod)
+        noise_pred = towers.unet(params["unet"], noised, timesteps, context)
+        error = jnp.mean((noise - noise_pred.astype(jnp.float32)) ** 2, axis=(1, 2, 3))
+        if towers.is_velocity:
+            error = error * targets.velocity_weights(timesteps, towers.alphas_cumprod)
+        return jnp.mean(error)
+
+    def zero_shot(vectors, data, params, key):
+        """The terms that read CLIP, over a few random templates."""
+        num_templates = layouts.normal.eos_positions.shape[1]
+        count = min(options.templates_per_step, num_templates)
+        templates = jax.random.choice(key, num_templates, (count,), replace=False)
+        pick = (slice(None), templates)
+        normal, anomalous = (
+            model.prototype(
+                model.text_features(towers, params, model.rows(layout, pick), vectors)
+            )
+            for layout in (layouts.normal, layouts.anomalous)
+        )
+        class_normal = model.prototype(data.class_normal[:, templates])
+        class_anomalous = model.prototype(data.class_anomalous[:, templates])
+        features, tau = (data.features, data.weights), options.temperature
+        return {
+            "align": align(*features, normal),
+            "state": state(*features, normal, anomalous, tau),
+            "anchor": anchor(normal, anomalous, class_normal, class_anomalous),
+        }
+
     def loss(vectors, data, params, key):
         key_noise, key_templates = jax.random.split(key)
         vectors = model.bounded(vectors, data.limit)
-        terms = {
-            "inversion": inversion(
-                towers, layouts, pyramid, options, vectors, data, params, key_noise
-            )
-        }
-        weights = {
-            "align": options.align_weight,
-            "state": options.state_weight,
-            "anchor": options.anchor_weight,
-            "stage2": options.stage2_weight,
-        }
-        if any(weights.values()):
-            found = _zero_shot(
-                towers, layouts, options, vectors, data, params, key_templates
-            )
-            terms |= {name: found[name] for name in weights if weights[name]}
-        if options.prior_weight:
+        terms = {"inversion": inversion(vectors, data, params, key_noise)}
+        if weights.keys() - {"prior"}:
+            terms |= zero_shot(vectors, data, params, key_templates)
+        if "prior" in weights:
             terms["prior"] = prior(vectors, data.start)
-            weights["prior"] = options.prior_weight
+        terms = {name: terms[name] for name in ("inversion", *weights)}
         total = sum(weights.get(name, 1.0) * value for name, value in terms.items())
         return total, terms
 
     return loss
-
-
-def _zero_shot(
-    towers: model.Towers,
-    layouts: Layouts,
-    options: Options,
-    vectors: Array,
-    data: TokenData,
-    params: Params,
-    key: PRNGKey,
-) -> dict[str, Array]:
-    """Returns the terms that read CLIP, over a few random templates."""
-    num_templates = layouts.normal.eos_positions.shape[1]
-    count = min(options.templates_per_step, num_templates)
-    chosen = jax.random.choice(key, num_templates, (count,), replace=False)
-    pick = (slice(None), chosen)
-    normal, anomalous = (
-        model.prototype(
-            model.text_features(towers, params, model.rows(layout, pick), vectors)
-        )
-        for layout in (layouts.normal, layouts.anomalous)
-    )
-    class_normal = model.prototype(data.class_normal[:, chosen])
-    class_anomalous = model.prototype(data.class_anomalous[:, chosen])
-    tau = options.temperature
-    return {
-        "align": align(data.features, data.weights, normal),
-        "state": state(data.features, data.weights, normal, anomalous, tau),
-        "anchor": anchor(normal, anomalous, class_normal, class_anomalous),
-        # The counterpart of `state`: normal and anomalous change places.
-        "stage2": state(data.anomalous, data.anomalous_weights, anomalous, normal, tau),
-    }
-
-
-def inversion(
-    towers: model.Towers,
-    layouts: Layouts,
-    pyramid: crops.Pyramid,
-    options: Options,
-    vectors: Array,
-    data: TokenData,
-    params: Params,
-    key: PRNGKey,
-) -> Array:
-    """L_TI: noise regression on random crops under random captions.
-
-    arXiv 2208.01618, eq. 2. A shot, a pyramid level, a crop of it, a caption, a
-    timestep and the noises are drawn for each of B rows. A network made to predict
-    velocity is held to its velocity, as it was trained.
-    """
-    rows = options.batch_size
-    key_shot, key_caption, key_latent, key_noise, key_timestep = jax.random.split(
-        key, 5
-    )
-    shot, crop, is_part = draw_crops(key_shot, rows, data.num_shots, pyramid)
-    spread = jax.random.normal(key_latent, (rows, *data.mean.shape[2:]))
-    latents = data.mean[shot, crop] + data.std[shot, crop] * spread
-    num_captions = layouts.captions.eos_positions.shape[1]
-    caption = jax.random.randint(key_caption, (rows,), 0, num_captions)
-    chosen = model.rows(layouts.captions, (is_part.astype(jnp.int32), caption))
-    context = model.contexts(towers, params, chosen, vectors)
-    if options.split_tokens and vectors.shape[0] > 1:
-        first = jnp.broadcast_to(vectors[:1], vectors.shape)
-        whole = model.contexts(towers, params, chosen, first)
-        context = jnp.where(is_part[:, None, None], context, whole)
-    noise = jax.random.normal(key_noise, latents.shape)
-    timesteps = draw_timesteps(
-        key_timestep, rows, len(towers.alphas_cumprod), options.low_noise_bias
-    )
-    noised = targets.add_noise(latents, noise, timesteps, towers.alphas_cumprod)
-    noise_pred = towers.unet(params["unet"], noised, timesteps, context)
-    error = jnp.mean((noise - noise_pred.astype(jnp.float32)) ** 2, axis=(1, 2, 3))
-    if towers.is_velocity:
-        error = error * targets.velocity_weights(timesteps, towers.alphas_cumprod)
-    return jnp.mean(error)
 
 
 def draw_crops(

@@ -1,16 +1,23 @@
 """Evidence about images, every cell of every channel, and the detector itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxanom.contracts import PredictFn
-from jaxanom.methods.adp import bank, channels, fusion, model, windows
-from jaxanom.methods.adp.channels import Channel, Evidence
-from jaxanom.methods.adp.feature_tower import FeatureTower
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.channels import fusion, generative
+from jaxanom.methods.adp.channels.evidence import Channel, Evidence
+from jaxanom.methods.adp.memory import bank, windows
+from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, Params, Predictions
+
+GENERATIVE = ("reconstruct", "noise_gap", "unet_features")
+"""Channels that ask the diffusion model."""
 
 
 class Detector(NamedTuple):
@@ -18,21 +25,24 @@ class Detector(NamedTuple):
 
     Attributes:
       towers: see `model.Towers`.
-      tower: what C2 remembers.
+      tower: Where what C2 remembers comes from.
       channels: those that are on, C1 first where it is.
-      sizes: of C1's windows.
+      sizes: C1's window sizes.
       temperatures: cells of C1.
-      side: m, of all maps.
-      uses_latents: whether a channel asks the diffusion model.
+      side: Side m of all maps.
     """
 
     towers: model.Towers
-    tower: FeatureTower
+    tower: bank.FeatureTower
     channels: tuple[Channel, ...]
     sizes: tuple[int, ...]
     temperatures: tuple[float, ...]
     side: int
-    uses_latents: bool
+
+    @property
+    def uses_latents(self) -> bool:
+        """Whether a channel asks the diffusion model."""
+        return any(channel.name in GENERATIVE for channel in self.channels)
 
     @property
     def cell_counts(self) -> tuple[int, ...]:
@@ -61,7 +71,7 @@ class Scoring(NamedTuple):
     Attributes:
       prototypes: [T, 2, K], g_n and g_a.
       contexts: [T, 4, L, D], see `channels.Evidence`.
-      centre, spread: [T, N], see `calibration.Calibration`.
+      centre, spread: [T, N], see `fusion.Calibration`.
       image_centre, image_spread: [T, Y].
       settings: h, leaves [T, ...].
     """
@@ -104,7 +114,7 @@ def evidence(
         by default they are there.
     """
     towers, params = detector.towers, frozen["towers"]
-    found = windows.features(
+    clip = windows.features(
         towers,
         params,
         image,
@@ -114,7 +124,7 @@ def evidence(
     )
     distances = None
     if detector.has_reference:
-        kinds = detector.tower.features(params.get("features"), image, found)
+        kinds = detector.tower.features(params.get("features"), image, clip)
         maps = []
         for name in detector.tower.groups.names:
             memory = frozen["memory"][name]
@@ -131,7 +141,7 @@ def evidence(
     if detector.uses_latents:
         latents = model.moments(towers, params, image).mean
     return Evidence(
-        found=found,
+        clip=clip,
         prototypes=scoring.prototypes[category_id],
         distances=distances,
         latents=latents,
@@ -212,7 +222,7 @@ def fuse(
 
     Args:
       detector, scoring, frozen: as in `evidence`.
-      seen: of B images.
+      seen: Evidence about B images.
       settings: leaves [B, ...].
     """
     category_id = seen.category_id
@@ -273,3 +283,49 @@ def placeholder(
         image_spread=jnp.ones((count, num_temperatures)),
         settings=jax.tree.map(lambda leaf: jnp.stack([leaf] * count), settings),
     )
+
+
+def fill_memory(
+    detector: Detector,
+    weights: Params,
+    turned: Sequence[tuple[np.ndarray, np.ndarray]],
+    neutral: Array,
+) -> dict[str, dict[str, Array]]:
+    """Fills the memory of every category.
+
+    Args:
+      detector: Its channels say which kinds of features are needed.
+      weights: Weights of all towers.
+      turned: What `crops.turned` returned of every category's shots.
+      neutral: [T, L, D], contexts that C5's features are taken under.
+
+    Returns:
+      {kind: {"features": [T, N, D], "owners": [T, N]}}.
+    """
+    towers = detector.towers
+
+    @jax.jit
+    @meshes.bound
+    def kinds(weights, image, context):
+        features = {}
+        if detector.has_reference:
+            clip = windows.features(
+                towers, weights, image, detector.sizes, detector.tower.clip_layers
+            )
+            features = detector.tower.features(weights.get("features"), image, clip)
+        if any(channel.name == "unet_features" for channel in detector.channels):
+            latents = model.moments(towers, weights, image).mean
+            context = jnp.broadcast_to(context, (image.shape[0], *context.shape))
+            features[generative.UNET] = generative.unet_features(
+                towers, weights, latents, context
+            )
+        return features
+
+    slots = max(len(images) for images, _ in turned)
+    banks = []
+    for (images, owners), context in zip(turned, neutral, strict=True):
+        features = model.batched(
+            lambda rows, context=context: kinds(weights, rows, context), 4, images
+        )
+        banks.append(bank.build(features, owners, slots))
+    return jax.tree.map(lambda *rows: jnp.stack(rows), *banks)

@@ -8,7 +8,10 @@ import ml_collections
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import crops, model, objective, texts
+from jaxanom.jobs import config_file
+from jaxanom.methods.adp import model, objective, options
+from jaxanom.methods.adp.memory import crops
+from jaxanom.methods.adp.token import wording
 
 NUM_VECTORS = 2
 NUM_SHOTS = 2
@@ -18,7 +21,7 @@ class Parts(NamedTuple):
     towers: model.Towers
     params: dict[str, Any]
     words: Any
-    around: texts.Texts
+    around: wording.Texts
     layouts: objective.Layouts
     pyramid: crops.Pyramid
 
@@ -36,9 +39,9 @@ def parts(tiny_backbone) -> Parts:
         }
     )
     towers, params = model.load(settings, 0)
-    words = texts.phrases("foundry", ())
-    around = texts.lay_out(towers, words, NUM_VECTORS)
-    layouts = texts.training_layouts(towers, words, around, NUM_VECTORS)
+    words = wording.phrases("foundry", ())
+    around = wording.lay_out(towers, words, NUM_VECTORS)
+    layouts = wording.training_layouts(towers, words, around, NUM_VECTORS)
     return Parts(towers, params, words, around, layouts, crops.pyramid((1, 2)))
 
 
@@ -75,12 +78,18 @@ def token_data(parts):
             start=jnp.asarray(0.1 * rng.normal(size=(NUM_VECTORS, depth)), jnp.float32),
             class_normal=unit(*states),
             class_anomalous=unit(*others),
-            anomalous=unit(4),
-            anomalous_weights=jnp.zeros(4),
             limit=jnp.float32(5.0),
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def terms():
+    """() -> options of the objective as the recipe has them, with changes."""
+    section = config_file.load("configs/adp/foundry.py").adp
+    recipe = options.of_objective(options.read(section))
+    return lambda **changes: recipe._replace(**changes)
 
 
 @pytest.fixture(scope="session")

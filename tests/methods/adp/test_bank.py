@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import bank
+from jaxanom.methods.adp.memory import bank
 
 RNG = np.random.default_rng(2)
 

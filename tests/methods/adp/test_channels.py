@@ -2,7 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import channels, windows
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.memory import windows
 
 RNG = np.random.default_rng(4)
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import crops
+from jaxanom.methods.adp.memory import crops
 
 
 def test_the_pyramid_overlaps_by_half_and_stays_inside():
@@ -38,13 +38,12 @@ def test_views_zoom_but_never_show_the_whole_image():
     assert np.all(boxes[:, :2] + boxes[:, 2:] <= 1)
 
 
-def test_turning_keeps_the_first_copy_and_refuses_oblong_images():
-    image = np.arange(12, dtype=np.float32).reshape(2, 2, 3)
-    turned = crops.rotated(image, (0, 2))
-    np.testing.assert_array_equal(turned[0], image)
-    np.testing.assert_array_equal(turned[1], image[::-1, ::-1])
-    with pytest.raises(ValueError, match="does not turn"):
-        crops.rotated(np.zeros((2, 3, 3)), (0, 1))
+def test_turned_copies_stand_beside_their_shot():
+    images = np.arange(24, dtype=np.float32).reshape(2, 2, 2, 3)
+    turned, owners = crops.turned(images, (0, 2))
+    assert owners.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(turned[::2], images)
+    np.testing.assert_array_equal(turned[1], images[0, ::-1, ::-1])
 
 
 @pytest.mark.parametrize("side", [2, 3, 5])

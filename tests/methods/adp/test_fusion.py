@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from jaxanom.methods.adp import fusion
+from jaxanom.methods.adp.channels import fusion
 
 
 @pytest.mark.parametrize(("side", "sigma"), [(16, 2.0), (16, 4.0), (32, 6.0)])

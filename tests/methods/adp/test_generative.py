@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import bank, channels, generative, walks
+from jaxanom.diffusion import walks
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.channels import generative
+from jaxanom.methods.adp.memory import bank
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +16,7 @@ def seen(parts):
     rng = np.random.default_rng(1)
     length, depth = parts.towers.text_length, 16
     return channels.Evidence(
-        found=None,
+        clip=None,
         prototypes=None,
         distances=None,
         latents=jnp.asarray(rng.normal(size=(2, 4, 4, 4)), jnp.float32),
@@ -32,10 +35,17 @@ def rows(seen, chosen):
     return jax.tree.map(lambda leaf: leaf[chosen], seen)
 
 
-def test_reconstruction_from_level_0_changes_nothing_and_from_300_does(parts, seen):
-    options = generative.Options(
-        num_noises=1, walk_steps=2, starts=(300, 0), scales=(1.0,)
-    )
+def looks(**changes):
+    values = {"num_noises": 1, "walk_steps": 2, "gap_steps": 3, "layers": ()}
+    return generative.Options(**values | changes)
+
+
+def test_reconstruction_from_level_0_changes_nothing_and_from_300_does(
+    parts, seen, monkeypatch
+):
+    monkeypatch.setattr(generative, "STARTS", (300, 0))
+    monkeypatch.setattr(generative, "SCALES", (1.0,))
+    options = looks()
     channel = generative.reconstruct(parts.towers, options, side=4)
     apply = jitted(channel, parts)
     assert channel.cells == ("t 300, guidance 1.0", "t 0, guidance 1.0")
@@ -49,7 +59,7 @@ def test_reconstruction_from_level_0_changes_nothing_and_from_300_does(parts, se
 
 
 def test_the_noise_gap_of_one_prompt_with_itself_is_0(parts, seen):
-    options = generative.Options(gap_steps=3)
+    options = looks()
     channel = generative.noise_gap(parts.towers, options, side=4)
     apply = jitted(channel, parts)
     cell = jnp.zeros(2, jnp.int32)
@@ -94,7 +104,7 @@ def test_tables_of_several_levels_end_clean_and_refuse_too_few_indices(parts):
     assert table.alpha_to.shape == (3, 4)
     np.testing.assert_array_equal(table.alpha_to[:, -1], 1.0)
     assert table.sigma_from[0, 0] == 0 < table.sigma_from[1, 0] < table.sigma_from[2, 0]
-    with pytest.raises(ValueError, match="walk_steps"):
+    with pytest.raises(ValueError, match="take fewer steps"):
         walks.tables(parts.towers.alphas_cumprod, (3,), 4)
 
 

@@ -5,15 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import inversion, model, objective
+from jaxanom.methods.adp import model, objective
+from jaxanom.methods.adp.token import inversion
 from jaxanom.models.clip import prompts
 
 NUM_STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def loss_fn(parts):
-    options = objective.Options(
+def loss_fn(parts, terms):
+    options = terms(
         batch_size=2,
         temperature=0.3,
         align_weight=2.0,
@@ -73,9 +74,9 @@ def test_the_zero_shot_terms_fall(run, token_data, stacked):
     assert set(first) == {"inversion", "align", "state", "anchor", "prior"}
 
 
-def test_a_weight_of_0_switches_a_term_off(parts, token_data):
+def test_a_weight_of_0_switches_a_term_off(parts, terms, token_data):
     """Without any zero-shot term CLIP is not even called."""
-    options = objective.Options(
+    options = terms(
         align_weight=0.0, state_weight=0.0, anchor_weight=0.0, prior_weight=0.0
     )
     loss = objective.make_loss(parts.towers, parts.layouts, parts.pyramid, options)
@@ -84,8 +85,8 @@ def test_a_weight_of_0_switches_a_term_off(parts, token_data):
         **parts.params,
         "clip": {"text_model": parts.params["clip"]["text_model"]},
     }
-    _, terms = jax.eval_shape(loss, data.start, data, without_clip, jax.random.key(0))
-    assert list(terms) == ["inversion"]
+    _, values = jax.eval_shape(loss, data.start, data, without_clip, jax.random.key(0))
+    assert list(values) == ["inversion"]
 
 
 def test_injection_has_the_gradient_of_writing_into_the_table(parts):

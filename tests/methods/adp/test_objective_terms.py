@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import crops, inversion, objective
+from jaxanom.methods.adp import objective
+from jaxanom.methods.adp.memory import crops
+from jaxanom.methods.adp.token import inversion
 
 RNG = np.random.default_rng(8)
 

@@ -1,7 +1,7 @@
 import pytest
 
 from jaxanom.jobs import config_file
-from jaxanom.methods.adp import objective, options
+from jaxanom.methods.adp import options
 
 
 def section(**changes):
@@ -14,7 +14,7 @@ def section(**changes):
 def test_recipes_hold_every_option_and_no_other():
     assert set(section()) == set(options.Options._fields)
     with pytest.raises(ValueError, match=r"unknown keys \['shots'\]"):
-        options.read({"shots": 4})
+        options.read({**section(), "shots": 4})
 
 
 def test_channels_come_in_one_order_with_language_first():
@@ -58,7 +58,6 @@ def test_another_primary_channel_takes_the_weight_of_language():
         ({"sigma": -1.0}, "sigma=-1.0"),
         ({"sigma": float("nan")}, "sigma=nan"),
         ({"temperature": 0.0}, "temperature=0.0"),
-        ({"stage2_steps": 5, "tune": False}, "stage2_steps=5 needs"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_its_key(changes, said):
@@ -66,7 +65,7 @@ def test_what_makes_no_sense_is_refused_by_its_key(changes, said):
         options.read({**section(), **changes})
 
 
-def test_the_objective_reads_its_own_switches_and_not_stage_2():
+def test_the_objective_reads_its_own_switches():
     found = options.of_objective(options.read(section(align_weight=0.0)))
-    assert found.align_weight == 0 and found.stage2_weight == 0
-    assert found.state_weight == objective.Options().state_weight
+    assert found.align_weight == 0
+    assert found.state_weight == section().state_weight

@@ -5,20 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import (
-    bank,
-    channels,
-    feature_tower,
-    fusion,
-    predict,
-    windows,
-)
+from jaxanom.methods.adp import predict
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.memory import bank, windows
 
 SIZES = (2,)
 SIDE = 4
 
 
-def of_colours() -> feature_tower.FeatureTower:
+def of_colours() -> bank.FeatureTower:
     """A tower of its own: its features are the image's colours."""
 
     def features(params, image, found):
@@ -27,7 +23,7 @@ def of_colours() -> feature_tower.FeatureTower:
         return {"colours": bank.unit(small)}
 
     groups = bank.separate_groups(["colours"])
-    return feature_tower.FeatureTower({}, (), groups, features, ("mean",))
+    return bank.FeatureTower({}, (), groups, features, ("mean",))
 
 
 def detector_of(parts, tower) -> predict.Detector:
@@ -41,7 +37,6 @@ def detector_of(parts, tower) -> predict.Detector:
         sizes=SIZES,
         temperatures=(0.07,),
         side=SIDE,
-        uses_latents=False,
     )
 
 
@@ -93,7 +88,7 @@ def telling(monkeypatch, is_read):
     ],
 )
 def test_windows_are_seen_where_they_count(memory, weights, reads, parts, monkeypatch):
-    tower = of_colours() if memory == "colours" else feature_tower.from_clip([1], SIZES)
+    tower = of_colours() if memory == "colours" else bank.from_clip([1], SIZES)
     found = predictions(parts, tower, weights)
     with monkeypatch.context() as patch:
         asked = telling(patch, True)

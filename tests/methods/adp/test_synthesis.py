@@ -1,17 +1,12 @@
 import numpy as np
 import pytest
 
-from jaxanom.methods.adp import (
-    acceptance,
-    bank,
-    complete,
-    drawing,
-    generative,
-    model,
-    regions,
-    synthesis,
-    walks,
-)
+from jaxanom.data import regions
+from jaxanom.diffusion import walks
+from jaxanom.methods.adp import complete, model
+from jaxanom.methods.adp.channels import generative
+from jaxanom.methods.adp.memory import bank
+from jaxanom.methods.adp.tuning import draw, pairs
 
 RNG = np.random.default_rng(9)
 
@@ -46,7 +41,7 @@ def test_regions_lie_on_the_product_within_their_areas():
 
 def plan(num_pairs=18, num_shots=2):
     shots = np.stack([product()[0] for _ in range(num_shots)])
-    return synthesis.plan(shots, num_pairs, 2, seed=0)
+    return pairs.plan(shots, num_pairs, 2, seed=0)
 
 
 def test_sources_take_turns_and_shots_are_left_out():
@@ -59,10 +54,10 @@ def test_sources_take_turns_and_shots_are_left_out():
     assert (rows.left_out[rows.is_free] == bank.NOBODY).all()
     assert set(rows.left_out[~rows.is_free].tolist()) <= {0, 1}
     assert (rows.base.level[rows.is_free] == -1).all()
-    kept = rows.kind == synthesis.BASES.index("kept")
+    kept = rows.kind == pairs.BASES.index("kept")
     assert (rows.base.level[kept] == 0).all()
     assert (rows.base.level[~rows.is_free & ~kept] > 0).all()
-    assert rows.defect.context.max() < 4 + 2 + len(synthesis.WRONG_WORDS)
+    assert rows.defect.context.max() < 4 + 2 + len(pairs.WRONG_WORDS)
     # One shot is in the memory whichever view of it is shown.
     assert (plan(num_shots=1).left_out == bank.NOBODY).all()
 
@@ -77,17 +72,27 @@ def test_a_plan_is_a_function_of_its_seed():
 
 def test_a_patch_shows_on_the_product_it_comes_from():
     rows = plan()
-    for view, patch in zip(rows.view, rows.patch, strict=True):
-        assert np.abs(view - patch).mean() > 0.05
+    inside = rows.region > 0
+    for view, patch, where in zip(rows.view, rows.patch, inside, strict=True):
+        assert np.abs(view - patch)[where].mean() > 0.05
+    # A shot as it is, turned or not, would leave a flat one unseen: the light differs.
+    flat = np.full((2, 64, 64, 3), 0.5, np.float32)
+    rows = pairs.plan(flat, 12, 2, seed=0)
+    apart = np.abs(rows.patch - 0.5).max((1, 2, 3))
+    assert apart.min() > 0.04 and np.ptp(rows.patch, axis=(1, 2)).max() < 1e-6
 
 
 def judged(change_inside, change_outside, probability=0.2, distance=0.1):
     rows = plan()
     change = np.where(rows.region > 0, change_inside, change_outside)
-    drawn = drawing.Drawn(rows.view, rows.view, change.astype(np.float32))
     count = len(rows.source)
-    verdict = acceptance.judge(
-        rows, drawn, np.full(count, probability), np.full(count, distance), 0.3, 0.1
+    verdict = pairs.judge(
+        rows,
+        change.astype(np.float32),
+        np.full(count, probability),
+        np.full(count, distance),
+        0.3,
+        0.1,
     )
     return rows, verdict
 
@@ -118,7 +123,8 @@ def test_what_a_defect_adds_is_added_to_the_normal_of_its_pair():
         name: rng.uniform(0.4, 0.6, (9, 64, 64, 3)).astype(np.float32)
         for name in ("plain", "normal", "anomalous")
     }
-    drawn = drawing._composed(rows._replace(view=np.full_like(rows.view, 0.5)), found)
+    grey = rows._replace(view=np.full_like(rows.view, 0.5))
+    drawn = draw._composed(grey, *found.values())
     added = found["anomalous"] - found["normal"]
     np.testing.assert_allclose(drawn.anomalous - drawn.normal, added, atol=1e-6)
     np.testing.assert_allclose(drawn.normal[6], found["normal"][6], atol=1e-6)  # free
@@ -131,13 +137,13 @@ def test_a_free_base_shows_nothing_of_its_view_and_the_others_do(parts):
     size = parts.towers.size
     rng = np.random.default_rng(3)
     shots = rng.uniform(size=(2, size, size, 3)).astype(np.float32)
-    rows = synthesis.plan(shots, 9, 2, seed=0)
-    steps = drawing.drawer(parts.towers, 2)
+    rows = pairs.plan(shots, 9, 2, seed=0)
+    steps = draw.drawer(parts.towers, 2)
     length, depth = parts.towers.text_length, model.token_table(parts.params).shape[1]
     contexts = rng.normal(size=(9, length, depth)).astype(np.float32)
 
     def normals(plan):
-        return drawing.draw(steps, parts.towers, parts.params, contexts, plan, 0).normal
+        return draw.draw(steps, parts.towers, parts.params, contexts, plan, 0).normal
 
     shown = normals(rows)
     others = normals(rows._replace(view=1 - rows.view))
@@ -151,21 +157,21 @@ def test_rows_are_packed_as_they_would_be_walked_alone(parts):
     towers, params = parts.towers, parts.params
     rng = np.random.default_rng(5)
     guidance = np.tile([3.0, 1.0, 3.0, 1.5, 3.0], 3).astype(np.float32)
-    count, levels = len(guidance), drawing.start_levels(towers)
-    level = rng.choice([*levels[1:-1], synthesis.PURE_NOISE], count).astype(np.int32)
+    count, levels = len(guidance), draw.start_levels(towers)
+    level = rng.choice([*levels[1:-1], pairs.PURE_NOISE], count).astype(np.int32)
     level[4] = 0
-    how = synthesis.Walk(level, rng.integers(4, 9, count), guidance)
+    how = pairs.Walk(level, rng.integers(4, 9, count), guidance)
     length, depth = towers.text_length, model.token_table(params).shape[1]
     contexts = rng.normal(size=(9, length, depth)).astype(np.float32)
     image = rng.uniform(size=(count, towers.size, towers.size, 3)).astype(np.float32)
     latents = np.asarray(model.moments(towers, params, image).mean)
     noise = rng.normal(size=latents.shape).astype(np.float32)
     mask = (rng.random(latents[..., :1].shape) > 0.5).astype(np.float32)
-    steps = drawing.drawer(towers, 2)
-    found = drawing._walk(steps, towers, params, contexts, how, latents, noise, mask)
+    steps = draw.drawer(towers, 2)
+    found = draw._walk(steps, towers, params, contexts, how, latents, noise, mask)
 
     places = {level: place for place, level in enumerate(levels)}
-    places[synthesis.PURE_NOISE] = len(levels) - 1
+    places[pairs.PURE_NOISE] = len(levels) - 1
     empty = np.broadcast_to(contexts[generative.EMPTY], (count, length, depth))
     noise_fn = walks.guided(
         lambda z, t, c: towers.unet(params["unet"], z, t, c),
@@ -182,7 +188,7 @@ def test_rows_are_packed_as_they_would_be_walked_alone(parts):
     np.testing.assert_array_equal(found[4], latents[4])
     # Negative control: without guidance the guided rows end elsewhere.
     plain = how._replace(guidance=np.ones_like(guidance))
-    others = drawing._walk(steps, towers, params, contexts, plain, latents, noise, mask)
+    others = draw._walk(steps, towers, params, contexts, plain, latents, noise, mask)
     gaps = np.abs(others - wanted).max((1, 2, 3))
     assert (gaps[(guidance != 1) & (level != 0)] > 1e-3).all()
     assert (gaps[guidance == 1] < 1e-4).all()

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from jaxanom.methods.adp import texts, wording
+from jaxanom.methods.adp.token import wording
 
 
 @pytest.mark.parametrize("name", wording.WORDINGS)
@@ -36,16 +36,16 @@ def test_states_are_crossed_with_templates():
 
 
 def test_defect_words_join_the_anomalous_phrases():
-    words = texts.phrases("foundry", ("{} with rust",))
+    words = wording.phrases("foundry", ("{} with rust",))
     assert words.anomalous[-1] == words.defects[-1] == "{} with rust"
     with pytest.raises(ValueError, match="needs the place"):
-        texts.phrases("foundry", ("rust",))
+        wording.phrases("foundry", ("rust",))
 
 
 def test_a_name_that_is_too_long_is_blamed_and_told_its_room(parts):
     name = wording.words_of("M6-hexagonal-socket-head-cap-screw")
     with pytest.raises(ValueError, match=f"the name '{name}' takes") as caught:
-        texts.lay_out(parts.towers, parts.words, 2, name)
+        wording.lay_out(parts.towers, parts.words, 2, name)
     taken, room = map(int, re.findall(r"takes (\d+) .* room for (\d+)", str(caught))[0])
     assert len(parts.towers.tokenizer.words([name])[0]) == taken > room
     sentences = re.findall(r"in '(.*?)' there", str(caught))

@@ -6,7 +6,10 @@ import numpy as np
 import pytest
 
 from benchmarks.quality.few_shot import comparison, published
-from jaxanom.methods.adp import fusion, options, tuning
+from jaxanom.jobs import config_file
+from jaxanom.methods.adp import options
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.tuning import choose
 from jaxanom.report import tables
 
 
@@ -32,10 +35,11 @@ def test_what_is_missing_is_run_textures_and_objects_apart():
 
 def test_text_alone_needs_no_shots():
     """Calibration, which is of the shots, moves and scales scores of a kind alike."""
-    chosen = options.read({"baseline": comparison.BASELINES["winclip"]})
+    recipe = config_file.load("configs/adp/foundry.py").adp
+    chosen = options.read({**recipe, "baseline": comparison.BASELINES["winclip"]})
     settings = fusion.default(options.default_weights(chosen), has_language=True)
     assert chosen.channels == ("language",) and settings.image_weight == 1
-    plus = options.read({"baseline": comparison.BASELINES["winclip+"]})
+    plus = options.read({**recipe, "baseline": comparison.BASELINES["winclip+"]})
     assert fusion.default(options.default_weights(plus), True).image_weight < 1
 
 
@@ -45,7 +49,7 @@ def test_one_standard_error_chooses_from_the_grid_that_was_heard():
     per_fold = np.array([[0.1, 0.2, 0.3, 0.2, 0.2], [0.25, 0.2, 0.3, 0.2, 0.4]])
     found = comparison.of_one_error({"pill": (both, per_fold)})
     assert found["pill"].sigma == first.sigma + 1
-    assert tuning.choose(both, per_fold, 0, 2.0).kept_default
+    assert choose.choose(both, per_fold, 0, 2.0).kept_default
 
 
 def test_the_table_shows_mean_and_deviation_over_draws():
@@ -92,10 +96,10 @@ def test_the_grid_is_heard_and_chosen_from_all_the_same():
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), settings)
     per_fold = np.array([[0.1, 0.2], [0.8, 0.9]])
     with comparison.listening() as heard:
-        chosen = tuning.choose(both, per_fold, 64)
+        chosen = choose.choose(both, per_fold, 64)
     assert not chosen.kept_default and len(heard) == 1
     np.testing.assert_array_equal(heard[0][1], per_fold)
-    tuning.choose(both, per_fold, 64)
+    choose.choose(both, per_fold, 64)
     assert len(heard) == 1  # it listens no longer
 
 

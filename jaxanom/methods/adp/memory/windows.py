@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.errors import UserError
-from jaxanom.methods.adp import crops, model
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.memory import crops
 from jaxanom.models.clip import towers as clip
 from jaxanom.types import Array, Params
 
@@ -26,7 +27,7 @@ class Features(NamedTuple):
     """What CLIP says of B images.
 
     Attributes:
-      whole: [B, K] unit, of the whole image.
+      whole: [B, K] unit features of the whole image.
       windows: {k: [B, n, n, K] unit} with n = g - k + 1; under 1 the dense patches.
       layers: {layer: [B, g, g, D]} patch tokens of hidden layers, not normalised.
     """
@@ -73,23 +74,23 @@ def features(
     )
     output = tower.apply(variables, tokens, tuple(layers), method="encode")
     batch = image.shape[0]
-    found = {}
+    by_size = {}
     for size in sizes:
         if size == PATCH:
             dense = tower.apply(
                 variables, output.patch_tokens, method="project_tokens"
             )  # [B, N, K]
-            found[size] = clip.normalise(dense).reshape(batch, grid, grid, -1)
+            by_size[size] = clip.normalise(dense).reshape(batch, grid, grid, -1)
             continue
         read = partial(_read_windows, towers, variables, tokens, size)
         if is_read is None:
-            found[size] = read()
+            by_size[size] = read()
         else:
             nothing = jax.tree.map(jnp.zeros_like, jax.eval_shape(read))
-            found[size] = jax.lax.cond(is_read, read, lambda nothing=nothing: nothing)
+            by_size[size] = jax.lax.cond(is_read, read, lambda nothing=nothing: nothing)
     return Features(
         whole=clip.normalise(output.image_features),
-        windows=found,
+        windows=by_size,
         layers={
             layer: state[:, 1:].reshape(batch, grid, grid, -1)
             for layer, state in zip(layers, output.hidden_states, strict=True)
@@ -100,13 +101,7 @@ def features(
 def _read_windows(
     towers: model.Towers, variables: Params, tokens: Array, size: int
 ) -> Array:
-    """Returns what CLIP says of all windows of one size, [B, n, n, K] unit.
-
-    Args:
-      towers, variables: of CLIP's image tower.
-      tokens: [B, 1 + N, D], embedded, class token first.
-      size: k patches along a window's side.
-    """
+    """Returns what CLIP says of all windows of one size, [B, n, n, K] unit."""
     tower, batch, width = towers.clip_image, tokens.shape[0], tokens.shape[-1]
     patches = tokens[:, 1 + window_indices(towers.grid, size)]  # [B, n * n, k * k, D]
     first = jnp.broadcast_to(tokens[:, None, :1], (*patches.shape[:2], 1, width))
@@ -117,10 +112,10 @@ def _read_windows(
     return clip.normalise(read).reshape(batch, side, side, -1)
 
 
-def flatten(found: Features) -> Array:
+def flatten(features: Features) -> Array:
     """Joins whole image and windows of every size: [B, W, K], whole image first."""
-    parts = [found.whole[:, None]]
-    for array in found.windows.values():
+    parts = [features.whole[:, None]]
+    for array in features.windows.values():
         parts.append(array.reshape(array.shape[0], -1, array.shape[-1]))
     return jnp.concatenate(parts, axis=1)
 

@@ -27,21 +27,21 @@ def tables(alphas_cumprod: np.ndarray, starts: Sequence[int], num_steps: int) ->
     Raises:
       UserError: a level that does not exist or has no room for S moves.
     """
-    made = []
+    levels_of = []
     for start in starts:
         if start and not num_steps <= start < len(alphas_cumprod):
             raise UserError(
                 f"noise level {start} with {num_steps} steps: wanted 0, or {num_steps} "
-                f"to {len(alphas_cumprod) - 1}; lower config.adp.walk_steps"
+                f"to {len(alphas_cumprod) - 1}; take fewer steps"
             )
         if start:
             levels = np.linspace(0, start, num_steps + 1).round().astype(np.int32)
-            made.append(schedules.sampling_table(alphas_cumprod, levels))
+            levels_of.append(schedules.sampling_table(alphas_cumprod, levels))
         else:
             ones, zeros = np.ones(num_steps, np.float32), np.zeros(num_steps, np.int32)
             still = zeros.astype(np.float32)
-            made.append(Table(zeros, ones, ones, still, still, zeros))
-    return Table(*(np.stack(column) for column in zip(*made, strict=True)))
+            levels_of.append(Table(zeros, ones, ones, still, still, zeros))
+    return Table(*(np.stack(column) for column in zip(*levels_of, strict=True)))
 
 
 def rows(table: Table, which: Array) -> Table:

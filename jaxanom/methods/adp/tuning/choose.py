@@ -10,20 +10,24 @@ J(h) = (image AUROC + pixel AP) / 2, for every source of anomalies alone, averag
 standard error comes from five folds. The best J less its error wins, unless the default
 is within `standard_errors` of it. With 1, the usual rule, something replaces the
 default in half of the runs on pure noise (tests), and what won on the development draw
-lost on its test images (README); `config.adp` asks for 2.
+lost on its test images (benchmarks/QUALITY.md); `config.adp` asks for 2.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.errors import UserError
-from jaxanom.methods.adp import fusion, grid_objective
-from jaxanom.methods.adp.fusion import Settings
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.channels.fusion import Settings
+from jaxanom.methods.adp.memory import crops
+from jaxanom.methods.adp.predict import Detector
+from jaxanom.methods.adp.tuning import grid as grids
+from jaxanom.methods.adp.tuning import pairs
 
 LEAST_IMAGES = 64
 _STEPS_ALONG_SIMPLEX = {1: 1, 2: 10, 3: 6}
@@ -34,8 +38,8 @@ class Tuned(NamedTuple):
 
     Attributes:
       settings: h.
-      objective: J of the chosen settings, of `default_objective` the default's.
-      standard_error: of J at the best settings.
+      objective, default_objective: J of the chosen and of the default settings.
+      standard_error: That of J at the best settings.
       optimism: mean over folds of J where it was chosen less J on the fold left out.
       kept_default: whether nothing was clearly better, see `choose`.
       num_settings, num_images: tried, and on how many images.
@@ -77,13 +81,13 @@ def grid(
 
     Args:
       cell_counts: variants of each channel.
-      default: of `fusion.default`.
+      default: What `fusion.default` returned.
       has_language: without C1 there is no a_0, and lambda stays 0.
-      side: of the maps; small ones know fewer shares.
+      side: Side of the maps; small ones know fewer shares.
       most: settings beside the default.
       fits_memory: False keeps what weighs the channels against each other (weights,
         lambda, cells but C1's), see `tune`.
-      seed: of the draw.
+      seed: Decides the draw.
     """
     weights = simplex(len(cell_counts))
     image_weights = fusion.IMAGE_WEIGHTS if has_language else (0.0,)
@@ -103,8 +107,8 @@ def grid(
     )
     total = math.prod(shape)
     rng = np.random.default_rng(seed)
-    chosen = np.arange(total) if total <= most else rng.choice(total, most, False)
-    weight, *cells, sigma, share, image_weight = np.unravel_index(chosen, shape)
+    places = np.arange(total) if total <= most else rng.choice(total, most, False)
+    weight, *cells, sigma, share, image_weight = np.unravel_index(places, shape)
     listed = Settings(
         cells=np.stack(cells, 1).astype(np.int32),
         weights=weights[weight],
@@ -120,7 +124,7 @@ def grid(
 
 
 def tune(
-    synthetic: grid_objective.Synthetic,
+    synthetic: grids.Synthetic,
     cell_counts: Sequence[int],
     default: Settings,
     has_language: bool,
@@ -131,7 +135,7 @@ def tune(
     """Chooses settings on synthetic images.
 
     Args:
-      synthetic: of one category.
+      synthetic: The images of one category.
       cell_counts: variants of each channel, in the order of `synthetic.maps`.
       default: what to keep if nothing is clearly better.
       has_language: see `grid`.
@@ -151,16 +155,11 @@ def tune(
             f"{count} synthetic images; tuning on fewer than {LEAST_IMAGES} chooses "
             "noise: raise config.adp.num_synthetic or set config.adp.tune=False"
         )
-    if (
-        len(np.unique(synthetic.source)) < 2
-        or grid_objective.NORMAL not in synthetic.source
-    ):
+    if len(np.unique(synthetic.source)) < 2 or grids.NORMAL not in synthetic.source:
         raise UserError("synthetic images hold no normal or no anomalous image")
     side = synthetic.maps.shape[-1]
     settings = grid(cell_counts, default, has_language, side, most, fits_memory)
-    per_fold = np.asarray(
-        grid_objective.objectives(synthetic, cell_counts, settings)
-    )  # [H, F]
+    per_fold = np.asarray(grids.objectives(synthetic, cell_counts, settings))  # [H, F]
     return choose(settings, per_fold, count, standard_errors)
 
 
@@ -204,3 +203,117 @@ def optimism(per_fold: np.ndarray) -> float:
         best = int(np.argmax(rest))
         gaps.append(rest[best] - per_fold[best, fold])
     return float(np.mean(gaps))
+
+
+class Seen(NamedTuple):
+    """Raw maps of every cell [M, N, m, m] and a_0 [M, Y] of M images."""
+
+    maps: np.ndarray
+    whole: np.ndarray
+
+
+class Judged(NamedTuple):
+    """Synthetic pairs of one category: the plan, what was accepted, and both as seen.
+
+    Attributes:
+      plan, verdict: See `pairs`.
+      normal, anomalous: The accepted images as the channels see them.
+    """
+
+    plan: pairs.Plan
+    verdict: pairs.Accepted
+    normal: Seen
+    anomalous: Seen
+
+
+def tune_accepted(
+    detector: Detector,
+    limits: tuple[int, float],
+    drawn: Judged,
+    calibration: fusion.Calibration,
+    settings: Settings,
+    fits_memory: bool,
+) -> tuple[Tuned | None, dict[str, Any]]:
+    """Tunes on what was accepted; too few images leave the settings as they are.
+
+    Args:
+      detector: Its channels were looked through.
+      limits: (most settings to try, standard errors, see `choose`).
+      drawn: The synthetic pairs.
+      calibration: Statistics of the channels.
+      settings: The default.
+      fits_memory: See `tune`.
+
+    Returns:
+      (what was chosen or None, facts for the record, which say why not).
+    """
+    plan, verdict, calm, odd = drawn
+    count = len(calm.maps) + len(odd.maps)
+    facts: dict[str, Any] = {
+        "tuned": False,
+        "accepted": verdict.rates,
+        "num_accepted": count,
+    }
+    if count < LEAST_IMAGES or not len(odd.maps):
+        reason = (
+            f"{count} of {2 * len(plan.source)} synthetic images were accepted; wanted "
+            f"{LEAST_IMAGES}, normal and anomalous: the settings stay the "
+            "default; raise config.adp.num_synthetic"
+        )
+        return None, {**facts, "reason": reason}
+    seen = Seen(*(np.concatenate(pair) for pair in zip(calm, odd, strict=True)))
+    centre, spread = calibration.image_centre, calibration.image_spread
+    side = detector.side
+    masks = _hit(crops.cell_means(verdict.mask[verdict.anomalous], side))
+    synthetic = grids.Synthetic(
+        maps=fusion.standardised(np.moveaxis(seen.maps, 1, 0), calibration),
+        whole=(seen.whole.T - centre[:, None]) / spread[:, None],
+        masks=np.concatenate([np.zeros((len(calm.maps), side, side)), masks]),
+        source=np.concatenate(
+            [
+                np.full(len(calm.maps), grids.NORMAL),
+                plan.source[verdict.anomalous],
+            ]
+        ),
+    )
+    most, standard_errors = limits
+    tuned = tune(
+        synthetic,
+        detector.cell_counts,
+        settings,
+        detector.has_language,
+        most,
+        fits_memory,
+        standard_errors,
+    )
+    return tuned, {**facts, **describe(detector, tuned), "tuned": True}
+
+
+def _hit(coverage: np.ndarray) -> np.ndarray:
+    """Cells at least half covered; a region thinner than a cell keeps its fullest."""
+    highest = coverage.max((1, 2), keepdims=True)
+    return ((coverage >= 0.5) | ((coverage >= highest) & (highest > 0))).astype(
+        np.float32
+    )
+
+
+def describe(detector: Detector, tuned: Tuned) -> dict[str, Any]:
+    """Returns the choice as JSON values, its own optimism among them."""
+    settings = tuned.settings
+    return {
+        **{
+            name: round(value, 4) if isinstance(value, float) else value
+            for name, value in tuned._asdict().items()
+            if name != "settings"
+        },
+        "channels": {
+            channel.name: {
+                "cell": channel.cells[int(settings.cells[n])],
+                "weight": round(float(settings.weights[n]), 4),
+            }
+            for n, channel in enumerate(detector.channels)
+        },
+        "sigma": float(settings.sigma),
+        "share": round(float(settings.share), 4),
+        "image_weight": float(settings.image_weight),
+    }

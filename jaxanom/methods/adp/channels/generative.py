@@ -11,13 +11,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.diffusion import targets
-from jaxanom.methods.adp import bank, channels, model, walks, windows
-from jaxanom.methods.adp.channels import Channel, Evidence
+from jaxanom.diffusion import targets, walks
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.channels import evidence as channels
+from jaxanom.methods.adp.channels.evidence import Channel, Evidence
+from jaxanom.methods.adp.memory import bank, windows
 from jaxanom.types import Array, Params
 
 NORMAL, NEUTRAL, ANOMALOUS, EMPTY = range(4)
 """Rows of `Evidence.contexts`."""
+STARTS = (300, 100, 200, 400, 500)
+"""Noise levels of C3; with every scale a cell."""
+SCALES = (1.0, 3.0, 7.5)
+"""Guidance scales of C3."""
 GAP_RANGES = ((50, 600), (50, 250), (250, 600))
 FEATURE_TIMESTEP = 50
 UNET = "unet"
@@ -31,18 +37,14 @@ class Options(NamedTuple):
     Attributes:
       num_noises: fixed noises that C3 averages over.
       walk_steps: DDIM moves from every level of C3.
-      starts: noise levels of C3; with every scale a cell.
-      scales: guidance scales of C3.
       gap_steps: fixed timesteps of C4.
-      layers: of CLIP, whose patch tokens C3 compares; empty compares latents alone.
+      layers: CLIP's layers whose patch tokens C3 compares; empty compares latents.
     """
 
-    num_noises: int = 2
-    walk_steps: int = 10
-    starts: tuple[int, ...] = (300, 100, 200, 400, 500)
-    scales: tuple[float, ...] = (1.0, 3.0, 7.5)
-    gap_steps: int = 16
-    layers: tuple[int, ...] = ()
+    num_noises: int
+    walk_steps: int
+    gap_steps: int
+    layers: tuple[int, ...]
 
 
 def fixed_noise(count: int, shape: tuple[int, ...]) -> Array:
@@ -57,7 +59,7 @@ def reconstruct(towers: model.Towers, options: Options, side: int) -> Channel:
     tokens between D(E(x)) and D(z') is added: the round trip, not x, is compared with,
     or what the autoencoder loses would look like a defect.
     """
-    grid = [(start, scale) for start in options.starts for scale in options.scales]
+    grid = [(start, scale) for start in STARTS for scale in SCALES]
     table = walks.tables(
         towers.alphas_cumprod, [start for start, _ in grid], options.walk_steps
     )
@@ -82,34 +84,22 @@ def reconstruct(towers: model.Towers, options: Options, side: int) -> Channel:
         values = jnp.mean(jnp.abs(latents - clean), axis=(0, -1))
         values = channels.to_grid(values, side)
         if options.layers:
-            values += token_change(towers, params, options, latents, clean, side)
+            values += _token_change(
+                towers, params, options.layers, latents, clean, side
+            )
         return values
 
     names = tuple(f"t {start}, guidance {scale}" for start, scale in grid)
     return Channel("reconstruct", names, apply)
 
 
-def token_change(
-    towers: model.Towers,
-    params: Params,
-    options: Options,
-    latents: Array,
-    clean: Array,
-    side: int,
-) -> Array:
-    """1 - cos of CLIP's patch tokens between two decoded images, [B, side, side].
-
-    Args:
-      towers, params, options: as in `reconstruct`.
-      latents: [B, h, w, C].
-      clean: [E, B, h, w, C]; the distances are averaged over E.
-      side: of the map.
-    """
+def _token_change(towers, params, layers, latents, clean, side):
+    """1 - cos of CLIP's patch tokens between decoded images, averaged over `clean`."""
 
     def tokens(z):
         image = model.decode(towers, params, z)
-        found = windows.features(towers, params, image, (), options.layers)
-        return [bank.unit(array) for array in found.layers.values()]
+        features = windows.features(towers, params, image, (), layers)
+        return [bank.unit(array) for array in features.layers.values()]
 
     before = tokens(latents)
 
@@ -138,14 +128,14 @@ def noise_gap(towers: model.Towers, options: Options, side: int) -> Channel:
 
         def one(inputs):
             timestep, noise = inputs
-            told = jnp.full((rows,), timestep)
+            timesteps = jnp.full((rows,), timestep)
             noise = jnp.broadcast_to(noise, latents.shape)
-            noised = targets.add_noise(latents, noise, told, towers.alphas_cumprod)
+            noised = targets.add_noise(latents, noise, timesteps, towers.alphas_cumprod)
 
             def error(which):
                 context = evidence.contexts[:, which]
-                found = towers.unet(params["unet"], noised, told, context)
-                return jnp.mean((noise - found.astype(jnp.float32)) ** 2, axis=-1)
+                noise_pred = towers.unet(params["unet"], noised, timesteps, context)
+                return jnp.mean((noise - noise_pred.astype(jnp.float32)) ** 2, axis=-1)
 
             return error(NORMAL) - error(ANOMALOUS)
 
@@ -171,15 +161,15 @@ def unet_features(
     """
     module = towers.unet_module
     name = f"up_blocks_{module.config.num_blocks // 2}"
-    told = jnp.full((latents.shape[0],), FEATURE_TIMESTEP)
+    timesteps = jnp.full((latents.shape[0],), FEATURE_TIMESTEP)
     noise = jnp.broadcast_to(fixed_noise(1, latents.shape[1:])[0], latents.shape)
-    noised = targets.add_noise(latents, noise, told, towers.alphas_cumprod)
+    noised = targets.add_noise(latents, noise, timesteps, towers.alphas_cumprod)
     _, kept = module.apply(
         {"params": params["unet"]},
         noised,
-        told,
+        timesteps,
         context,
-        capture_intermediates=lambda found, method: found.name == name,
+        capture_intermediates=lambda module, method: module.name == name,
         mutable=["intermediates"],
     )
     return bank.unit(kept["intermediates"][name]["__call__"][0])
@@ -197,13 +187,13 @@ def unet_memory(towers: model.Towers, side: int) -> Channel:
         context = frozen["class_contexts"][evidence.category_id]
         features = unet_features(towers, frozen["towers"], evidence.latents, context)
         memory = frozen["memory"][UNET]
-        found = bank.distances(
+        distance = bank.distances(
             features,
             memory["features"],
             memory["owners"],
             evidence.category_id,
             evidence.left_out,
         )
-        return channels.to_grid(found, side)
+        return channels.to_grid(distance, side)
 
     return Channel("unet_features", (f"t {FEATURE_TIMESTEP}",), apply)

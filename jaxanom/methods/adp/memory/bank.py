@@ -1,11 +1,12 @@
-"""Memory of the shots' features, and the distance of a patch to the nearest of them.
+"""Memory of the shots' features: whose they are, and the distance to the nearest.
 
 WinCLIP's reference score (arXiv 2303.14814, section 4.3): (1 - max cos) / 2 to all
 remembered features of the same kind. Every entry knows the shot it came from, so that
-a shot can be scored as if it had not been seen.
+a shot can be scored as if it had not been seen. The memory needs no text, so any
+feature tower can fill it: CLIP's patches and windows, or another tower's layers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -13,7 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.types import Array
+from jaxanom.errors import UserError
+from jaxanom.methods.adp.memory import crops, windows
+from jaxanom.models.features import mobilenet_v2
+from jaxanom.types import Array, Params
 
 PADDING = -2
 """Owner of rows that fill a bank up; never matched."""
@@ -25,7 +29,7 @@ class Groups(NamedTuple):
     """Kinds of features and the mixtures of them that channel C2 knows.
 
     Attributes:
-      names: of the kinds.
+      names: What the kinds are called.
       mixtures: [M, G] weights, rows sum to one; row 0 is the default.
     """
 
@@ -61,15 +65,15 @@ def joined(features: Mapping[str, Array]) -> dict[str, Array]:
     a patch must then match in all layers at one place. Each layer alone comes along.
     """
     finest = max(array.shape[1] for array in features.values())
-    kept = {}
+    layers = {}
     for name, array in features.items():
         pooled = nn.avg_pool(
             array.astype(jnp.float32), (3, 3), padding="SAME", count_include_pad=False
         )
         shape = (array.shape[0], finest, finest, array.shape[-1])
-        kept[name] = unit(jax.image.resize(pooled, shape, "linear"))
-    whole = unit(jnp.concatenate(list(kept.values()), axis=-1))
-    return {"joined": whole, **(kept if len(kept) > 1 else {})}
+        layers[name] = unit(jax.image.resize(pooled, shape, "linear"))
+    whole = unit(jnp.concatenate(list(layers.values()), axis=-1))
+    return {"joined": whole, **(layers if len(layers) > 1 else {})}
 
 
 def joined_groups(names: Sequence[str]) -> Groups:
@@ -89,19 +93,19 @@ def build(
       num_slots: shots to pad to.
 
     Returns:
-      {kind: {"features": [num_slots * h * w, D], "owners": of the same rows}}.
+      {kind: {"features": [num_slots * h * w, D], "owners": [num_slots * h * w]}}.
     """
-    found = {}
+    banks = {}
     for name, array in features.items():
         count, height, width, channels = array.shape
         missing = (num_slots - count) * height * width
         rows = np.asarray(array).reshape(-1, channels)
         owner = np.repeat(np.asarray(owners, np.int32), height * width)
-        found[name] = {
+        banks[name] = {
             "features": jnp.asarray(np.pad(rows, ((0, missing), (0, 0)))),
             "owners": jnp.asarray(np.pad(owner, (0, missing), constant_values=PADDING)),
         }
-    return found
+    return banks
 
 
 def distances(
@@ -134,3 +138,81 @@ def distances(
 
     # One image at a time: the products of a whole batch with its banks would not fit.
     return jax.lax.map(row, (features, category_id, left_out))
+
+
+class FeatureTower(NamedTuple):
+    """A source of features for the memory.
+
+    Attributes:
+      params: weights, or None where CLIP's are read.
+      clip_layers: hidden layers of CLIP that it needs.
+      groups: see `Groups`.
+      features: (params, image [B, H, W, 3], CLIP's features) -> {kind: [B, h, w, D]
+        unit}.
+      cells: names of the mixtures of `groups`.
+    """
+
+    params: Params | None
+    clip_layers: tuple[int, ...]
+    groups: Groups
+    features: Callable[[Params, Array, windows.Features], dict[str, Array]]
+    cells: tuple[str, ...]
+
+
+def from_clip(layers: Sequence[int], sizes: Sequence[int]) -> FeatureTower:
+    """CLIP's hidden patch tokens and window features, each kind for itself."""
+    window_sizes = [size for size in sizes if size != windows.PATCH]
+    names = [f"layer{n}" for n in layers] + [f"window{k}" for k in window_sizes]
+    groups = separate_groups(names)
+
+    def features(params, image, clip_features):
+        del params, image
+        arrays = [clip_features.layers[n] for n in layers]
+        arrays += [clip_features.windows[k] for k in window_sizes]
+        return separate(dict(zip(names, arrays, strict=True)))
+
+    cells = ("mean", *names) if len(names) > 1 else ("mean",)
+    return FeatureTower(None, tuple(layers), groups, features, cells)
+
+
+def from_mobilenet(directory: str, layers: Sequence[str], size: int) -> FeatureTower:
+    """MobileNetV2's layers, joined in the manner of PatchCore.
+
+    Args:
+      directory: Folder of the published weights.
+      layers: names such as "A02"; see `mobilenet_v2.MobileNetV2`.
+      size: side of the images it is given; 0 leaves them as they come.
+
+    Raises:
+      UserError: no weights there, or an unknown layer.
+    """
+    tower = mobilenet_v2.load(directory)
+    mobilenet_v2.check_layers(layers)
+    groups = joined_groups(list(layers))
+
+    def features(params, image, clip_features):
+        del clip_features
+        image = crops.resize(image, size) if size else image
+        output = tower.module.apply({"params": params}, image, tuple(layers))
+        return joined(dict(zip(layers, output.layers, strict=True)))
+
+    return FeatureTower(tower.params, (), groups, features, groups.names)
+
+
+def feature_tower(
+    directory: str, layers: Sequence, size: int, sizes: Sequence[int]
+) -> FeatureTower:
+    """Makes the tower of `config.adp.feature_tower`; "" is CLIP.
+
+    Raises:
+      UserError: layers that do not fit the tower.
+    """
+    if directory:
+        return from_mobilenet(directory, [str(n) for n in layers], size)
+    try:
+        return from_clip([int(n) for n in layers], sizes)
+    except ValueError as error:
+        raise UserError(
+            f"config.adp.feature_layers={tuple(layers)}: CLIP's layers are numbers; "
+            "names are for config.adp.feature_tower"
+        ) from error

@@ -1,16 +1,18 @@
-"""Crops of an image at several scales, so that small structure fills a tower's input.
+"""Images of the shots: loaded, turned, and cut at several scales.
 
-Boxes are (top, left, height, width) as fractions of the image. Orientation is kept:
-it is sometimes the defect.
+Crops let small structure fill a tower's input. Boxes are (top, left, height, width) as
+fractions of the image. Orientation is kept: it is sometimes the defect.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxanom.data import catalog
 from jaxanom.errors import UserError
 from jaxanom.types import Array
 
@@ -37,7 +39,7 @@ def pyramid(
     Args:
       divisions: cells along a side, per level; d gives (2 d - 1)^2 crops.
       jitter: largest shift of a crop, as a fraction of its side; crops stay inside.
-      seed: of the shifts.
+      seed: Decides the shifts.
 
     Raises:
       UserError: the first level is not the whole image.
@@ -85,9 +87,10 @@ def crop(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
       [N, size, size, 3] float32.
     """
     height, width = image.shape[:2]
-    planes = [Image.fromarray(np.ascontiguousarray(p)) for p in _planes(image)]
-    found = np.empty((len(boxes), size, size, len(planes)), np.float32)
-    for row, (top, left, tall, wide) in zip(found, boxes, strict=True):
+    planes = np.moveaxis(np.asarray(image, np.float32), -1, 0)
+    planes = [Image.fromarray(np.ascontiguousarray(plane)) for plane in planes]
+    parts = np.empty((len(boxes), size, size, len(planes)), np.float32)
+    for row, (top, left, tall, wide) in zip(parts, boxes, strict=True):
         box = (left * width, top * height, (left + wide) * width, (top + tall) * height)
         # Rounding may put an edge a hair outside, which Pillow refuses.
         box = tuple(np.clip(box, 0, (width, height, width, height)).tolist())
@@ -95,11 +98,7 @@ def crop(image: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
             row[..., channel] = plane.resize(
                 (size, size), Image.Resampling.BILINEAR, box=box
             )
-    return found
-
-
-def _planes(image: np.ndarray) -> np.ndarray:
-    return np.moveaxis(np.asarray(image, np.float32), -1, 0)
+    return parts
 
 
 def resize(image: Array, size: int) -> Array:
@@ -132,11 +131,52 @@ def _overlap(size: int, side: int) -> np.ndarray:
     return (np.maximum(high - low, 0) * side / size).astype(np.float32)
 
 
-def rotated(image: np.ndarray, quarter_turns: Sequence[int]) -> np.ndarray:
-    """Returns [R, H, W, C]: a square image turned by multiples of 90 degrees."""
-    if image.shape[0] != image.shape[1] and any(t % 2 for t in quarter_turns):
+def load_shots(dataset: catalog.Dataset, category: str) -> np.ndarray:
+    """Loads the normal training images of a category, [K, H, W, 3] in [0, 1].
+
+    Raises:
+      UserError: it has none, or images are not square.
+    """
+
+    def normal(name: str) -> list[int]:
+        return catalog.select(dataset, "train", name, anomalous=False)
+
+    numbers = normal(category)
+    if not numbers:
+        known = ", ".join(filter(normal, dataset.categories)) or "none"
         raise UserError(
-            f"an image of {image.shape[0]}x{image.shape[1]} does not turn by 90 "
-            "degrees; set config.data.image_size to one number"
+            f"category {category!r} has no normal training image, which method 'adp' "
+            f"needs; known: {known}"
         )
-    return np.stack([np.rot90(image, turns) for turns in quarter_turns])
+    height, width = dataset.image_size
+    if height != width:
+        raise UserError(
+            f"images of {height}x{width}; views and maps of this method are square: "
+            "set config.data.image_size to one number"
+        )
+    images = [dataset.load(dataset.records[number])[0] for number in numbers]
+    return np.stack(images).astype(np.float32) / np.float32(255)
+
+
+def turned(
+    images: np.ndarray, quarter_turns: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns shots with copies turned by quarter turns, and which shot each is of.
+
+    Args:
+      images: [K, H, W, 3].
+      quarter_turns: R of them, counter-clockwise.
+
+    Returns:
+      ([K R, H, W, 3], [K R] int).
+    """
+    copies = [np.rot90(image, turns) for image in images for turns in quarter_turns]
+    return np.stack(copies), np.repeat(np.arange(len(images)), len(quarter_turns))
+
+
+def padded(arrays: Sequence[np.ndarray]) -> Array:
+    """Stacks [K_t, ...] arrays of T categories to [T, K, ...], zeros behind."""
+    most = max(map(len, arrays))
+    return jnp.stack(
+        [np.pad(a, ((0, most - len(a)), *[(0, 0)] * (a.ndim - 1))) for a in arrays]
+    )

@@ -2,9 +2,10 @@
 
 Fused map M = sum_c w_c (m_c - mu_c) / sd_c; image score = (1 - lambda) * mean of the
 top share q of M + lambda * calibrated a_0. The mu and sd are those of normal material
-that is not in the memory (`calibration.py`). Pixels are told apart by M smoothed and
-images by M as it is, as in WinCLIP and PatchCore: on procedural images smoothing helps
-the one and costs the other (`benchmarks/few_shot_smoothing.py`).
+that is not in the memory: a shot compared with itself has distance 0. Pixels are told
+apart by M smoothed and images by M as it is, as in WinCLIP and PatchCore: on procedural
+images smoothing helps the one and costs the other
+(`benchmarks/quality/few_shot/smoothing.py`).
 """
 
 import math
@@ -12,8 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.stats import norm
 
+from jaxanom.methods.adp.memory import bank, crops
 from jaxanom.types import Array
 
 SIGMA_AT = 256
@@ -23,6 +26,11 @@ SHARES = (0.0, 0.005, 0.01, 0.02)
 """Top share of the map that is averaged; 0 is the maximum."""
 IMAGE_WEIGHTS = (0.5, 0.0, 0.25, 0.75)
 """lambda; of these three the first is the default."""
+
+LEAST_VIEWS = 8
+AMOUNT = 0.12
+"""Largest zoom of a view, as a fraction of the side."""
+SMALLEST_SPREAD = 1e-4
 
 
 class Settings(NamedTuple):
@@ -73,7 +81,7 @@ def smoothing(side: int, sigma: Array) -> Array:
     are renormalised at the border, so that a constant map stays constant.
 
     Args:
-      side: of the map.
+      side: Side of the map.
       sigma: scalar, in pixels of a map `SIGMA_AT` wide; 0 is the identity.
     """
     spread = jnp.maximum(sigma * side / SIGMA_AT, 1e-6)
@@ -132,3 +140,78 @@ def image_score(values: Array, whole: Array, settings: Settings) -> Array:
 def to_image(values: Array, size: tuple[int, int]) -> Array:
     """Enlarges maps [B, m, m] to [B, H, W], bilinear."""
     return jax.image.resize(values, (values.shape[0], *size), "linear")
+
+
+class Calibration(NamedTuple):
+    """Statistics of one category.
+
+    Attributes:
+      centre, spread: [N], over the maps of each of N cells of all channels.
+      image_centre, image_spread: [Y], over a_0 at each temperature.
+    """
+
+    centre: np.ndarray
+    spread: np.ndarray
+    image_centre: np.ndarray
+    image_spread: np.ndarray
+
+
+def calibration_images(
+    shots: np.ndarray, least: int = LEAST_VIEWS, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns normal images to calibrate on, and the shot each must not be told of.
+
+    With two shots or more each is scored as if it had not been seen; one shot has no
+    other, and slightly shifted and enlarged views of it stand in, which no entry of the
+    memory matches exactly.
+
+    Args:
+      shots: [K, H, W, 3] float in [0, 1], square.
+      least: Fewest images.
+      seed: Decides the views.
+
+    Returns:
+      (images [M, H, W, 3], left_out [M] int32). K >= 2: the shots and views of them,
+      each without its own shot. K = 1: views alone, nobody left out.
+    """
+    count = len(shots)
+    per_shot = max(1, math.ceil(least / count))
+    parts, left_out = [], []
+    for number, shot in enumerate(shots):
+        own = bank.NOBODY if count == 1 else number
+        num_views = per_shot if count == 1 else per_shot - 1
+        if count > 1:
+            parts.append(shot[None])
+        if num_views:
+            boxes = crops.views(num_views, AMOUNT, seed + number)
+            parts.append(crops.crop(shot, boxes, shot.shape[0]))
+        left_out += [own] * per_shot
+    return np.concatenate(parts), np.array(left_out, np.int32)
+
+
+def calibrate(maps: np.ndarray, image_values: np.ndarray) -> Calibration:
+    """Takes mean and standard deviation over images and places.
+
+    Args:
+      maps: [N, M, m, m], each cell's maps of M normal images.
+      image_values: [Y, M], a_0 of the same images at each temperature.
+    """
+    maps = np.asarray(maps, np.float64)
+    values = np.asarray(image_values, np.float64)
+
+    def spread(array: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+        return np.maximum(array.std(axes), SMALLEST_SPREAD).astype(np.float32)
+
+    return Calibration(
+        centre=maps.mean((1, 2, 3)).astype(np.float32),
+        spread=spread(maps, (1, 2, 3)),
+        image_centre=values.mean(1).astype(np.float32),
+        image_spread=spread(values, (1,)),
+    )
+
+
+def standardised(maps: np.ndarray, calibration: Calibration) -> np.ndarray:
+    """Standardises [N, M, m, m] cell by cell."""
+    centre, spread = calibration.centre, calibration.spread
+    centre, spread = (x[:, None, None, None] for x in (centre, spread))
+    return (maps - centre) / spread

@@ -27,10 +27,10 @@ def saliency(image: np.ndarray, border: float = 0.06) -> np.ndarray:
     colour = np.median(image[edge], axis=0)
     distance = np.abs(image - colour).mean(-1)
     limit = max(2 * np.percentile(distance[edge], 90), 0.06)
-    found = scipy.ndimage.binary_closing(distance > limit, iterations=2)
-    if np.percentile(distance[edge], 75) > 0.1 or found.mean() < 0.05:
+    product = scipy.ndimage.binary_closing(distance > limit, iterations=2)
+    if np.percentile(distance[edge], 75) > 0.1 or product.mean() < 0.05:
         return np.ones((height, width), bool)
-    return found
+    return product
 
 
 def draw(where: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -38,7 +38,7 @@ def draw(where: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
       where: [H, W] bool, of `saliency`; the region is cut to it and never empty.
-      rng: of the draw.
+      rng: Decides the draw.
     """
     shapes: tuple[Callable, ...] = (_ellipse, _blob, _stroke)
     for _ in range(_TRIES):

@@ -12,7 +12,11 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from jaxanom.methods.adp import crops, generative, model, synthesis, walks
+from jaxanom.diffusion import walks
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.channels import generative
+from jaxanom.methods.adp.memory import crops
+from jaxanom.methods.adp.tuning import pairs
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Params
 
@@ -37,8 +41,8 @@ class Drawn(NamedTuple):
 
 def start_levels(towers: model.Towers) -> list[int]:
     """Lists the noise levels that plans use, and the highest of all, last."""
-    groups = (*synthesis.BASE_LEVELS.values(), *synthesis.ANOMALY_LEVELS.values())
-    known = {level for group in groups for level in group} - {synthesis.PURE_NOISE}
+    groups = (*pairs.BASE_LEVELS.values(), *pairs.ANOMALY_LEVELS.values())
+    known = {level for group in groups for level in group} - {pairs.PURE_NOISE}
     return [*sorted(known), len(towers.alphas_cumprod) - 1]
 
 
@@ -91,18 +95,18 @@ def draw(
     towers: model.Towers,
     params: Params,
     contexts: np.ndarray,
-    rows: synthesis.Plan,
+    rows: pairs.Plan,
     seed: int,
 ) -> Drawn:
     """Draws a plan.
 
     Args:
-      steps: of `drawer`.
+      steps: What `drawer` returned.
       towers, params: see `model.load`.
       contexts: [4 + E + wrong words, L, D]; row `generative.EMPTY` has no
         caption.
-      rows: see `synthesis.plan`.
-      seed: of the noise; row n's noise is a function of (seed, n).
+      rows: see `pairs.plan`.
+      seed: Decides the noise; row n's noise is a function of (seed, n).
     """
 
     def small(images: np.ndarray) -> np.ndarray:
@@ -128,18 +132,17 @@ def draw(
     shown = decode(normal)
     region = small(rows.region[..., None]) > 0.25
     mask = _cells(region, plain.shape[1])
-    is_pasted = rows.source == 1 + synthesis.ANOMALIES.index("pasted")
+    is_pasted = rows.source == 1 + pairs.ANOMALIES.index("pasted")
     begin = normal.copy()
     if is_pasted.any():
         images = np.where(region, small(rows.patch), shown)[is_pasted]
         begin[is_pasted] = np.where(mask[is_pasted], encode(images), normal[is_pasted])
     drawn = walk(rows.defect, begin, noise[:, 1], mask.astype(np.float32))
     unchanged = shown.copy()  # a kept base is its view, and a free one has none
-    is_redrawn = rows.kind == synthesis.BASES.index("redrawn")
+    is_redrawn = rows.kind == pairs.BASES.index("redrawn")
     if is_redrawn.any():
         unchanged[is_redrawn] = decode(plain[is_redrawn])
-    found = {"plain": unchanged, "normal": shown, "anomalous": decode(drawn)}
-    return _composed(rows, found)
+    return _composed(rows, unchanged, shown, decode(drawn))
 
 
 def _walk(
@@ -147,7 +150,7 @@ def _walk(
     towers: model.Towers,
     params: Params,
     contexts: np.ndarray,
-    how: synthesis.Walk,
+    how: pairs.Walk,
     latents: np.ndarray,
     noise: np.ndarray,
     mask: np.ndarray,
@@ -156,16 +159,10 @@ def _walk(
 
     A guided row takes two slots, one with its caption and one with the empty one; they
     go first, so that a pair never parts.
-
-    Args:
-      steps, towers, params, contexts: see `draw`.
-      how: N rows.
-      latents, noise: [N, h, w, C].
-      mask: [N, h, w, 1] of 0 and 1.
     """
     levels = start_levels(towers)
     places = {level: place for place, level in enumerate(levels)}
-    places[synthesis.PURE_NOISE] = len(levels) - 1
+    places[pairs.PURE_NOISE] = len(levels) - 1
     moves, guided = how.level != 0, how.guidance != 1
     once = np.flatnonzero(moves & ~guided)
     twice = np.repeat(np.flatnonzero(moves & guided), 2)
@@ -190,9 +187,10 @@ def _walk(
         }
         return steps.walk(params, slots)
 
-    found = model.batched(call, SLOTS, row, level, context, share)
     walked = latents.copy()
-    walked[row] = found  # both slots of a pair hold the same
+    walked[row] = model.batched(
+        call, SLOTS, row, level, context, share
+    )  # both slots of a pair hold the same
     return walked
 
 
@@ -202,18 +200,18 @@ def _cells(region: np.ndarray, side: int) -> np.ndarray:
     return region.reshape(len(region), side, factor, side, factor, 1).any((2, 4))
 
 
-def _composed(rows: synthesis.Plan, found: dict[str, np.ndarray]) -> Drawn:
+def _composed(
+    rows: pairs.Plan, plain: np.ndarray, bases: np.ndarray, defects: np.ndarray
+) -> Drawn:
     """Puts what was drawn on the views, at their own resolution."""
     side = rows.view.shape[1]
     normal, anomalous = np.empty_like(rows.view), np.empty_like(rows.view)
     for n, is_free in enumerate(rows.is_free):
-        plain, base, defect = (
-            found[name][n] for name in ("plain", "normal", "anomalous")
-        )
+        base, defect = bases[n], defects[n]
         if is_free:
             normal[n] = crops.crop(base, _WHOLE, side)[0]
         else:
-            normal[n] = rows.view[n] + crops.crop(base - plain, _WHOLE, side)[0]
+            normal[n] = rows.view[n] + crops.crop(base - plain[n], _WHOLE, side)[0]
         anomalous[n] = normal[n] + crops.crop(defect - base, _WHOLE, side)[0]
     normal, anomalous = np.clip(normal, 0, 1), np.clip(anomalous, 0, 1)
     return Drawn(normal, anomalous, np.abs(anomalous - normal).mean(-1))

@@ -19,7 +19,8 @@ from jax.sharding import PartitionSpec as P
 
 from jaxanom.contracts import LossFn
 from jaxanom.errors import UserError
-from jaxanom.methods.adp import crops, model, windows
+from jaxanom.methods.adp import model
+from jaxanom.methods.adp.memory import crops, windows
 from jaxanom.methods.adp.objective import TokenData
 from jaxanom.models.clip import prompts
 from jaxanom.parallel import mesh as meshes
@@ -37,11 +38,6 @@ class Trace(NamedTuple):
     terms: Metrics
 
 
-def optimiser(learning_rate: float) -> optax.GradientTransformation:
-    """AdamW of spec section 6 without decay, which is Adam (0.9, 0.999)."""
-    return optax.adam(learning_rate, 0.9, 0.999)
-
-
 def invert(
     loss_fn: TokenLoss,
     start: Array,
@@ -54,18 +50,18 @@ def invert(
     """Learns one token.
 
     Args:
-      loss_fn: of `objective.make_loss`.
+      loss_fn: What `objective.make_loss` returned.
       start: [n, D].
-      data: of this token.
-      params: weights of the towers; no gradient to them is formed.
-      key: step s draws from `fold_in(key, s)`.
+      data: What this token is learnt from.
+      params: Weights of the towers; no gradient to them is formed.
+      key: Step s draws from `fold_in(key, s)`.
       num_steps: S.
-      learning_rate: absolute.
+      learning_rate: Rate of Adam.
 
     Returns:
       (vectors [n, D] float32, trace).
     """
-    tx = optimiser(learning_rate)
+    tx = optax.adam(learning_rate)
 
     def step(carried, number):
         vectors, opt_state = carried
@@ -187,10 +183,10 @@ def encoders(towers: model.Towers, sizes: Sequence[int]) -> Encoders:
     """Makes the encoders; `sizes` are windows the regulariser reads beside crops."""
 
     def moments(params, image):
-        found = model.moments(towers, params, image)
-        if found.log_variance is None:
-            return found.mean, jnp.zeros_like(found.mean)
-        return found.mean, jnp.exp(0.5 * found.log_variance)
+        latents = model.moments(towers, params, image)
+        if latents.log_variance is None:
+            return latents.mean, jnp.zeros_like(latents.mean)
+        return latents.mean, jnp.exp(0.5 * latents.log_variance)
 
     def crop(params, image):
         return windows.features(towers, params, image, ()).whole
@@ -210,12 +206,10 @@ def prepare(
     params: Params,
     class_layouts: tuple[prompts.Layout, prompts.Layout],
     pyramid: crops.Pyramid,
-    shots: np.ndarray,
-    owners: np.ndarray,
+    shots: tuple[np.ndarray, np.ndarray],
     start: Array,
     sizes: tuple[int, int],
     num_slots: int,
-    num_anomalous: int = 1,
 ) -> TokenData:
     """Encodes the shots of one token, once.
 
@@ -224,20 +218,20 @@ def prepare(
       params: weights of the towers.
       class_layouts: (normal, anomalous), [S, M] around the class word.
       pyramid: crops to encode.
-      shots: [K, H, W, 3] float32 in [0, 1]; turned copies count as shots here.
-      owners: [K] int, which real shot each is of.
+      shots: ([K, H, W, 3] float32 in [0, 1], [K] int: which real shot each is of);
+        turned copies count as shots here.
       start: [n, D].
       sizes: sides of the images that the autoencoder and CLIP are given.
       num_slots: shots to pad to.
-      num_anomalous: room for windows of stage 2.
 
     Raises:
       UserError: more shots than slots.
     """
-    if len(shots) > num_slots:
-        raise UserError(f"{len(shots)} shots do not fit {num_slots} slots")
+    images, owners = shots
+    if len(images) > num_slots:
+        raise UserError(f"{len(images)} shots do not fit {num_slots} slots")
     moments, features = [], []
-    for image in shots:
+    for image in images:
         cut = crops.crop(image, pyramid.boxes, sizes[0])
         moments.append(
             model.batched(lambda x: encode.moments(params, x), ENCODE_BATCH, cut)
@@ -248,7 +242,7 @@ def prepare(
         features.append(np.concatenate([whole, parts[1:]]))
     per_shot, width = features[0].shape
     weights = support(np.concatenate(features), np.repeat(owners, per_shot))
-    missing = num_slots - len(shots)
+    missing = num_slots - len(images)
 
     def padded(rows: Sequence[np.ndarray]) -> Array:
         return jnp.asarray(np.stack([*rows, *[np.zeros_like(rows[0])] * missing]))
@@ -256,13 +250,11 @@ def prepare(
     return TokenData(
         mean=padded([mean for mean, _ in moments]),
         std=padded([std for _, std in moments]),
-        num_shots=jnp.int32(len(shots)),
+        num_shots=jnp.int32(len(images)),
         features=padded(features).reshape(-1, width),
         weights=jnp.asarray(np.pad(weights, (0, missing * per_shot))),
         start=start,
         class_normal=encode.sentences(params, class_layouts[0], start),
         class_anomalous=encode.sentences(params, class_layouts[1], start),
-        anomalous=jnp.zeros((num_anomalous, width)),
-        anomalous_weights=jnp.zeros((num_anomalous,)),
         limit=jnp.float32(model.largest_norm(model.token_table(params))),
     )

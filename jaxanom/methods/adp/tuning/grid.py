@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.methods.adp import fusion
-from jaxanom.methods.adp.fusion import Settings
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.channels.fusion import Settings
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array
 
@@ -41,11 +41,11 @@ class Synthetic(NamedTuple):
 
 def folds(source: np.ndarray, num_folds: int = NUM_FOLDS) -> np.ndarray:
     """Deals images to folds, every source evenly: [M] int."""
-    found = np.zeros(len(source), np.int32)
+    fold = np.zeros(len(source), np.int32)
     for number in np.unique(source):
         rows = np.flatnonzero(source == number)
-        found[rows] = np.arange(len(rows)) % num_folds
-    return found
+        fold[rows] = np.arange(len(rows)) % num_folds
+    return fold
 
 
 def objectives(
@@ -56,7 +56,7 @@ def objectives(
     num_sources = int(source.max())
     starts = np.cumsum([0, *cell_counts[:-1]])
     positive, negative = (
-        np.stack([(fold == f) & chosen for f in range(NUM_FOLDS) for chosen in groups])
+        np.stack([(fold == f) & own for f in range(NUM_FOLDS) for own in groups])
         for groups in (
             [source == s for s in range(1, num_sources + 1)],
             [source == NORMAL],

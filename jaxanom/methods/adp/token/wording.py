@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxanom.errors import UserError
+from jaxanom.methods.adp import model, objective
 from jaxanom.models.clip import prompts
 from jaxanom.models.clip.tokenizer import Tokenizer
 
@@ -121,6 +122,8 @@ WORDINGS = {
     ),
 }
 
+WRONG_WORDS = ("carpet", "stone", "paper")
+"""What a product is called for anomalies that are another thing."""
 NORMAL_CAPTION = "a photo of a flawless {}"
 NEUTRAL_CAPTION = "a photo of a {}"
 ANOMALOUS_CAPTION = "a photo of a damaged {}"
@@ -206,6 +209,94 @@ def _one(
     template = prompts.parse(text.replace("{}", place), num_vectors, tokenizer.words)
     names = tokenizer.words([class_name or ""])
     return prompts.make_layout(template, names, tokenizer, num_vectors)
+
+
+class Texts(NamedTuple):
+    """Layouts of one category.
+
+    Attributes:
+      normal, anomalous: [S, M] for CLIP.
+      named: [4], L columns, for the UNet: normal, neutral, anomalous, empty.
+      extra: [E + wrong words] for the UNet, see `defect_sentences`.
+    """
+
+    normal: prompts.Layout
+    anomalous: prompts.Layout
+    named: prompts.Layout
+    extra: prompts.Layout
+
+
+def phrases(name: str, defect_words: Sequence[str]) -> Wording:
+    """Returns a set of phrases with the user's own defects added to the anomalous."""
+    phrases = WORDINGS[name]
+    check(phrases)
+    wrong = [word for word in defect_words if "{}" not in word]
+    if wrong:
+        raise UserError(
+            f"config.adp.defect_words has {wrong}; every phrase needs the place {{}}, "
+            "such as '{} with rust'"
+        )
+    extra = tuple(defect_words)
+    return phrases._replace(
+        anomalous=phrases.anomalous + extra, defects=phrases.defects + extra
+    )
+
+
+def lay_out(
+    towers: model.Towers,
+    words: Wording,
+    num_vectors: int,
+    class_name: str | None = None,
+) -> Texts:
+    """Lays a set of phrases out.
+
+    Args:
+      towers: whose tokenizer and lengths count.
+      words: the phrases.
+      num_vectors: rows of S*.
+      class_name: stands in every place; None: S* does.
+    """
+
+    def put(sentences, length=None, limit=towers.clip_length):
+        return layout(
+            sentences, towers.tokenizer, length, num_vectors, class_name, limit
+        )
+
+    full = towers.text_length
+    captions = [NORMAL_CAPTION, NEUTRAL_CAPTION, ANOMALOUS_CAPTION, ""]
+    return Texts(
+        normal=put(crossed(words.normal, words.templates)),
+        anomalous=put(crossed(words.anomalous, words.templates)),
+        named=put(captions, full, full),
+        extra=put(defect_sentences(words.defects), full, full),
+    )
+
+
+def training_layouts(
+    towers: model.Towers,
+    words: Wording,
+    texts: Texts,
+    num_vectors: int,
+    class_name: str | None = None,
+) -> objective.Layouts:
+    """Returns what the inversion is told: captions by crop level, states by template.
+
+    Both lists of captions are repeated to one length, so that a draw is as likely in
+    both. With a class name they speak of that, and no vector is read.
+    """
+    count = len(words.whole_captions) * len(words.part_captions)
+    captions = [
+        list(rows) * (count // len(rows))
+        for rows in (words.whole_captions, words.part_captions)
+    ]
+    length = towers.text_length
+    laid = layout(captions, towers.tokenizer, length, num_vectors, class_name, length)
+    return objective.Layouts(texts.normal, texts.anomalous, laid)
+
+
+def defect_sentences(defects: Sequence[str]) -> list[str]:
+    """Lists the sentences behind the four named ones: defects, then wrong words."""
+    return [f"a photo of a {what}" for what in (*defects, *WRONG_WORDS)]
 
 
 def words_of(category: str) -> str:

@@ -1,4 +1,4 @@
-"""Synthetic images of the personalised model: pairs of a normal and an anomaly.
+"""Synthetic pairs of a normal and an anomaly: planned, and judged once drawn.
 
 Reconstructed from the abstract; how the paper makes them is not known. Normals and
 anomalies are made alike but for the defect, or a detector could tell them apart by the
@@ -18,7 +18,7 @@ A pair is scored without its shot in the memory. A kept base asks nothing of the
 diffusion model: where its normals are refused, the kept ones are what is tuned on.
 
 What is drawn has the autoencoder's resolution; where the data have more, nothing is
-drawn, see `complete.py`. `drawing.py` draws a plan.
+drawn, see `complete.py`. `draw.py` draws a plan; what came of it is then judged.
 """
 
 from collections.abc import Sequence
@@ -26,11 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxanom.methods.adp import bank, calibration, crops, regions
+from jaxanom.data import regions
+from jaxanom.methods.adp.channels import fusion
+from jaxanom.methods.adp.memory import bank, crops
+from jaxanom.methods.adp.token.wording import WRONG_WORDS
 
 BASES = ("kept", "redrawn", "free")
 ANOMALIES = ("redrawn", "pasted", "misnamed")
-WRONG_WORDS = ("carpet", "stone", "paper")
 GUIDANCE = 3.0
 PURE_NOISE = -1
 BASE_LEVELS = {"kept": (0,), "redrawn": (100, 200), "free": (PURE_NOISE,)}
@@ -39,6 +41,12 @@ ANOMALY_LEVELS = {
     "pasted": (100,),
     "misnamed": (300, 500),
 }
+
+DISTANCE_FACTOR = 1.5
+CHANGE_FACTOR = 2.0
+CHANGE_FLOOR = 0.04
+"""Least mean absolute change of a pixel that counts as drawn, of [0, 1]."""
+WHOLE_PROBABILITY = 0.5
 
 
 class Walk(NamedTuple):
@@ -66,7 +74,7 @@ class Plan(NamedTuple):
       patch: [N, H, W, 3], what is pasted there; used where `source` says so.
       defect: how the anomaly is drawn.
       source: [N] int32, 1 to 3 as `ANOMALIES`.
-      kind: [N] int32, of the base, place in `BASES`.
+      kind: [N] int32, place of the base in `BASES`.
     """
 
     view: np.ndarray
@@ -92,14 +100,14 @@ def plan(shots: np.ndarray, num_pairs: int, num_defects: int, seed: int) -> Plan
       num_pairs: N.
       num_defects: E, kinds of defects that contexts name; their rows come after the
         four of `generative.py`, and wrong words after them.
-      seed: of all draws.
+      seed: Decides all draws.
     """
     rng = np.random.default_rng(seed)
     salient = [regions.saliency(shot)[..., None].astype(np.float32) for shot in shots]
     side, rows = shots.shape[1], []
     for n in range(num_pairs):
         shot = int(rng.integers(len(shots)))
-        box = crops.views(1, calibration.AMOUNT, int(rng.integers(1 << 31)))
+        box = crops.views(1, fusion.AMOUNT, int(rng.integers(1 << 31)))
         where = crops.crop(salient[shot], box, side)[0, ..., 0] > 0.5
         source = ANOMALIES[n % len(ANOMALIES)]
         kind = BASES[n // len(ANOMALIES) % len(BASES)]
@@ -161,7 +169,62 @@ def _patch(shot: np.ndarray, rng: Any) -> np.ndarray:
     return np.clip(np.roll(turned, shift, (0, 1)) * light, 0, 1)
 
 
-def context_sentences(wording_defects: Sequence[str]) -> list[str]:
-    """Lists the sentences behind the four named ones: defects, then wrong words."""
-    defects = [f"a photo of a {defect}" for defect in wording_defects]
-    return [*defects, *(f"a photo of a {word}" for word in WRONG_WORDS)]
+class Accepted(NamedTuple):
+    """Verdicts on N pairs.
+
+    Attributes:
+      normal, anomalous: [N] bool.
+      mask: [N, H, W] uint8, effective masks of the anomalies.
+      rates: {kind: share kept}, for the record; an anomaly is judged by its change.
+    """
+
+    normal: np.ndarray
+    anomalous: np.ndarray
+    mask: np.ndarray
+    rates: dict[str, float]
+
+
+def judge(
+    rows: Plan,
+    change: np.ndarray,
+    probability: np.ndarray,
+    distance: np.ndarray,
+    probability_limit: float,
+    distance_limit: float,
+) -> Accepted:
+    """Tells which pairs are fit to tune on.
+
+    A base is accepted if CLIP's state test calls its normal as normal as it calls real
+    ones and the normal's distance to the memory is at most 1.5 times the largest
+    between shots. An anomaly is accepted if its base is, and if its region changed at
+    least twice as much as the rest of the image; its effective mask is the region where
+    something changed.
+
+    Args:
+      rows: The plan.
+      change: [N, H, W], mean absolute difference of normal and anomaly.
+      probability: [N], CLIP's P(anomalous) of the normals.
+      distance: [N], largest C2 distance in the normals.
+      probability_limit: largest probability among real normals; at least one half.
+      distance_limit: largest distance among real normals left out of the memory.
+    """
+    inside = rows.region > 0
+    mask = (inside & (change > CHANGE_FLOOR)).astype(np.uint8)
+    within, outside = _mean(change, inside), _mean(change, ~inside)
+    changed = (within >= CHANGE_FACTOR * outside) & (mask.sum((1, 2)) > 0)
+    calm = probability <= max(WHOLE_PROBABILITY, probability_limit)
+    normal = calm & (distance <= DISTANCE_FACTOR * distance_limit)
+    rates = {}
+    for number, name in enumerate(BASES):
+        own = rows.kind == number
+        if own.any():
+            rates[f"normal: {name}"] = round(float(normal[own].mean()), 4)
+    for number, name in enumerate(ANOMALIES, start=1):
+        own = rows.source == number
+        if own.any():
+            rates[f"anomaly: {name}"] = round(float(changed[own].mean()), 4)
+    return Accepted(normal, normal & changed, mask, rates)
+
+
+def _mean(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return (values * where).sum((1, 2)) / np.maximum(where.sum((1, 2)), 1)

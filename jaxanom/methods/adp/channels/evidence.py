@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxanom.methods.adp import windows
+from jaxanom.methods.adp.memory import windows
 from jaxanom.types import Array
 
 EPSILON = 1e-6
@@ -24,7 +24,7 @@ class Evidence(NamedTuple):
     """What all channels start from, for B images.
 
     Attributes:
-      found: CLIP's features.
+      clip: CLIP's features.
       prototypes: [B, 2, K], g_n and g_a of each row's category.
       distances: [B, G, m, m], to the memory, by kind of feature.
       latents: [B, h, w, C] mean of the posterior, or None without C3 to C5.
@@ -32,7 +32,7 @@ class Evidence(NamedTuple):
       category_id, left_out: [B] int32, see `bank.distances`.
     """
 
-    found: windows.Features
+    clip: windows.Features
     prototypes: Array
     distances: Array | None
     latents: Array | None
@@ -45,7 +45,7 @@ class Channel(NamedTuple):
     """A score channel.
 
     Attributes:
-      name: of the config key `adp.channels`.
+      name: As in the config key `adp.channels`.
       cells: what its variants are called, the default first.
       apply: (evidence, frozen, cell [B] int32) -> map [B, m, m], higher = anomalous.
     """
@@ -99,17 +99,17 @@ def language_maps(evidence: Evidence, temperature: Array) -> tuple[Array, Array]
     """C1 on CLIP's grid: harmonic over windows, over window sizes and the whole image.
 
     Args:
-      evidence: of B images.
+      evidence: What is known of B images.
       temperature: [B].
 
     Returns:
       (map [B, g, g], whole-image probability a_0 [B]).
     """
     prototypes = evidence.prototypes
-    whole = probability(evidence.found.whole, prototypes, temperature)
+    whole = probability(evidence.clip.whole, prototypes, temperature)
     inverse = 1 / jnp.maximum(whole, EPSILON)[:, None, None]
     count = 1
-    for size, features in evidence.found.windows.items():
+    for size, features in evidence.clip.windows.items():
         values = probability(features, prototypes, temperature)
         inverse = inverse + 1 / jnp.maximum(merge_windows(values, size), EPSILON)
         count += 1
@@ -153,6 +153,6 @@ def reference(mixtures: Array, names: tuple[str, ...]) -> Channel:
 
 def image_evidence(evidence: Evidence, temperature: Array) -> Array:
     """a_0 as a logit, [B]."""
-    whole = probability(evidence.found.whole, evidence.prototypes, temperature)
+    whole = probability(evidence.clip.whole, evidence.prototypes, temperature)
     whole = jnp.clip(whole, EPSILON, 1 - EPSILON)
     return jnp.log(whole) - jnp.log1p(-whole)
