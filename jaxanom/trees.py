@@ -40,18 +40,18 @@ def split(
     """
     flat = flatten(tree)
     compiled = [re.compile(pattern) for pattern in patterns]
-    chosen = {
+    selected = {
         path: leaf
         for path, leaf in flat.items()
         if any(pattern.fullmatch(path) for pattern in compiled)
     }
-    if flat and not chosen:
-        shown = ", ".join(list(flat)[:5])
+    if flat and not selected:
+        examples = ", ".join(list(flat)[:5])
         raise UserError(
-            f"no parameter path matches {list(patterns)}; paths look like: {shown}"
+            f"no parameter path matches {list(patterns)}; paths look like: {examples}"
         )
-    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
-    return unflatten(chosen), unflatten(rest)
+    rest = {path: leaf for path, leaf in flat.items() if path not in selected}
+    return unflatten(selected), unflatten(rest)
 
 
 def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def merge(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]
     return unflatten({**flat_first, **flat_second})
 
 
-def check_same_shapes(found: Any, wanted: Any, where: str) -> None:
+def check_same_shapes(params: Any, target: Any, where: str) -> None:
     """Compares paths and shapes of two nested dicts.
 
     Raises:
@@ -75,7 +75,7 @@ def check_same_shapes(found: Any, wanted: Any, where: str) -> None:
     """
     shapes = [
         {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
-        for tree in (found, wanted)
+        for tree in (params, target)
     ]
     wrong = [
         f"{path}: wanted {shapes[1].get(path, 'nothing')}, "

@@ -56,11 +56,11 @@ def run(arguments: argparse.Namespace) -> None:
 def _foundry(arguments: argparse.Namespace) -> None:
     from jaxanom.data.foundry import names, render
 
-    chosen = tuple(name for name in arguments.categories.split(",") if name)
+    categories = tuple(name for name in arguments.categories.split(",") if name)
     counts = arguments.num_train, arguments.num_test_good, arguments.num_per_defect
     render.write_mvtec(
         arguments.out,
-        chosen or names.CATEGORIES,
+        categories or names.CATEGORIES,
         arguments.size,
         arguments.seed,
         *counts,
@@ -100,12 +100,12 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
 def _tfds(arguments: argparse.Namespace) -> None:
     from jaxanom.data.layouts import builders
 
-    chosen = tuple(name for name in arguments.categories.split(",") if name)
+    categories = tuple(name for name in arguments.categories.split(",") if name)
     builder = builders.make(
         arguments.name,
         arguments.out,
         arguments.manual,
-        chosen,
+        categories,
         arguments.size,
         arguments.seed,
     )

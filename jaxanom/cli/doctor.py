@@ -71,18 +71,18 @@ def _extras() -> Iterator[tuple[str, str]]:
     import importlib.metadata
 
     for extra, names in EXTRAS.items():
-        found = []
+        packages = []
         for name in names:
             try:
                 version = importlib.metadata.version(name)
             except importlib.metadata.PackageNotFoundError:
-                found.append(f"{name} missing")
+                packages.append(f"{name} missing")
                 continue
             has_flax = _number(version) < _FLAX_BELOW.get(name, (10**6,))
-            found.append(
+            packages.append(
                 f"{name} {version}" + ("" if has_flax else " (without Flax classes)")
             )
-        yield f"extra {extra}", ", ".join(found)
+        yield f"extra {extra}", ", ".join(packages)
 
 
 def _number(version: str) -> tuple[int, ...]:
@@ -140,19 +140,19 @@ def _weights(arguments: argparse.Namespace) -> Iterator[str]:
             yield f"{folder or kind}: {error}"
             continue
         _describe(part)
-        shown = [*part.problems[:_SHOWN]]
+        problems = [*part.problems[:_SHOWN]]
         if len(part.problems) > _SHOWN:
-            shown.append(f"... and {len(part.problems) - _SHOWN} more")
-        yield from (f"{folder or kind}: {problem}" for problem in shown)
+            problems.append(f"... and {len(part.problems) - _SHOWN} more")
+        yield from (f"{folder or kind}: {problem}" for problem in problems)
         yield from _memory(part, arguments.fsdp, arguments.model)
     try:
-        told = checkup.schedule(name)
+        noise = checkup.schedule(name)
     except ValueError as error:
         yield f"scheduler: {error}"
         return
-    if told:
+    if noise:
         print("\nscheduler")
-        _say("noise", told, indent=2)
+        _say("noise", noise, indent=2)
 
 
 def _describe(part: Any) -> None:

@@ -91,7 +91,7 @@ def _forecast(arguments: argparse.Namespace, config: Any) -> None:
 
     devices = topology.devices(arguments.topology) if arguments.topology else None
     limit = int(arguments.device_memory * 2**30) or None
-    found = dry_run.of_config(config, arguments.run, devices, limit)
-    print(dry_run.text(found))
+    plan = dry_run.of_config(config, arguments.run, devices, limit)
+    print(dry_run.text(plan))
     if limit or not arguments.compile_only:
-        dry_run.check_fits(found)
+        dry_run.check_fits(plan)

@@ -71,8 +71,8 @@ def make(
     def transform(example: Example, rng: np.random.Generator) -> Example:
         own = rows.get(int(example["category_id"]), ())
         if own and rng.random() < mosaic:
-            chosen = rng.choice(own, size=4, replace=len(own) < 4)
-            example = join(example, [source[int(row)] for row in chosen])
+            picked = rng.choice(own, size=4, replace=len(own) < 4)
+            example = join(example, [source[int(row)] for row in picked])
         return augment(example, rng) if augmentation else example
 
     return transform
@@ -89,11 +89,11 @@ def join(example: Example, parts: list[Example]) -> Example:
     top, left = height // 2, width // 2
     sizes = itertools.product((top, height - top), (left, width - left))
     placed = list(zip(parts, sizes, strict=True))
-    shown = [images.resize_image(part["image"], size) for part, size in placed]
+    pictures = [images.resize_image(part["image"], size) for part, size in placed]
     masks = [images.resize_mask(part["mask"], size) for part, size in placed]
     return {
         **example,
-        "image": _square(shown),
+        "image": _square(pictures),
         "mask": _square(masks),
         "label": np.int32(1),
         "defect_id": parts[0]["defect_id"],
@@ -163,8 +163,10 @@ FILTERS = (mean_filter, colour_jitter, gaussian_filter)
 
 
 def _lit(picture: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-    found = ImageEnhance.Brightness(Image.fromarray(picture)).enhance(float(brightness))
-    return np.array(ImageEnhance.Contrast(found).enhance(float(contrast)))
+    brighter = ImageEnhance.Brightness(Image.fromarray(picture)).enhance(
+        float(brightness)
+    )
+    return np.array(ImageEnhance.Contrast(brighter).enhance(float(contrast)))
 
 
 def _square(parts: list[np.ndarray]) -> np.ndarray:

@@ -338,9 +338,9 @@ def _foundry(
     """Makes a dataset whose records are rendered when asked for."""
     from jaxanom.data.foundry import render
 
-    wanted = tuple(dict.fromkeys(categories or render.CATEGORIES))
+    names = tuple(dict.fromkeys(categories or render.CATEGORIES))
     plan = {
-        _rendered(row): row.index for row in render.records(wanted, *counts, seed=seed)
+        _rendered(row): row.index for row in render.records(names, *counts, seed=seed)
     }
 
     def load(record: Record) -> tuple[np.ndarray, np.ndarray]:
@@ -364,10 +364,10 @@ def _prepared(
     """Opens what a tensorflow-datasets builder has written."""
     from jaxanom.data.layouts import builders
 
-    found = builders.Prepared(directory)
-    load = cached(functools.partial(found.load, size=size))
+    prepared = builders.Prepared(directory)
+    load = cached(functools.partial(prepared.load, size=size))
     title = Path(directory).expanduser().absolute().parent.name
-    whole = from_records(title, found.records, size, load=load)
+    whole = from_records(title, prepared.records, size, load=load)
     return chosen(whole, "all", categories)
 
 

@@ -97,13 +97,13 @@ def batches(
     """
     _check(source, batch_size)
     example_at = examples_by_place(source, seed, shuffle, transform)
-    wanted = range(batch_size) if rows is None else tuple(rows)
+    own_rows = range(batch_size) if rows is None else tuple(rows)
 
     def stream() -> Iterator[HostBatch]:
         step = start_step
         while num_steps is None or step < num_steps:
-            examples = [example_at(step * batch_size + row) for row in wanted]
-            yield {**collate(examples), "valid": np.ones(len(wanted), bool)}
+            examples = [example_at(step * batch_size + row) for row in own_rows]
+            yield {**collate(examples), "valid": np.ones(len(own_rows), bool)}
             step += 1
 
     return stream()
@@ -137,13 +137,13 @@ def finite_batches(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}; wanted at least 1")
-    wanted = np.arange(batch_size) if rows is None else np.asarray(rows)
+    own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
     last = len(source) - 1
     for start in range(0, len(source), batch_size):
-        numbers = np.minimum(start + wanted, last).tolist()
+        numbers = np.minimum(start + own_rows, last).tolist()
         read = {number: source[number] for number in sorted(set(numbers))}
         examples = [read[number] for number in numbers]
-        yield {**collate(examples), "valid": start + wanted <= last}
+        yield {**collate(examples), "valid": start + own_rows <= last}
 
 
 def _check(source: Source, batch_size: int) -> None:
@@ -183,8 +183,8 @@ class _Mixture:
             raise IndexError(f"row {row} of {self._length}")
         rng = generator(self._seed, _MIXTURE, row)
         number = int(np.searchsorted(self._edges, rng.random(), side="right"))
-        chosen = self._sources[number]
-        example = chosen[int(rng.integers(len(chosen)))]
+        source = self._sources[number]
+        example = source[int(rng.integers(len(source)))]
         return {**example, "index": np.int32(row), "source_id": np.int32(number)}
 
 

@@ -73,17 +73,17 @@ def divide(
         if num_normal and split == "train" and num_normal < len(numbers):
             numbers = splits.few_shot(dataset, category, num_normal, seed).support
         normal += numbers
-    chosen: set[int] = set()
+    trained_on: set[int] = set()
     if rule in ("all", "test_split"):
         for category in seen:
-            chosen.update(catalog.select(dataset, "test", category, anomalous=True))
+            trained_on.update(catalog.select(dataset, "test", category, anomalous=True))
     elif rule != "none":
         for category in seen:
-            found = splits.defect_split(dataset, category, rule, shots or None, seed)
-            chosen.update(found.train)
+            drawn = splits.defect_split(dataset, category, rule, shots or None, seed)
+            trained_on.update(drawn.train)
     test = catalog.select(dataset, "test")
-    defects = [number for number in test if number in chosen]
-    used = chosen.union(normal)
+    defects = [number for number in test if number in trained_on]
+    used = trained_on.union(normal)
     rest = [
         number
         for number in test
@@ -132,15 +132,15 @@ def check_recorded(dataset: Dataset, division: Division, run: Path) -> None:
             if before.get(name, part) != part
         ],
     }
-    told = "; ".join(
+    changed = "; ".join(
         f"{len(names)} {what}: {', '.join(names[:5])}"
         for what, names in changes.items()
         if names
     )
-    if told:
+    if changed:
         raise UserError(
-            f"the images are not those that {run} was trained with ({told}). Set the "
-            "folder back; keep new images in another one, for a new run or for "
+            f"the images are not those that {run} was trained with ({changed}). Set "
+            "the folder back; keep new images in another one, for a new run or for "
             "`evaluate --on=data.directory=DIR`"
         )
 
@@ -189,14 +189,14 @@ def sources(
     }
     if generated_directory:
         records = generated.read(generated_directory)
-        made = catalog.from_records(
+        generated_set = catalog.from_records(
             "generated",
             [record for record in records if record.defect_type != catalog.GOOD],
             dataset.image_size,
             dataset.categories,
             dataset.defect_types,
         )
-        pools["generated"] = catalog.source(made)
+        pools["generated"] = catalog.source(generated_set)
     return pools
 
 
@@ -282,11 +282,11 @@ def batch_maker(
         workers.check()
     mixed = {}
     for number, (phase, weights) in enumerate(sorted(mixtures.items())):
-        wanted = {name: weight for name, weight in weights.items() if weight}
+        weighted = {name: weight for name, weight in weights.items() if weight}
         phase_seed = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         mixed[phase] = (
             pipeline.mixture(
-                [pools[name] for name in wanted], list(wanted.values()), phase_seed
+                [pools[name] for name in weighted], list(weighted.values()), phase_seed
             ),
             phase_seed,
         )
@@ -317,11 +317,11 @@ def batch_maker(
 
 def normal_images(dataset: Dataset, division: Division) -> dict[str, list[np.ndarray]]:
     """Returns {category: its normal training images}, uint8 [H, W, 3] each."""
-    found: dict[str, list[np.ndarray]] = {}
+    by_category: dict[str, list[np.ndarray]] = {}
     for number in division.normal:
         image, _ = dataset.load(dataset.records[number])
-        found.setdefault(dataset.records[number].category, []).append(image)
-    return found
+        by_category.setdefault(dataset.records[number].category, []).append(image)
+    return by_category
 
 
 def spread(dataset: Dataset, numbers: Sequence[int], count: int) -> tuple[int, ...]:

@@ -212,8 +212,8 @@ def check_views(data: Any, method: str, encodes: bool) -> None:
       method: its name.
       encodes: whether it encodes images once.
     """
-    asked = data.num_views != 1 or tuple(data.flips) or data.shift
-    if asked and not encodes:
+    wants_views = data.num_views != 1 or tuple(data.flips) or data.shift
+    if wants_views and not encodes:
         raise UserError(
             f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
             f"{data.shift}: these views are of methods that encode images once; "

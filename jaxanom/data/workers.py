@@ -109,18 +109,18 @@ def batches(
 
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain reads a flag of its own when it starts
-    wanted = tuple(range(batch_size) if rows is None else rows)
-    places = _Places(example_at, batch_size, wanted)
+    own_rows = tuple(range(batch_size) if rows is None else rows)
+    places = _Places(example_at, batch_size, own_rows)
 
     def make(step: int) -> Iterator[Any]:
         dataset = grain.MapDataset.source(places)
-        dataset = dataset.batch(len(wanted), batch_fn=_stack)[step:]
+        dataset = dataset.batch(len(own_rows), batch_fn=_stack)[step:]
         threads = grain.ReadOptions(num_threads=1 if num_workers else 2)
-        found = dataset.to_iter_dataset(threads)
+        stream = dataset.to_iter_dataset(threads)
         if num_workers:
             options = grain.MultiprocessingOptions(num_workers=num_workers)
-            found = found.mp_prefetch(options)
-        return iter(found)
+            stream = stream.mp_prefetch(options)
+        return iter(stream)
 
     return Batches(make, start_step)
 

@@ -127,15 +127,15 @@ def apply_override(config: ml_collections.ConfigDict, key: str, text: str) -> No
     if isinstance(node[last], ml_collections.ConfigDict):
         inside = ", ".join(f"--config.{key}.{name}" for name in node[last])
         raise UserError(f"--config.{key} is a section; set a key in it: {inside}")
-    wanted = node.get_type(last)
+    kind = node.get_type(last)
     try:
-        if wanted is tuple:
+        if kind is tuple:
             node[last] = _parse_tuple(text, _holds_words(last, node[last]))
         else:
-            node[last] = _parse(text, wanted)
+            node[last] = _parse(text, kind)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"--config.{key}={text}: wanted {wanted.__name__}, such as {node[last]!r}"
+            f"--config.{key}={text}: wanted {kind.__name__}, such as {node[last]!r}"
         ) from error
 
 

@@ -57,23 +57,23 @@ def of_config(
       UserError: see `prepared.prepare`.
     """
     config = prepare.located(config, directory)
-    made = prepare.prepare(config, devices=devices)
+    prepared = prepare.prepare(config, devices=devices)
     settings = plan.read_train(config.train)
-    params, frozen = made.method.init(jax.random.key(settings.seed))
-    found = tuple(
+    params, frozen = prepared.method.init(jax.random.key(settings.seed))
+    forecasts = tuple(
         forecast.of_step(
             stage,
             params,
             frozen,
-            batch_shapes(made, frozen, stage.name),
-            made.mesh,
+            batch_shapes(prepared, frozen, stage.name),
+            prepared.mesh,
             settings.ema_decay,
             settings.offload_frozen,
         ).forecast
-        for stage in plan.stages(made.method, config.phases)
+        for stage in plan.stages(prepared.method, config.phases)
     )
-    limit = memory.device_bytes(made.mesh) if limit is None else limit
-    return DryRun(made.mesh, config.data.batch_size, found, limit)
+    limit = memory.device_bytes(prepared.mesh) if limit is None else limit
+    return DryRun(prepared.mesh, config.data.batch_size, forecasts, limit)
 
 
 def check_fits(found: DryRun) -> None:

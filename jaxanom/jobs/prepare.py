@@ -273,13 +273,13 @@ def encoded(
     data = config.data
 
     def view(example, number):
-        shown = transforms.views(
+        changed = transforms.views(
             example, number, config.seed, tuple(data.flips), data.shift
         )
         if number == 0 or transform is None:
-            return shown
+            return changed
         place = int(example["index"]), number
-        return transform(shown, pipeline.generator(config.seed, _AUGMENTED, *place))
+        return transform(changed, pipeline.generator(config.seed, _AUGMENTED, *place))
 
     def encode_batch(batch):
         return encode(frozen, batch)

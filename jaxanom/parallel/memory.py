@@ -21,10 +21,10 @@ def free_bytes(mesh: Mesh) -> int | None:
     """
     rooms = []
     for device in mesh.devices.flat:
-        found = device.memory_stats() or {}
-        if "bytes_limit" not in found:
+        stats = device.memory_stats() or {}
+        if "bytes_limit" not in stats:
             return None
-        rooms.append(found["bytes_limit"] - found.get("bytes_in_use", 0))
+        rooms.append(stats["bytes_limit"] - stats.get("bytes_in_use", 0))
     return min(rooms)
 
 
@@ -41,12 +41,12 @@ def device_bytes(mesh: Mesh) -> int | None:
             rooms.append(host // len(mesh.local_devices))
             continue
         try:
-            found = device.memory_stats() or {}
+            stats = device.memory_stats() or {}
         except jax.errors.JaxRuntimeError:
-            found = {}
-        if "bytes_limit" not in found:
+            stats = {}
+        if "bytes_limit" not in stats:
             return None
-        rooms.append(found["bytes_limit"])
+        rooms.append(stats["bytes_limit"])
     return min(rooms)
 
 

@@ -60,12 +60,12 @@ def fitting(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
       sizes: Axis sizes of a mesh of other devices.
       num_devices: that are here.
     """
-    wanted = {axis: sizes[axis] for axis in AXES}
+    own = {axis: sizes[axis] for axis in AXES}
     try:
-        _resolve(tuple(wanted.values()), num_devices)
+        _resolve(tuple(own.values()), num_devices)
     except ValueError:
         return dict.fromkeys(AXES, 1) | {"data": -1}
-    return wanted
+    return own
 
 
 def of_process(mesh: Mesh) -> Mesh:
@@ -131,8 +131,8 @@ def rows_stay(array: Array) -> Array:
 
 def _float32_products(mesh: Mesh | None) -> contextlib.AbstractContextManager:
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    told = jax.config.jax_default_matmul_precision is not None
-    if told or device.platform == "cpu":  # which knows nothing else
+    is_set = jax.config.jax_default_matmul_precision is not None
+    if is_set or device.platform == "cpu":  # which knows nothing else
         return contextlib.nullcontext()
     return jax.default_matmul_precision("highest")
 
@@ -148,20 +148,20 @@ def _tracing_for(mesh: Mesh | None) -> Iterator[None]:
 
 def _resolve(sizes: tuple[int, ...], num_devices: int) -> tuple[int, ...]:
     """Replaces a -1 by what is left over and checks the product."""
-    asked = ", ".join(
+    axes = ", ".join(
         f"config.mesh.{axis}={size}" for axis, size in zip(AXES, sizes, strict=True)
     )
     if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
         raise UserError(
-            f"{asked}: every mesh axis is a positive count, and at most one is -1 "
+            f"{axes}: every mesh axis is a positive count, and at most one is -1 "
             "(= the devices that are left)"
         )
-    given = math.prod(size for size in sizes if size != -1)
-    if -1 in sizes and num_devices % given == 0:
-        return tuple(num_devices // given if size == -1 else size for size in sizes)
-    if given != num_devices or -1 in sizes:
+    fixed = math.prod(size for size in sizes if size != -1)
+    if -1 in sizes and num_devices % fixed == 0:
+        return tuple(num_devices // fixed if size == -1 else size for size in sizes)
+    if fixed != num_devices or -1 in sizes:
         raise UserError(
-            f"{asked} does not fit {num_devices} devices: the product must be "
+            f"{axes} does not fit {num_devices} devices: the product must be "
             f"{num_devices} (or divide it, with one axis -1); change config.mesh"
         )
     return sizes

@@ -24,7 +24,7 @@ _PICTURE = re.compile(r"\d{4,}_.*\.png", re.DOTALL)
 def write(
     directory: Path,
     files: Sequence[Path],
-    found: Predictions,
+    predictions: Predictions,
     threshold: Threshold | None,
 ) -> list[dict[str, Any]]:
     """Writes `NUMBER_NAME.png` for every image and, when all are, `detections.jsonl`.
@@ -37,7 +37,7 @@ def write(
       directory: made where missing; earlier results in it are removed, their pictures
         too.
       files: N images.
-      found: What was predicted of them, with a leading axis of N.
+      predictions: What was predicted of them, with a leading axis of N.
       threshold: None calls no image anomalous or normal.
 
     Returns:
@@ -59,17 +59,17 @@ def write(
             picture.unlink(missing_ok=True)
     for name in (RESULTS, _PARTIAL):
         (directory / name).unlink(missing_ok=True)
-    limits = float(found.anomaly_map.min()), float(found.anomaly_map.max())
-    std = found.anomaly_map_std
+    limits = float(predictions.anomaly_map.min()), float(predictions.anomaly_map.max())
+    std = predictions.anomaly_map_std
     rows = []
     for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):
         drawn = _drawn(
             images.load_image(file),
-            found.anomaly_map[number],
+            predictions.anomaly_map[number],
             None if std is None else std[number],
             limits,
         )
-        rows.append(_row(file, picture, found, number, threshold))
+        rows.append(_row(file, picture, predictions, number, threshold))
         # Listed first: the next call removes what an interrupted one has drawn.
         record.append_metrics(directory / _PARTIAL, rows[-1])
         Image.fromarray(drawn).save(picture)
@@ -109,11 +109,11 @@ def _enlarged(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def _row(
     file: Path,
     picture: Path,
-    found: Predictions,
+    predictions: Predictions,
     number: int,
     threshold: Threshold | None,
 ) -> dict[str, Any]:
-    value = float(found.image_score[number])
+    value = float(predictions.image_score[number])
     row = {
         "image": str(file),
         "image_score": value,
@@ -126,6 +126,6 @@ def _row(
         row["threshold"] = threshold.value
         row["false_alarm_rate"] = threshold.false_alarm_rate
         row["anomalous"] = value > threshold.value
-    if found.image_score_std is not None:
-        row["image_score_std"] = float(found.image_score_std[number])
+    if predictions.image_score_std is not None:
+        row["image_score_std"] = float(predictions.image_score_std[number])
     return row

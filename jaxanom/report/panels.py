@@ -110,12 +110,12 @@ def loss_panels(
             y_label=pattern,
             series=tuple(
                 Series(name, *zip(*points, strict=True))
-                for name, points in found.items()
+                for name, points in named.items()
             ),
             log_y=True,
         )
-        for phase, found in lines.items()
-        if found
+        for phase, named in lines.items()
+        if named
     ]
 
 
@@ -140,18 +140,18 @@ def detection_panels(
     }
     panels = []
     for key, (title, x_label, y_label) in kinds.items():
-        found = tuple(
+        lines = tuple(
             Series(name, points[key]["x"], points[key]["y"], steps="/pre" in key)
             for name, points in curves.items()
             if key in points
         )
-        if found:
+        if lines:
             panels.append(
                 Panel(
                     title,
                     x_label,
                     y_label,
-                    found,
+                    lines,
                     unit=True,
                     diagonal=not key.endswith("recall"),
                     limit=fpr_limit if key == "regions/pro" else None,

@@ -168,8 +168,8 @@ def _generation(runs: Mapping[str, Path]) -> list[page.Section]:
 
 
 def _kept(arrays: Mapping[str, np.ndarray], row: int) -> float:
-    asked = max(1, int(arrays["requested_mask"][row].astype(bool).sum()))
-    return float(arrays["mask"][row].astype(bool).sum()) / asked
+    requested = max(1, int(arrays["requested_mask"][row].astype(bool).sum()))
+    return float(arrays["mask"][row].astype(bool).sum()) / requested
 
 
 def _losses(runs: Mapping[str, Path]) -> page.Section:

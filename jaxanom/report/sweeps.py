@@ -36,11 +36,11 @@ def chosen(rows: Sequence[Row], development_seed: int) -> list[Row]:
     Raises:
       UserError: several step sizes, and no row of the development seed.
     """
-    found = []
+    kept = []
     for members in _by(rows, ("num_particles", "update", "rkhs")).values():
         sizes = {row["step_size"] for row in members}
         if len(sizes) == 1:
-            found += members
+            kept += members
             continue
         tried = [row for row in members if row["seed"] == development_seed]
         if {row["step_size"] for row in tried} != sizes:
@@ -50,13 +50,13 @@ def chosen(rows: Sequence[Row], development_seed: int) -> list[Row]:
                 "config.sweep.seed"
             )
         best = min(tried, key=lambda row: _number(row["nll"], np.inf))["step_size"]
-        found += [
+        kept += [
             row
             for row in members
             if row["step_size"] == best
             and (row["seed"] != development_seed or len(members) == len(tried))
         ]
-    return found
+    return kept
 
 
 def table(rows: Sequence[Row], caption: str = CAPTION) -> tables.Table:
@@ -81,7 +81,7 @@ def table(rows: Sequence[Row], caption: str = CAPTION) -> tables.Table:
 def panels(rows: Sequence[Row]) -> list[figures.Panel]:
     """One plot a measure against the number of particles, a line a transport."""
     lines = _by(rows, ("update", "rkhs"))
-    found = []
+    plots = []
     for measure, title in MEASURES.items():
         series = []
         for (update, rkhs), members in lines.items():
@@ -91,7 +91,7 @@ def panels(rows: Sequence[Row]) -> list[figures.Panel]:
             series.append(
                 figures.Series(_name(update, rkhs), list(points), [*points.values()])
             )
-        found.append(
+        plots.append(
             figures.Panel(
                 title,
                 "particles N",
@@ -101,7 +101,7 @@ def panels(rows: Sequence[Row]) -> list[figures.Panel]:
                 log_y=measure in ("ksd", "steps_per_s", "spread"),
             )
         )
-    return found
+    return plots
 
 
 def path_panels(rows: Sequence[Row], limit: int = 12) -> list[figures.Panel]:
@@ -111,16 +111,16 @@ def path_panels(rows: Sequence[Row], limit: int = 12) -> list[figures.Panel]:
       rows: those with a `path`.
       limit: most plots; the largest numbers of particles first.
     """
-    shown = [row for row in rows if row.get("path") and row["num_particles"] > 1]
+    paths = [row for row in rows if row.get("path") and row["num_particles"] > 1]
     first = {}
-    for row in sorted(shown, key=lambda row: -row["num_particles"]):
+    for row in sorted(paths, key=lambda row: -row["num_particles"]):
         first.setdefault((row["num_particles"], row["update"], row["rkhs"]), row)
-    found = []
+    plots = []
     for row in list(first.values())[:limit]:
         path = np.asarray(row["path"], float)  # [T, N, 2]
         moments = {"start": 0, "half-way": len(path) // 2, "end": len(path) - 1}
         name = _name(row["update"], row["rkhs"])
-        found.append(
+        plots.append(
             figures.Panel(
                 f"{name}, N = {row['num_particles']} "
                 f"({100 * row['path_share']:.0f} % of the variance)",
@@ -132,7 +132,7 @@ def path_panels(rows: Sequence[Row], limit: int = 12) -> list[figures.Panel]:
                 ),
             )
         )
-    return found
+    return plots
 
 
 def sections(rows: Sequence[Row], development_seed: int = 0) -> list[page.Section]:
@@ -177,10 +177,10 @@ def write(
 
 
 def _by(rows: Sequence[Row], names: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    found: dict[tuple[Any, ...], list[Row]] = {}
+    groups: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
-        found.setdefault(tuple(row[name] for name in names), []).append(row)
-    return found
+        groups.setdefault(tuple(row[name] for name in names), []).append(row)
+    return groups
 
 
 def _name(update: str, rkhs: str) -> str:

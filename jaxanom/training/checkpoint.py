@@ -134,8 +134,8 @@ class Checkpoints:
         Raises:
           UserError: paths or shapes differ; says which, wanted and found.
         """
-        wanted = _flatten(target)
-        stored = {path: _stored_form(leaf) for path, leaf in wanted.items()}
+        leaves_wanted = _flatten(target)
+        stored = {path: _stored_form(leaf) for path, leaf in leaves_wanted.items()}
         note = self.read_meta(step)
         self._check(step, note[LEAVES], _describe(stored))
         full = {path: leaf for path, leaf in stored.items() if leaf.size}
@@ -143,9 +143,12 @@ class Checkpoints:
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(packing.wanted(full, joined))
         )
-        found = self._manager.restore(step, args=args)["state"]
-        found = packing.part(found, full, joined)
-        leaves = [_original(found.get(path), leaf) for path, leaf in wanted.items()]
+        stored_leaves = self._manager.restore(step, args=args)["state"]
+        stored_leaves = packing.part(stored_leaves, full, joined)
+        leaves = [
+            _original(stored_leaves.get(path), leaf)
+            for path, leaf in leaves_wanted.items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(target), leaves)
 
     def wait(self) -> bool:
@@ -181,10 +184,10 @@ class Checkpoints:
                 n=self._keep_best,
                 keep_checkpoints_without_metrics=False,
             )
-            chosen = policies.AnyPreservationPolicy([newest, best])
+            policy = policies.AnyPreservationPolicy([newest, best])
             # Without a `best_fn` orbax does not store the values to choose by.
             options = {
-                "preservation_policy": chosen,
+                "preservation_policy": policy,
                 "best_fn": lambda metrics: metrics[VALUE],
             }
         options = ocp.CheckpointManagerOptions(**options, cleanup_tmp_directories=True)
@@ -256,9 +259,9 @@ def _is_key(leaf: Any) -> bool:
 
 def _key_impl(leaf: jax.ShapeDtypeStruct) -> Any:
     """Returns the generator of a typed key; jax tells it of arrays and tracers only."""
-    found = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)
-    return found[0]
+    implementations = []
+    jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), leaf)
+    return implementations[0]
 
 
 def _storable(leaf: Any) -> jax.Array:

@@ -91,16 +91,16 @@ def watch() -> Iterator[Callable[[int], bool]]:
         if threading.current_thread() is not threading.main_thread():
             yield lambda step: False
             return
-        asked, told = threading.Event(), threading.Event()
+        signalled, reported = threading.Event(), threading.Event()
 
         def asked_to_stop(step: int) -> bool:
-            if asked.is_set():
-                told.set()
-            return told.is_set()
+            if signalled.is_set():
+                reported.set()
+            return reported.is_set()
 
-        with _heard_by(-1), _handled_by(lambda number, frame: asked.set()):
+        with _heard_by(-1), _handled_by(lambda number, frame: signalled.set()):
             yield asked_to_stop
-        if asked.is_set() and not told.is_set():
+        if signalled.is_set() and not reported.is_set():
             signal.raise_signal(signal.SIGTERM)
 
 

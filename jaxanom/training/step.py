@@ -182,8 +182,8 @@ def _gradients(
 
     def add(total, item):
         rows, index = item
-        found = one(rows, jax.random.fold_in(key, index))
-        return jax.tree.map(jnp.add, total, found), None
+        values = one(rows, jax.random.fold_in(key, index))
+        return jax.tree.map(jnp.add, total, values), None
 
     rows = microbatches(batch, accumulate)
     shapes = jax.eval_shape(one, jax.tree.map(lambda leaf: leaf[0], rows), key)

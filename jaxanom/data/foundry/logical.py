@@ -143,16 +143,16 @@ def _tray_parts(rng, tints, hue: float, edit) -> list[list]:
     kind = kind_of(edit)
     if kind != "good":
         number = int(edit.rng.integers(6))
-        chosen = parts[number]
+        part = parts[number]
     if kind == "missing_part":
         del parts[number]
     elif kind == "wrong_color":
-        chosen[4] = rgb(hue + (2 * chosen[3] + 1) / 6 + 1 / 3, 0.8, 0.55)
+        part[4] = rgb(hue + (2 * part[3] + 1) / 6 + 1 / 3, 0.8, 0.55)
     elif kind == "misplaced_part":
-        down = 1 if chosen[1] < 0 else -1
-        chosen[0] += edit.rng.choice([-1, 1]) * edit.rng.uniform(0.08, 0.12)
-        chosen[1] -= down * edit.rng.uniform(0.26, 0.32)
-        chosen[2] += edit.rng.uniform(0.6, 1.2)
+        down = 1 if part[1] < 0 else -1
+        part[0] += edit.rng.choice([-1, 1]) * edit.rng.uniform(0.08, 0.12)
+        part[1] -= down * edit.rng.uniform(0.26, 0.32)
+        part[2] += edit.rng.uniform(0.6, 1.2)
     elif kind == "extra_part":
         form, turn = int(edit.rng.integers(3)), edit.rng.uniform(0.5, 1.1)
         x = edit.rng.choice([-0.27, 0.27]) + edit.rng.uniform(-0.06, 0.06)

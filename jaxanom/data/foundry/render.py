@@ -247,12 +247,12 @@ def records(
         kinds = names.defect_types(category)
         rows += [Row(category, "train", i, "good", i) for i in range(num_train)]
         index = 0
-        for kind, wanted in (
+        for kind, count in (
             ("good", num_test_good),
             *((kind, num_per_defect) for kind in kinds),
         ):
             number = 0
-            while number < wanted:
+            while number < count:
                 if occurs(category, "test", index, seed, kind):
                     rows.append(Row(category, "test", index, kind, number))
                     number += 1

@@ -59,8 +59,8 @@ def make(
     if name not in NAMES:
         raise UserError(mvtec.unknown("dataset", name, NAMES))
     arguments = (name, Path(manual_dir) / name, tuple(categories), size, seed)
-    made = _builder_class(name, functools.partial(_rows, *arguments))
-    builder = made(data_dir=str(data_dir), file_format=FORMAT)
+    builder_class = _builder_class(name, functools.partial(_rows, *arguments))
+    builder = builder_class(data_dir=str(data_dir), file_format=FORMAT)
     if Path(builder.data_path).exists():
         raise UserError(
             f"{builder.data_path} is there already, perhaps with other categories, "
@@ -144,8 +144,8 @@ def _rows(
 def _rendered(
     categories: Sequence[str], size: int, seed: int, split: str
 ) -> Iterator[tuple[Record, bytes, bytes]]:
-    chosen = tuple(categories) or render.CATEGORIES
-    for row in render.records(chosen, seed=seed):
+    names = tuple(categories) or render.CATEGORIES
+    for row in render.records(names, seed=seed):
         if row.split != split:
             continue
         kind = row.defect_type

@@ -45,9 +45,11 @@ def read(directory: str | Path, seed: int = 0) -> tuple[list[Record], tuple[str,
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise UserError(f"{root} is no directory; set config.data.directory")
-    found = sorted(root.glob("split*.json"))
-    if found:
-        return _from_split(root, root / SPLIT if root / SPLIT in found else found[0])
+    split_files = sorted(root.glob("split*.json"))
+    if split_files:
+        return _from_split(
+            root, root / SPLIT if root / SPLIT in split_files else split_files[0]
+        )
     if all((root / split).is_dir() for split in SPLITS):
         named = {split: _classes(root / split) for split in SPLITS}
         names = sorted(named["train"].keys() | named["test"].keys(), key=_order)
@@ -127,7 +129,7 @@ def _resolve(root: Path, path: Path, file: str) -> Path:
 
 def _classes(root: Path) -> dict[str, list[Path]]:
     """Returns {folder name: its image files in natural order}; empty ones are left."""
-    found = {
+    by_class = {
         folder.name: sorted(
             (path for path in folder.iterdir() if _is_image(path)),
             key=lambda path: mvtec.natural_key(path.name),
@@ -135,7 +137,7 @@ def _classes(root: Path) -> dict[str, list[Path]]:
         for folder in root.iterdir()
         if folder.is_dir() and not folder.name.startswith(".")
     }
-    return {name: paths for name, paths in found.items() if paths}
+    return {name: paths for name, paths in by_class.items() if paths}
 
 
 def _is_image(path: Path) -> bool:

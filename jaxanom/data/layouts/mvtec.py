@@ -71,12 +71,12 @@ def read_folder(
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}; wanted a folder in the MVTec layout")
-    found = _category_folders(root)
+    folders = _category_folders(root)
     records = []
-    for category in dict.fromkeys(categories or sorted(found, key=natural_key)):
-        if category not in found:
-            raise UserError(unknown("category", category, found))
-        records += _read_category(found[category], category, require_train)
+    for category in dict.fromkeys(categories or sorted(folders, key=natural_key)):
+        if category not in folders:
+            raise UserError(unknown("category", category, folders))
+        records += _read_category(folders[category], category, require_train)
     return records
 
 
@@ -98,10 +98,10 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
             raise UserError(f"no such image or folder: {path}")
-        found = _images(path) if path.is_dir() else [path]
-        if not found:
+        inside = _images(path) if path.is_dir() else [path]
+        if not inside:
             raise UserError(f"{_describe(path)}; wanted images")
-        files += found
+        files += inside
     for file in files:
         images.header_size(file)
     return files
@@ -129,8 +129,10 @@ def check(records: Sequence[Record]) -> None:
         except ValueError as error:
             problems.append(str(error))
     if problems:
-        shown = "\n  ".join(problems[:5])
-        raise UserError(f"{len(problems)} of {len(records)} images are bad:\n  {shown}")
+        listed = "\n  ".join(problems[:5])
+        raise UserError(
+            f"{len(problems)} of {len(records)} images are bad:\n  {listed}"
+        )
 
 
 def unmasked(records: Iterable[Record]) -> dict[str, int]:
@@ -166,15 +168,15 @@ def mask_files(path: str | Path) -> list[Path]:
 def _category_folders(root: Path) -> dict[str, Path]:
     if _looks_like_category(root):
         return {Path(os.path.abspath(root)).name: root}
-    found = {
+    folders = {
         folder.name: folder for folder in _folders(root) if _looks_like_category(folder)
     }
-    if not found:
+    if not folders:
         raise UserError(
             f"no train/good in {root}, nor in any folder in it; {_describe(root)}; put "
             "normal images into <category>/train/good"
         )
-    return found
+    return folders
 
 
 def _looks_like_category(folder: Path) -> bool:
@@ -231,7 +233,7 @@ def _masks(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     known.update({sub.name: sub for sub in _folders(folder)})
     if not known:
         return {}
-    found: dict[Path, str] = {}
+    masks: dict[Path, str] = {}
     taken: dict[Path, Path] = {}
     for image in files:
         mask = known.get(f"{image.stem}_mask", known.get(image.stem))
@@ -239,15 +241,15 @@ def _masks(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
             continue
         if mask in taken:
             raise UserError(f"{taken[mask]} and {image} share the mask {mask}")
-        found[image], taken[mask] = str(mask), image
-    missing = [image.name for image in files if image not in found]
+        masks[image], taken[mask] = str(mask), image
+    missing = [image.name for image in files if image not in masks]
     if missing:
         raise UserError(
             f"{len(missing)} of {len(files)} images have no mask in {folder}: "
             f"{', '.join(missing[:5])}; wanted <stem>_mask.png or <stem>.png for each "
             "(or no mask folder at all)"
         )
-    return found
+    return masks
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -54,13 +54,13 @@ def read(
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise UserError(f"config.data.directory={root}: no such folder of {name!r}")
-    found = READERS[name](root)
-    known = dict.fromkeys(record.category for record in found)
+    records = READERS[name](root)
+    known = dict.fromkeys(record.category for record in records)
     for category in categories:
         if category not in known:
             raise UserError(mvtec.unknown("category", category, known))
     order = {category: place for place, category in enumerate(categories or known)}
-    kept = [record for record in found if record.category in order]
+    kept = [record for record in records if record.category in order]
     return sorted(kept, key=lambda r: (order[r.category], *_place(r)))
 
 
@@ -74,7 +74,7 @@ def _mvtec(root: Path) -> list[Record]:
 
 
 def _btad(root: Path) -> list[Record]:
-    found = []
+    records = []
     for category in sorted(path for path in root.iterdir() if path.is_dir()):
         if not (category / "train" / "ok").is_dir():
             continue
@@ -83,15 +83,15 @@ def _btad(root: Path) -> list[Record]:
             for path in _images(category / split / kind):
                 defect_type = GOOD if kind == "ok" else _ANOMALY["btad"]
                 mask = masks.get(path.stem) if kind == "ko" else None
-                found.append(_record(path, mask, category.name, defect_type, split))
-    return _some(found, root, "01/train/ok, 01/test/{ok,ko} and 01/ground_truth/ko")
+                records.append(_record(path, mask, category.name, defect_type, split))
+    return _some(records, root, "01/train/ok, 01/test/{ok,ko} and 01/ground_truth/ko")
 
 
 def _visa(root: Path) -> list[Record]:
     table = root / VISA_TABLE
     if not table.is_file():
         raise UserError(f"{root} has no {VISA_TABLE}; wanted VisA as it is unpacked")
-    found = []
+    records = []
     with table.open(encoding="utf-8", newline="") as file:
         for line, row in enumerate(csv.DictReader(file), start=2):
             fields = ("object", "split", "label", "image", "mask")
@@ -101,12 +101,12 @@ def _visa(root: Path) -> list[Record]:
             mask = root / row["mask"] if row["mask"] and not normal else None
             kind = GOOD if normal else _ANOMALY["visa"]
             path = root / row["image"]
-            found.append(_record(path, mask, row["object"], kind, row["split"]))
-    return _some(found, root, f"rows in {VISA_TABLE}")
+            records.append(_record(path, mask, row["object"], kind, row["split"]))
+    return _some(records, root, f"rows in {VISA_TABLE}")
 
 
 def _kolektor(root: Path) -> list[Record]:
-    found = []
+    records = []
     for split in ("train", "test"):
         for path in _images(root / split):
             if path.stem.endswith("_GT"):
@@ -117,12 +117,12 @@ def _kolektor(root: Path) -> list[Record]:
             defective = np.any(images.load_mask([mask]))
             kind = _ANOMALY["kolektor"] if defective else GOOD
             marked = mask if defective else None
-            found.append(_record(path, marked, "kolektor", kind, split))
-    return _some(found, root, "train/*.png and test/*.png of KolektorSDD2")
+            records.append(_record(path, marked, "kolektor", kind, split))
+    return _some(records, root, "train/*.png and test/*.png of KolektorSDD2")
 
 
 def _kolektor_sdd(root: Path) -> list[Record]:
-    found = []
+    records = []
     for item in sorted(path for path in root.iterdir() if path.is_dir()):
         numbered = _ITEM.fullmatch(item.name)
         for path in _images(item) if numbered else ():
@@ -139,8 +139,8 @@ def _kolektor_sdd(root: Path) -> list[Record]:
                 path, mask if defective else None, "commutator", kind, split
             )
             name = f"commutator/{split}/{kind}/{item.name}_{path.name}"
-            found.append(record._replace(name=name))  # every item has a Part0
-    return _some(found, root, "kos01/Part0.jpg and Part0_label.bmp of KolektorSDD")
+            records.append(record._replace(name=name))  # every item has a Part0
+    return _some(records, root, "kos01/Part0.jpg and Part0_label.bmp of KolektorSDD")
 
 
 READERS: dict[str, Callable[[Path], list[Record]]] = {
@@ -164,11 +164,11 @@ def _record(
 def _images(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    found = (p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES)
-    return sorted(found, key=lambda path: mvtec.natural_key(path.name))
+    paths = (p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES)
+    return sorted(paths, key=lambda path: mvtec.natural_key(path.name))
 
 
-def _some(found: list[Record], root: Path, wanted: str) -> list[Record]:
-    if not found:
-        raise UserError(f"{root}: found no images; wanted {wanted}")
-    return found
+def _some(records: list[Record], root: Path, layout: str) -> list[Record]:
+    if not records:
+        raise UserError(f"{root}: found no images; wanted {layout}")
+    return records
