@@ -19,6 +19,8 @@ METHODS = {
 
 
 PIXELS = ("bayes_pfl", "defect_generation", "detector")
+POSTERIORS = ("app",)
+"""Methods with a `Method.posterior`, which a sweep takes."""
 
 
 def learns_pixels(config: Any) -> bool:

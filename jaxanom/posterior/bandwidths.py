@@ -54,21 +54,15 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
     """h = median(r2) / (2 log(P + 1)), so that a row of the gram matrix sums to ~1.
 
     Args:
-      rule: which median, see `median_of`.
+      rule: Which median, see `median_of`.
       mode: "exact" sorts all of them; "subsample" the same `num_pairs` places every
         time; "histogram" counts bins and refines once; "lagged" uses the exact value of
         the step before (of the first step, its own), so that nothing waits for it.
-      num_pairs: of "subsample".
+      num_pairs: How many places "subsample" looks at.
 
     Raises:
-      UserError: an unknown rule or mode.
+      UserError: An unknown rule or mode.
     """
-    modes: dict[str, Callable[[Array], Array]] = {
-        "exact": lambda r2: median_of(r2, rule),
-        "subsample": lambda r2: _subsampled(r2, rule, num_pairs),
-        "histogram": lambda r2: _histogram(r2, rule),
-        "lagged": lambda r2: median_of(r2, rule),
-    }
     if rule not in MEDIANS or mode not in MODES:
         raise UserError(
             f"median rule {rule!r}, mode {mode!r}; choose one of {MEDIANS} and one of "
@@ -76,10 +70,16 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
         )
 
     def update(r2, inner, columns, state):
-        found = scaled(modes[mode](r2), r2.shape[0])
+        if mode == "subsample":
+            middle = _subsampled(r2, rule, num_pairs)
+        elif mode == "histogram":
+            middle = _histogram(r2, rule)
+        else:
+            middle = median_of(r2, rule)
+        own = scaled(middle, r2.shape[0])
         if mode != "lagged":
-            return found, state
-        return jnp.where(state > 0, state, found), found
+            return own, state
+        return jnp.where(state > 0, state, own), own
 
     def init(dtype):
         return jnp.zeros((), dtype) if mode == "lagged" else ()
@@ -98,7 +98,7 @@ def median_of(r2: Array, rule: str = "midpoint") -> Array:
     """Returns a median of squared distances [P, P].
 
     Args:
-      r2: with its zero diagonal.
+      r2: [P, P] with its zero diagonal.
       rule: "midpoint" over all P^2 entries (the script of arXiv 1608.04471); "upper",
         the upper of the two middle entries (that of arXiv 1807.01750); "offdiag",
         midpoint over pairs of different particles. For two particles the first is half
@@ -156,12 +156,6 @@ def _ranked(entries: Array, rank: int, num_bins: int = 512) -> Array:
     return (low + high) / 2
 
 
-class HeatState(NamedTuple):
-    """Where the line search of `heat_equation` stands; 0 before the first step."""
-
-    bandwidth: Array
-
-
 def heat_equation(
     factor: float = 1.1, rule: str = "upper", form: str = "scale_free"
 ) -> Rule:
@@ -175,30 +169,31 @@ def heat_equation(
     end at h = 250 with k = 1e-7 between two of them, so that they hardly push.
 
     Args:
-      factor: of the trial.
-      rule: median of the first step.
-      form: of the misfit, see `heat_misfit`.
+      factor: What kappa is multiplied with or divided by on trial.
+      rule: Which median the first step starts at.
+      form: How the misfit is scaled, see `heat_misfit`.
 
     Raises:
-      UserError: an unknown form.
+      UserError: An unknown form.
     """
     if form not in MISFITS:
         raise UserError(f"heat equation with form={form!r}; choose one of {MISFITS}")
 
     def update(r2, inner, columns, state):
         first = scaled(median_of(r2, rule), r2.shape[0])
-        start = jnp.where(state.bandwidth > 0, state.bandwidth, first)
         if r2.shape[0] == 1:
-            return first, HeatState(first)
+            return first, first
+        start = jnp.where(state > 0, state, first)
         kappa = _line_search(
             lambda kappa: heat_misfit(r2, inner, columns, kappa, form),
             1 / start,
             factor,
         )
-        found = jnp.maximum(1 / kappa, FLOOR)
-        return found, HeatState(found)
+        bandwidth = jnp.maximum(1 / kappa, FLOOR)
+        return bandwidth, bandwidth
 
-    return Rule(lambda dtype: HeatState(jnp.zeros((), dtype)), update)
+    # What the search found last; 0 before the first step.
+    return Rule(lambda dtype: jnp.zeros((), dtype), update)
 
 
 def heat_misfit(

@@ -26,9 +26,9 @@ def stein_matrix(
     Args:
       particles: [n, D].
       grad_log_p: [n, D].
-      bandwidth: h of `profile`.
+      bandwidth: The profile's h.
       profile: `kernels.rbf`, or `kernels.imq()`, which controls convergence.
-      pairs: all particles are here when None.
+      pairs: How they meet; None where all particles are here.
 
     Returns:
       [n, P].

@@ -8,9 +8,11 @@ import numpy as np
 import optax
 import pytest
 
-from jaxanom.methods.app import classes, coupling, model, objective, predict
+from configs.app import base
+from jaxanom.methods.app import classes, coupling, model, objective, options, predict
 from jaxanom.models.clip import prompts, shared_prefix, towers
 from jaxanom.models.ops import initialise
+from jaxanom.posterior import transport
 
 CONFIG = towers.TextConfig(
     vocab_size=20,
@@ -25,6 +27,23 @@ CONFIG = towers.TextConfig(
     pad_token_id=0,
 )
 NUM_VECTORS, NUM_CLASSES, BATCH = 3, 4, 6
+SPACES = options.CHOICES["particles.space"]
+FLOWS, SAMPLERS = transport.FLOWS, transport.SAMPLERS
+
+
+def of(section, **changes):
+    """Options of one section: the recipes' defaults but for some."""
+    config = base.config()
+    config.app[section].update(changes)
+    return getattr(options.read(config.app), section)
+
+
+def prior_of(**changes):
+    return of("prior", **changes)
+
+
+def particles_of(**changes):
+    return of("particles", **changes)
 
 
 class Special:
@@ -99,9 +118,9 @@ def test_chunks_change_neither_features_nor_gradients(chunks):
         np.testing.assert_allclose(found, wanted, atol=2e-6 * scale)
 
 
-def loss_and_grads(prior, params, batch, key="particles", num_particles=3):
+def loss_and_grads(prior, params, batch, weight=0.0, num_particles=3):
     network, _, frozen, _ = world(num_particles)
-    loss_fn = objective.particle_loss(network, prior)
+    loss_fn = objective.particle_loss(network, prior, weight)
     return jax.jit(
         jax.value_and_grad(lambda p: loss_fn(p, frozen, batch, None), has_aux=True)
     )(params)
@@ -109,14 +128,14 @@ def loss_and_grads(prior, params, batch, key="particles", num_particles=3):
 
 def test_the_gradient_of_the_sum_is_the_stack_of_each_particles_own():
     _, params, _, batch = world()
-    prior = objective.Prior(weight=0.3, weight_decay=0.1)
-    _, grads = loss_and_grads(prior, params, batch)
+    prior = prior_of(weight_decay=0.1)
+    _, grads = loss_and_grads(prior, params, batch, 0.3)
     for i in range(3):
         alone = {
             **params,
             "particles": {"context": params["particles"]["context"][i:][:1]},
         }
-        _, own = loss_and_grads(prior, alone, batch)
+        _, own = loss_and_grads(prior, alone, batch, 0.3)
         found = grads["particles"]["context"][i]
         np.testing.assert_allclose(found, own["particles"]["context"][0], atol=1e-5)
 
@@ -138,8 +157,8 @@ def test_the_prior_pulls_the_token_mean_or_every_token():
 def test_only_joint_training_moves_the_prior_network():
     _, params, _, batch = world()
     for train, moves in (("separate", False), ("joint", True)):
-        prior = objective.Prior(weight=0.3, train=train)
-        _, grads = loss_and_grads(prior, params, batch)
+        prior = prior_of(train=train)
+        _, grads = loss_and_grads(prior, params, batch, 0.3)
         leaves = jax.tree.leaves(grads["prior"])
         assert any(np.any(np.asarray(leaf) != 0) for leaf in leaves) == moves
         assert ("prior/.*" in objective.trainable(prior)) == moves
@@ -149,9 +168,9 @@ def test_a_dataset_center_does_not_move_with_the_batch():
     _, params, _, batch = world()
     other = {**batch, "image_features": batch["image_features"][::-1] * 0 + 1.0}
     for center, same in (("dataset", True), ("batch", False)):
-        prior = objective.Prior(weight=1.0, center=center)
+        prior = prior_of(center=center)
         energies = [
-            float(loss_and_grads(prior, params, rows)[0][1]["prior_energy"])
+            float(loss_and_grads(prior, params, rows, 1.0)[0][1]["prior_energy"])
             for rows in (batch, other)
         ]
         assert (energies[0] == pytest.approx(energies[1], rel=1e-6)) == same
@@ -161,21 +180,19 @@ def test_a_moving_average_is_fitted_and_not_felt_by_the_particles():
     _, params, _, batch = world()
     average = jnp.full(8, 0.5)
     params = {**params, "center": {"average": average}}
-    prior = objective.Prior(weight=0.7, center="ema", center_rate=2.0)
-    (_, metrics), grads = loss_and_grads(prior, params, batch)
+    (_, metrics), grads = loss_and_grads(prior_of(center="ema"), params, batch, 0.7)
     mean = objective.batch_center(params, batch["image_features"], batch["valid"])
-    np.testing.assert_allclose(
-        grads["center"]["average"], 2.0 * (average - mean), rtol=1e-5
-    )
+    np.testing.assert_allclose(grads["center"]["average"], average - mean, rtol=1e-5)
     context = params["particles"]["context"]
     wanted = objective.energy(context, average, "token_mean").sum()
     assert float(metrics["prior_energy"]) == pytest.approx(float(wanted), rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [objective.prior_loss, objective.particle_loss])
+@pytest.mark.parametrize("make", ["prior_loss", "particle_loss"])
 def test_a_single_class_is_not_trained_on(make):
     network, params, frozen, batch = world()
-    loss_fn = make(network, objective.Prior())
+    weight = (1.0,) if make == "particle_loss" else ()
+    loss_fn = getattr(objective, make)(network, prior_of(), *weight)
     one = {**frozen, "columns": frozen["columns"][:, :1]}
     with pytest.raises(ValueError, match=r"app\.task has a single class"):
         jax.eval_shape(lambda p: loss_fn(p, one, batch, None), params)
@@ -188,26 +205,26 @@ def test_padding_rows_change_no_loss():
         "category_id": jnp.concatenate([batch["category_id"], jnp.zeros(2, int)]),
         "valid": jnp.arange(BATCH + 2) < BATCH,
     }
-    prior = objective.Prior(weight=0.3)
     first, second = (
-        loss_and_grads(prior, params, rows)[0][0] for rows in (batch, padded)
+        loss_and_grads(prior_of(), params, rows, 0.3)[0][0] for rows in (batch, padded)
     )
     assert float(first) == pytest.approx(float(second), rel=1e-6)
 
 
 def test_the_weight_of_the_prior_by_each_rule():
-    assert objective.prior_weight("shots", 16, 1.0, 0.0, 320) == 1 / 16
-    assert objective.prior_weight("shots_squared", 4, 1.0, 0.0, 20) == 1 / 16
+    def weight(shots, num_data, **changes):
+        return objective.prior_weight(prior_of(**changes), shots, num_data)
+
+    assert weight(16, 320) == 1 / 16
+    assert weight(4, 20, lambda_rule="shots_squared") == 1 / 16
     # sigma^2 = 1 / (2 C) is the shots rule: n = S C.
-    found = objective.prior_weight("sigma2", 16, 1.0, 1 / 40, 320)
+    found = weight(16, 320, lambda_rule="sigma2", sigma2=1 / 40)
     assert found == pytest.approx(1 / 16)
-    with pytest.raises(ValueError, match="sigma2=0"):
-        objective.prior_weight("sigma2", 16, 1.0, 0.0, 320)
 
 
-def step_of(options, params, grads, frozen):
+def step_of(moves, params, grads, frozen):
     network = world()[0]
-    tx = coupling.make(options, 20, network.tower, None)
+    tx = coupling.make(moves, 20, network.tower, None)
     tx = optax.with_extra_args_support(tx)
     only = {"particles": params["particles"]}
     updates, _ = tx.update(
@@ -216,33 +233,33 @@ def step_of(options, params, grads, frozen):
     return updates["particles"]["context"]
 
 
-@pytest.mark.parametrize("update", [u for u in coupling.FLOWS if u != "map"])
-@pytest.mark.parametrize("space", coupling.SPACES)
+@pytest.mark.parametrize("update", [u for u in FLOWS if u != "map"])
+@pytest.mark.parametrize("space", SPACES)
 def test_one_particle_follows_its_gradient_in_every_flow_and_space(update, space):
     _, params, frozen, batch = world(1)
-    _, grads = loss_and_grads(objective.Prior(), params, batch, num_particles=1)
-    options = coupling.Options(update=update, space=space)
-    found = step_of(options, params, grads, frozen)
+    _, grads = loss_and_grads(prior_of(), params, batch, num_particles=1)
+    moves = particles_of(update=update, space=space)
+    found = step_of(moves, params, grads, frozen)
     np.testing.assert_allclose(found, grads["particles"]["context"], atol=1e-6)
 
 
-@pytest.mark.parametrize("rule", coupling.RULES)
+@pytest.mark.parametrize("rule", options.CHOICES["particles.bandwidth_rule"])
 def test_every_bandwidth_rule_pushes(rule):
     _, params, frozen, _ = world()
     zero = jax.tree.map(jnp.zeros_like, params)
-    options = coupling.Options(bandwidth_rule=rule, temperature=20.0)
-    step = step_of(options, params, zero, frozen)
-    fixed = step_of(options._replace(bandwidth=1.0), params, zero, frozen)
+    moves = particles_of(bandwidth_rule=rule, temperature=20.0)
+    step = step_of(moves, params, zero, frozen)
+    fixed = step_of(moves._replace(bandwidth=1.0), params, zero, frozen)
     assert np.any(np.asarray(step) != 0) and np.all(np.isfinite(step))
     assert not np.allclose(step, fixed)
 
 
-@pytest.mark.parametrize("space", coupling.SPACES)
+@pytest.mark.parametrize("space", SPACES)
 def test_the_push_parts_particles_in_the_space_it_is_found_in(space):
     network, params, frozen, _ = world()
     zero = jax.tree.map(jnp.zeros_like, params)
-    options = coupling.Options(update="gfsd", space=space, temperature=20.0)
-    step = step_of(options, params, zero, frozen)
+    moves = particles_of(update="gfsd", space=space, temperature=20.0)
+    step = step_of(moves, params, zero, frozen)
     moved = params["particles"]["context"] - 0.01 * step
 
     def seen(context):
@@ -264,15 +281,19 @@ def test_temperature_is_shared_among_the_data():
     """20 data at T = 20 push as one datum does."""
     _, params, frozen, _ = world()
     zero = jax.tree.map(jnp.zeros_like, params)
-    first = step_of(coupling.Options(temperature=20.0), params, zero, frozen)
-    second = step_of(coupling.Options(num_data=1.0), params, zero, frozen)
-    third = step_of(coupling.Options(), params, zero, frozen)
+    first = step_of(particles_of(temperature=20.0), params, zero, frozen)
+    second = step_of(particles_of(num_data=1.0), params, zero, frozen)
+    third = step_of(particles_of(), params, zero, frozen)
     np.testing.assert_allclose(first, second, rtol=1e-5)
     np.testing.assert_allclose(third, second / 20, rtol=1e-5, atol=1e-9)
 
 
-@pytest.mark.parametrize("update", coupling.SAMPLERS)
-def test_samplers_refuse_an_optimiser_that_would_bend_their_steps(update):
+WHOLE = [{"update": name} for name in SAMPLERS]
+WHOLE += [{"integrator": name} for name in ("decay", "polyak")]
+
+
+@pytest.mark.parametrize("changes", WHOLE, ids=str)
+def test_whole_moves_refuse_an_optimiser_that_would_bend_them(changes):
     phase = {
         "optimizer": "sgd",
         "momentum": 0.0,
@@ -281,47 +302,65 @@ def test_samplers_refuse_an_optimiser_that_would_bend_their_steps(update):
         "weight_decay": 0.0,
         "clip_norm": 0.0,
     }
-    options, prior = coupling.Options(update=update), objective.Prior()
-    coupling.check(options, phase, prior)
+    moves, prior = particles_of(**changes), prior_of()
+    options.check_moves(moves, phase, prior)
     with pytest.raises(ValueError, match=r"phases\.particles.*'momentum': 0\.9"):
-        coupling.check(options, {**phase, "momentum": 0.9}, prior)
+        options.check_moves(moves, {**phase, "momentum": 0.9}, prior)
     unsaid = {key: value for key, value in phase.items() if key != "momentum"}
     with pytest.raises(ValueError, match="momentum"):  # its default is 0.9
-        coupling.check(options, unsaid, prior)
-    coupling.check(coupling.Options(update="svgd"), {"momentum": 0.9}, prior)
+        options.check_moves(moves, unsaid, prior)
+    options.check_moves(particles_of(update="svgd"), {"momentum": 0.9}, prior)
     for pattern, factor in ((".*", 0.5), ("particles/.*", 2.0)):
         factors = {"rate_factors": (("prior/.*", 0.1), (pattern, factor))}
         with pytest.raises(ValueError, match=r"rate_factors.*step_size"):
-            coupling.check(options, phase | factors, prior)
+            options.check_moves(moves, phase | factors, prior)
     others = {"rate_factors": (("particles/.*", 1.0), (".*", 0.1))}
-    coupling.check(options, phase | others, prior)
+    options.check_moves(moves, phase | others, prior)
 
 
 @pytest.mark.parametrize(
-    ("prior", "named"),
-    [
-        (objective.Prior(train="joint"), "train='joint'"),
-        (objective.Prior(center="ema"), r"center_rate=1\.0"),
-    ],
+    ("changes", "named"),
+    [({"train": "joint"}, "train='joint'"), ({"center": "ema"}, "center='ema'")],
 )
-def test_samplers_refuse_a_prior_that_learns_at_their_rate(prior, named):
+def test_samplers_refuse_a_prior_that_learns_at_their_rate(changes, named):
+    sampler, whole = particles_of(update="sgld"), transport.WHOLE_MOVES
     with pytest.raises(ValueError, match=named):
-        coupling.check(coupling.Options(update="sgld"), coupling.OF_SAMPLERS, prior)
-    coupling.check(coupling.Options(update="svgd"), {}, prior)
-    slow = prior._replace(train="separate", center_rate=0.1)
-    coupling.check(coupling.Options(update="sgld"), coupling.OF_SAMPLERS, slow)
+        options.check_moves(sampler, whole, prior_of(**changes))
+    options.check_moves(particles_of(update="svgd"), {}, prior_of(**changes))
+    options.check_moves(sampler, whole, prior_of(center="dataset"))
 
 
-@pytest.mark.parametrize("update", coupling.SAMPLERS)
+@pytest.mark.parametrize("update", SAMPLERS)
 def test_samplers_make_finite_moves_of_their_own(update):
     _, params, frozen, batch = world()
-    _, grads = loss_and_grads(objective.Prior(weight=0.1), params, batch)
-    step = step_of(coupling.Options(update=update), params, grads, frozen)
+    _, grads = loss_and_grads(prior_of(), params, batch, 0.1)
+    step = step_of(particles_of(update=update), params, grads, frozen)
     assert np.all(np.isfinite(step)) and np.any(np.asarray(step) != 0)
-    other = step_of(
-        coupling.Options(update=update, noise_seed=1), params, grads, frozen
-    )
+    other = step_of(particles_of(update=update, noise_seed=1), params, grads, frozen)
     assert not np.allclose(step, other)
+
+
+@pytest.mark.parametrize("update", ["svgd", "map"])
+@pytest.mark.parametrize("integrator", options.CHOICES["particles.integrator"])
+def test_every_integrator_trains(update, integrator):
+    network, params, frozen, batch = world()
+    loss_fn = objective.particle_loss(network, prior_of(), 0.1)
+    moves = particles_of(update=update, integrator=integrator, step_size=0.02)
+    rate = 0.02 if integrator == "plain" else 1.0
+    tx = optax.chain(coupling.make(moves, 20, network.tower, None), optax.sgd(rate))
+    particles = {"particles": params["particles"]}
+
+    def step(carry, _):
+        particles, state = carry
+        loss, grads = jax.value_and_grad(
+            lambda p: loss_fn({**params, **p}, frozen, batch, None)[0]
+        )(particles)
+        updates, state = tx.update(grads, state, particles)
+        return (optax.apply_updates(particles, updates), state), loss
+
+    start = (particles, tx.init(particles))
+    losses = np.asarray(jax.jit(lambda: jax.lax.scan(step, start, length=20)[1])())
+    assert losses[-1] < losses[0] - 0.05 and np.all(np.isfinite(losses))
 
 
 @pytest.mark.parametrize(
@@ -339,6 +378,8 @@ def test_samplers_make_finite_moves_of_their_own(update):
         {"preconditioned": True, "update": "sgld"},
         {"backend": "ring", "update": "map"},
         {"form": "compakt"},
+        {"integrator": "leapfrog"},
+        {"integrator": "wag", "update": "sgld"},
         {"median": "lower"},
         {"bandwidth_mode": "exakt"},
         {"normalise": "max"},
@@ -347,37 +388,37 @@ def test_samplers_make_finite_moves_of_their_own(update):
 )
 def test_options_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ValueError, match=r"config\.app\.particles"):
-        coupling.check(coupling.Options(**wrong), {}, objective.Prior())
+        options.check_moves(particles_of(**wrong), {}, prior_of())
 
 
-def logits_of(options, params=None):
+def logits_of(answers, params=None):
     network, own, frozen, batch = world()
     return jax.jit(
         lambda p: predict.posterior_logits(
-            network, p, frozen, batch["image_features"], batch["category_id"], options
+            network, p, frozen, batch["image_features"], batch["category_id"], answers
         )
     )(own if params is None else params)
 
 
 def test_alpha_one_leaves_the_prior_out_and_saves_its_prompts():
-    assert logits_of(predict.Options(alpha=1.0)).prior is None
-    found = logits_of(predict.Options(alpha=0.9))
-    mixed = predict.mixed_logits(found, predict.Options(alpha=0.9))
+    assert logits_of(of("predict", alpha=1.0)).prior is None
+    found = logits_of(of("predict", alpha=0.9))
+    mixed = predict.mixed_logits(found, of("predict", alpha=0.9))
     wanted = 0.9 * found.particles.mean(0) + 0.1 * found.prior
     np.testing.assert_allclose(mixed, wanted, rtol=1e-5)
 
 
-@pytest.mark.parametrize("average", predict.AVERAGES)
-@pytest.mark.parametrize("mix", predict.MIXES)
+@pytest.mark.parametrize("average", options.CHOICES["predict.average"])
+@pytest.mark.parametrize("mix", options.CHOICES["predict.mix"])
 def test_particles_that_agree_are_averaged_to_themselves(average, mix):
     """And mixed to themselves with a prior that agrees with them."""
     _, params, _, _ = world()
     one = params["particles"]["context"][:1]
     params = {**params, "particles": {"context": jnp.repeat(one, 3, axis=0)}}
-    options = predict.Options(average=average, mix=mix, alpha=0.7)
-    found = logits_of(options, params)
+    answers = of("predict", average=average, mix=mix, alpha=0.7)
+    found = logits_of(answers, params)
     found = found._replace(prior=found.particles[0])
-    probability = jax.nn.softmax(predict.mixed_logits(found, options))
+    probability = jax.nn.softmax(predict.mixed_logits(found, answers))
     wanted = jax.nn.softmax(found.particles[0])
     np.testing.assert_allclose(probability, wanted, atol=1e-5)
     measured = predict.uncertainty(found.particles)
@@ -393,9 +434,9 @@ def test_uncertainty_of_two_certain_particles_that_disagree():
 
 
 def test_mixing_probabilities_is_their_weighted_mean():
-    found = logits_of(predict.Options(alpha=0.7))
-    options = predict.Options(average="probs", mix="probs", alpha=0.7)
-    probability = jnp.exp(predict.mixed_logits(found, options))
+    found = logits_of(of("predict", alpha=0.7))
+    answers = of("predict", average="probs", mix="probs", alpha=0.7)
+    probability = jnp.exp(predict.mixed_logits(found, answers))
     wanted = 0.7 * jax.nn.softmax(found.particles).mean(0)
     wanted = wanted + 0.3 * jax.nn.softmax(found.prior)
     np.testing.assert_allclose(probability, wanted, atol=1e-5)
@@ -412,7 +453,7 @@ def test_an_image_is_answered_alike_in_every_batch_but_not_when_reshuffled():
             frozen,
             batch["image_features"][rows],
             batch["category_id"][rows],
-            predict.Options(reshuffled=reshuffled),
+            of("predict", reshuffled=reshuffled),
         )
         return np.asarray(found.prior)
 
@@ -456,7 +497,5 @@ def test_the_two_states_and_the_categories_are_classes_too():
     named = classes.make("category", ("a_b", "c"), ("good",), "", "", "")
     assert named.names == ("a b", "c")
     assert np.array_equal(named.columns, [[0, 1], [0, 1]])
-    with pytest.raises(ValueError, match=r"app\.task='kind'"):
-        classes.make("kind", ("a",), ("good",), "", "", "")
     with pytest.raises(ValueError, match=r"app\.good_name"):
         classes.make("state", ("a",), ("good",), "{name}", "bad", "")
