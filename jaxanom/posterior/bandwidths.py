@@ -40,7 +40,7 @@ def fixed(value: float) -> Rule:
     """The same h always.
 
     Raises:
-      UserError: not positive.
+      UserError: It is not positive.
     """
     if value <= 0:
         raise UserError(f"bandwidth={value}; wanted a positive number")
@@ -70,13 +70,7 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
         )
 
     def update(r2, inner, columns, state):
-        if mode == "subsample":
-            middle = _subsampled(r2, rule, num_pairs)
-        elif mode == "histogram":
-            middle = _histogram(r2, rule)
-        else:
-            middle = median_of(r2, rule)
-        own = scaled(middle, r2.shape[0])
+        own = scaled(median_of(r2, rule, mode, num_pairs), r2.shape[0])
         if mode != "lagged":
             return own, state
         return jnp.where(state > 0, state, own), own
@@ -94,7 +88,9 @@ def scaled(median_r2: Array, num_particles: int) -> Array:
     return jnp.maximum(median_r2 / (2 * jnp.log(num_particles + 1.0)), FLOOR)
 
 
-def median_of(r2: Array, rule: str = "midpoint") -> Array:
+def median_of(
+    r2: Array, rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096
+) -> Array:
     """Returns a median of squared distances [P, P].
 
     Args:
@@ -103,40 +99,23 @@ def median_of(r2: Array, rule: str = "midpoint") -> Array:
         the upper of the two middle entries (that of arXiv 1807.01750); "offdiag",
         midpoint over pairs of different particles. For two particles the first is half
         of the others.
+      mode, num_pairs: How it is found, see `median`.
     """
-    return _middle(jnp.sort(_entries(r2, rule)), rule)
-
-
-def _entries(r2: Array, rule: str) -> Array:
-    if rule != "offdiag" or r2.shape[0] == 1:  # one particle has no pair
-        return r2.reshape(-1)
-    rows, columns = jnp.triu_indices(r2.shape[0], 1)
-    return r2[rows, columns]
-
-
-def _middle(entries: Array, rule: str) -> Array:
+    entries = r2.reshape(-1)
+    if rule == "offdiag" and r2.shape[0] > 1:  # one particle has no pair
+        entries = r2[jnp.triu_indices(r2.shape[0], 1)]
     count = entries.shape[0]
-    upper = entries[count // 2]
-    return upper if rule == "upper" else (upper + entries[(count - 1) // 2]) / 2
-
-
-def _subsampled(r2: Array, rule: str, num_pairs: int) -> Array:
-    """Median of the entries at places drawn once; all of them where there are fewer."""
-    entries = _entries(r2, rule)
-    if entries.shape[0] <= num_pairs:
-        return _middle(jnp.sort(entries), rule)
-    places = jax.random.randint(jax.random.key(0), (num_pairs,), 0, entries.shape[0])
-    return _middle(jnp.sort(entries[places]), rule)
-
-
-def _histogram(r2: Array, rule: str) -> Array:
-    """Median of the entries, each middle one found by `_ranked`."""
-    entries = _entries(r2, rule)
-    count = entries.shape[0]
-    upper = _ranked(entries, count // 2)
+    if mode == "subsample" and count > num_pairs:
+        places = jax.random.randint(jax.random.key(0), (num_pairs,), 0, count)
+        entries, count = entries[places], num_pairs
+    if mode == "histogram":
+        entry = lambda rank: _ranked(entries, rank)  # noqa: E731
+    else:
+        entry = jnp.sort(entries).__getitem__
+    upper = entry(count // 2)
     if rule == "upper" or count % 2:
         return upper
-    return (upper + _ranked(entries, count // 2 - 1)) / 2
+    return (upper + entry(count // 2 - 1)) / 2
 
 
 def _ranked(entries: Array, rank: int, num_bins: int = 512) -> Array:

@@ -44,45 +44,39 @@ def make(
       tower: Makes the text features between which distances may be measured.
       mesh_config: `config.mesh`, over which a backend spreads particles.
     """
-    if options.update == "map" and options.integrator == "plain":
-        return optax.identity()
-    if options.update not in transport.SAMPLERS:
-        moves = _flow(options, num_data, tower, mesh_config)
-        if options.integrator != "plain":
-            moves = transport.integrated(moves, _integrator(options))
-        return transport.only("particles", moves)
     target_temperature = temperature(options, num_data)
+    if options.update == "map":
+        moves = optax.identity()
+        if options.integrator == "plain":
+            return moves
+    elif options.update in transport.FLOWS:
+        moves = transport.of_flow(
+            _field(options, target_temperature),
+            _velocity(options, mesh_config),
+            _embedding(options.space, tower),
+        )
+    else:
+        moves = _sampler(options, target_temperature, mesh_config)
+    if options.integrator != "plain":
+        moves = transport.integrated(moves, _integrator(options))
+    return transport.only("particles", moves)
+
+
+def _sampler(options: Particles, target_temperature: float, mesh_config: Any):
     noise = transport.noise_of(options.noise_seed)
     step_size = functools.partial(
         sgld.step_size,
-        scale=options.step_size,
+        scale=options.step_size * (2 if options.update == "langevin" else 1),
         offset=options.step_offset,
         decay=options.step_decay,
     )
     if options.update == "noisy_svgd":
+        velocity = _velocity(options, mesh_config)
         field = _field(options, target_temperature)
-        moves = transport.noisy(
-            field, step_size, noise, _velocity(options, mesh_config)
-        )
-    elif options.update == "psgld":
-        moves = transport.preconditioned_langevin(step_size, noise, target_temperature)
-    elif options.update == "sgld":
-        moves = transport.langevin(step_size, noise, target_temperature)
-    else:
-        moves = transport.langevin(
-            lambda step: 2 * step_size(step), noise, target_temperature
-        )
-    return transport.only("particles", moves)
-
-
-def _flow(options: Particles, num_data: int, tower: model.TextTower, mesh_config: Any):
-    if options.update == "map":
-        return optax.identity()
-    return transport.of_flow(
-        _field(options, temperature(options, num_data)),
-        _velocity(options, mesh_config),
-        _embedding(options.space, tower),
-    )
+        return transport.noisy(field, step_size, noise, velocity)
+    if options.update == "psgld":
+        return transport.preconditioned_langevin(step_size, noise, target_temperature)
+    return transport.langevin(step_size, noise, target_temperature)
 
 
 def _integrator(options: Particles) -> integrators.Integrator:

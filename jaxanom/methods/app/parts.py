@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxanom.data import catalog, generated, pipeline
 from jaxanom.errors import UserError
@@ -103,28 +102,20 @@ def frozen(parts: Parts) -> Frozen:
     }
 
 
-def train_features(
-    parts: Parts, dataset: catalog.Dataset, batch_size: int = 32
-) -> Frozen:
+def train_features(parts: Parts, dataset: catalog.Dataset) -> Frozen:
     """Returns the features [n, v] that `prior.center="dataset"` averages, if it does.
 
     Args:
       parts: The method in pieces.
       dataset: The training part, whose clean images are encoded once.
-      batch_size: Images at a time.
     """
     if parts.options.prior.center != "dataset":
         return {}
-    pair = parts.pair
-    encode = jax.jit(
-        meshes.bound(lambda params, image: pair.encode_image(params, image)[0])
+    encode, source = jax.jit(meshes.bound(encoder(parts))), catalog.source(dataset)
+    rows = pipeline.encoded(
+        source, lambda rows: encode(frozen(parts), rows), min(32, len(source))
     )
-    source = catalog.source(dataset)
-    rows = []
-    for batch in pipeline.finite_batches(source, min(batch_size, len(source))):
-        features = np.asarray(encode(pair.image_params, batch["image"]))
-        rows.append(features[batch["valid"]])
-    return {"train_features": jnp.asarray(np.concatenate(rows))}
+    return {"train_features": jnp.asarray(rows.arrays["image_features"])}
 
 
 def encoder(parts: Parts) -> Callable[[Frozen, Batch], Batch]:
