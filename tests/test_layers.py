@@ -33,6 +33,7 @@ ROWS = {
     "trees": 1,
     "record": 1,
     "sections": 1,
+    "files": 1,
     "flops": 1,
     "types": 0,
     "errors": 0,

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom import trees
-from jaxanom.contracts import Method, Posterior
+from jaxanom.contracts import Method, Phase, Posterior
 from jaxanom.parallel import mesh as meshes
 from jaxanom.posterior import kernels, ksd, transport
 from jaxanom.posterior import pairs as pairing
@@ -54,20 +54,6 @@ class Outcome(NamedTuple):
     path: Array
 
 
-class Settings(NamedTuple):
-    """What a program is made for.
-
-    Attributes:
-      particles: `config.phases.particles`.
-      variants: (update, rkhs) pairs.
-      num_snapshots: Places along the path; they divide the number of steps.
-    """
-
-    particles: optimizer.OptimizerConfig
-    variants: Sequence[tuple[str, str]]
-    num_snapshots: int
-
-
 def prior_program(
     method: Method, config: optimizer.OptimizerConfig
 ) -> Callable[..., Params]:
@@ -94,24 +80,35 @@ def prior_program(
     return jax.jit(meshes.bound(jax.vmap(one, in_axes=(0, 0, None, 0))))
 
 
-def particle_program(method: Method, settings: Settings) -> Callable[..., Outcome]:
+def particle_program(
+    method: Method,
+    config: optimizer.OptimizerConfig,
+    variants: Sequence[tuple[str, str]],
+    num_snapshots: int,
+) -> Callable[..., Outcome]:
     """Builds stage 2 and its measures for all points of a group.
+
+    Args:
+      method: Its phase "particles" is run.
+      config: `config.phases.particles`.
+      variants: (update, rkhs) pairs.
+      num_snapshots: Places along the path; they divide the number of steps.
 
     Returns:
       Jitted (Places, stacked parameters, Seeds, frozen, keys) -> Outcome, all with a
       leading axis over runs; parameters and keys have one over seeds.
     """
-    loss_fn, posterior = _phase(method, "particles").loss_fn, method.posterior
-    patterns = _phase(method, "particles").trainable
+    phase, posterior = _phase(method, "particles"), method.posterior
 
     def one(place, params, seeds, frozen, keys):
         params, seed, key = jax.tree.map(
             lambda leaf: leaf[place.seed], (params, seeds, keys)
         )
         whole = {**frozen, **seed.frozen}
-        trained, fixed = trees.split(params, patterns)
-        tx = _chain(posterior, settings, place)
-        epoch = step.pure_epoch(loss_fn, tx)
+        trained, fixed = trees.split(params, phase.trainable)
+        chains = [_chain(posterior, config, place, *variant) for variant in variants]
+        tx = transport.choose(place.variant, chains)
+        epoch = step.pure_epoch(phase.loss_fn, tx)
         every = {**seed.rows, "valid": seed.rows["valid"] > 0}
 
         def part(carried, order):
@@ -119,7 +116,7 @@ def particle_program(method: Method, settings: Settings) -> Callable[..., Outcom
             return carried, _flat(carried.params)
 
         order = seed.order["particles"]
-        order = order.reshape(settings.num_snapshots, -1, order.shape[-1])
+        order = order.reshape(num_snapshots, -1, order.shape[-1])
         carried = state.init(trained, tx, key, averaged=False)
         last, path = jax.lax.scan(part, carried, order)
         params = trees.merge(last.params, fixed)
@@ -128,7 +125,7 @@ def particle_program(method: Method, settings: Settings) -> Callable[..., Outcom
         return Outcome(
             log_probability,
             mutual_information,
-            *_measured(posterior, loss_fn, params, whole, seed.rows),
+            *_measured(posterior, phase.loss_fn, params, whole, seed.rows),
             skipped=last.skipped,
             path=jnp.concatenate([start, path]),
         )
@@ -137,29 +134,22 @@ def particle_program(method: Method, settings: Settings) -> Callable[..., Outcom
     return jax.jit(meshes.bound(many))
 
 
-def _phase(method: Method, name: str):
+def _phase(method: Method, name: str) -> Phase:
     return next(phase for phase in method.phases if phase.name == name)
 
 
-def _chain(posterior: Posterior, settings: Settings, place: Places):
-    """The optimiser of one run: step size and transport are values."""
-
-    def chain(update, rkhs):
-        config = settings.particles
-        if posterior.own_steps(update):
-            config = dataclasses.replace(config, **transport.WHOLE_MOVES)
-        else:
-            config = dataclasses.replace(
-                config,
-                learning_rate=config.learning_rate * place.step_size,
-                first_rate=config.first_rate * place.step_size,
-            )
-        moves = posterior.moves(update, rkhs, place.step_size, place.noise_seed)
-        return optimizer.make(config, moves)
-
-    return transport.choose(
-        place.variant, [chain(*variant) for variant in settings.variants]
-    )
+def _chain(posterior: Posterior, config, place: Places, update: str, rkhs: str):
+    """The optimiser of one variant: step size and noise are values."""
+    if posterior.own_steps(update):
+        config = dataclasses.replace(config, **transport.WHOLE_MOVES)
+    else:
+        config = dataclasses.replace(
+            config,
+            learning_rate=config.learning_rate * place.step_size,
+            first_rate=config.first_rate * place.step_size,
+        )
+    moves = posterior.moves(update, rkhs, place.step_size, place.noise_seed)
+    return optimizer.make(config, moves)
 
 
 def _flat(params: Params) -> Array:

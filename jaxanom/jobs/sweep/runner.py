@@ -25,13 +25,12 @@ from jaxanom.parallel import placement
 from jaxanom.training import meter
 
 TABLE = "sweep.jsonl"
-OnRow = Callable[[dict[str, Any]], None]
 
 
 def run(
     config: ml_collections.ConfigDict,
     directory: str | Path,
-    on_row: OnRow | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs the points of a sweep that its table does not hold yet.
 
@@ -62,7 +61,12 @@ def run(
             "configs/app/sweep_foundry.py"
         )
     points = grid.points(config.sweep)
-    _check_steps(config)
+    steps = config.phases.particles.num_steps
+    if steps < 1 or steps % config.sweep.num_snapshots:
+        raise UserError(
+            f"config.phases.particles.num_steps={steps} is not a positive multiple of "
+            f"config.sweep.num_snapshots={config.sweep.num_snapshots}"
+        )
     base = prepare.without(config, "sweep")
     path = directory / TABLE
     if (directory / record.CONFIG).is_file():
@@ -137,18 +141,10 @@ def _placed(
 
 def _compile(section, inputs: Inputs, group: grid.Group, args) -> meter.Compiled:
     phase = sweep_inputs.phase(inputs.config, "particles")
-    settings = program.Settings(phase, group.variants, section.num_snapshots)
-    jitted = program.particle_program(inputs.method, settings)
+    jitted = program.particle_program(
+        inputs.method, phase, group.variants, section.num_snapshots
+    )
     return meter.compile_ahead(jitted, *args)
-
-
-def _check_steps(config: ml_collections.ConfigDict) -> None:
-    steps = config.phases.particles.num_steps
-    if steps < 1 or steps % config.sweep.num_snapshots:
-        raise UserError(
-            f"config.phases.particles.num_steps={steps} is not a positive multiple of "
-            f"config.sweep.num_snapshots={config.sweep.num_snapshots}"
-        )
 
 
 def _key(point: grid.Point | Mapping[str, Any]) -> tuple[Any, ...]:

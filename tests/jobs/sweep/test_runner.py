@@ -44,8 +44,7 @@ def final_particles(config, number, update, seed):
     made = inputs.make(base, [point])
     variants = (("svgd", "rbf"), ("sgld", "-"))
     phase = inputs.phase(base, "particles")
-    settings = program.Settings(phase, variants, 2)
-    found = program.particle_program(made.method, settings)(
+    found = program.particle_program(made.method, phase, variants, 2)(
         inputs.places(made, grid.Group((point,), variants), 1),
         *inputs.arguments(made, number),
     )
