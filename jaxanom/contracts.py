@@ -71,6 +71,42 @@ class Drawing(NamedTuple):
     pairs: Callable[..., Iterator[Drawn]]
 
 
+class Posterior(NamedTuple):
+    """A posterior that particles stand for, so that a sweep can vary their transport.
+
+    The method has the phases "prior" and "particles", whose parameters are entries of
+    these names, and encodes its batches.
+
+    Attributes:
+      num_prompts: Prompts that one particle is encoded with in a step.
+      draw: (key, number of particles) -> params.
+      frozen: What is not trained and no seed changes.
+      from_training: {entry of frozen: entry of the encoded clean training images that
+        it holds}.
+      check: (update, settings of phase "particles") raises a UserError for a transport
+        that does not fit.
+      own_steps: update -> whether the transport makes whole moves, see
+        `posterior.transport`.
+      moves: (update, rkhs, factor of its own step size, added to its noise seed) ->
+        transport of phase "particles".
+      answer: (params, frozen, encoded batch) -> (log-probabilities [B, T], mutual
+        information [B]).
+      temperature: T such that exp(-loss / T) is the posterior of a particle.
+      init_std: Deviation of the first particles' entries.
+    """
+
+    num_prompts: int
+    draw: Callable[[PRNGKey, int], Params]
+    frozen: Frozen
+    from_training: Mapping[str, str]
+    check: Callable[[str, Mapping[str, Any]], None]
+    own_steps: Callable[[str], bool]
+    moves: Callable[[str, str, Any, Any], optax.GradientTransformation]
+    answer: Callable[[Params, Frozen, Batch], tuple[Any, Any]]
+    temperature: float
+    init_std: float
+
+
 class Method(NamedTuple):
     """A paper as functions.
 
@@ -89,6 +125,7 @@ class Method(NamedTuple):
         image scores; transductive, so for evaluation only. None keeps `image_score`.
       measured: {phase name: predictions by which a model is chosen in that phase}; None
         takes `predict`.
+      posterior: what a sweep of particle posteriors varies; None for other methods.
       target: batch entry that `Predictions.classes` answers; None of a method without.
       complete: (params, frozen, key) -> (params of the same shapes, JSON facts for the
         run record); what follows the phases without a gradient, such as calibration.
@@ -105,6 +142,7 @@ class Method(NamedTuple):
     rescale: Callable[[Any], Any] | None = None
     measured: Mapping[str, PredictFn] | None = None
     target: str | None = None
+    posterior: Posterior | None = None
     complete: (
         Callable[[Params, Frozen, PRNGKey], tuple[Params, dict[str, Any]]] | None
     ) = None

@@ -31,9 +31,10 @@ import numpy as np
 
 from benchmarks import harness
 from jaxanom import record
+from jaxanom.data import pools
 from jaxanom.jobs import config_file, prepare
 from jaxanom.jobs.sweep import grid, runner, seeds
-from jaxanom.methods.app import classes, model
+from jaxanom.methods.app import classes, model, parts
 from jaxanom.models.clip import shared_prefix
 from jaxanom.report import sweeps, tables
 
@@ -78,20 +79,27 @@ def config_of(task: str, data: Path, num_steps: int) -> ml_collections.ConfigDic
 def zero_shot(config: ml_collections.ConfigDict) -> dict[str, float]:
     """Accuracy of the CLIP's own sentences, without any learnt vector, and chance."""
     base = prepare.without(config, "sweep")
-    parts, frozen, made = seeds.load(base, (DEVELOPMENT_SEED,))
-    tokenizer, sizes = parts.pair.tokenizer, parts.pair.text_config
+    _, made = seeds.load(base, (DEVELOPMENT_SEED,))
+    own = seeds.config_of(base, DEVELOPMENT_SEED)
+    pieces = parts.assemble(own, pools.training_part(*prepare.open_data(own)))
+    frozen = parts.frozen(pieces)
+    tokenizer, sizes = pieces.pair.tokenizer, pieces.pair.text_config
     layout = classes.layout(
-        parts.named, "a photo of a {name}.", 0, tokenizer, sizes.max_position_embeddings
+        pieces.named,
+        "a photo of a {name}.",
+        0,
+        tokenizer,
+        sizes.max_position_embeddings,
     )
     # The tower takes at least one vector; no sentence has a place for it.
     whole = shared_prefix.whole(layout.replace(num_vectors=1))
-    tower = parts.network.tower._replace(parts=whole)
+    tower = pieces.network.tower._replace(parts=whole)
     unused = jnp.zeros((1, 1, sizes.hidden_size))
     text = model.text_features(tower, frozen["text"], unused)
     test = jax.tree.map(lambda leaf: leaf[0], made.test)
     logits = model.particle_logits(text, test["image_features"], frozen["logit_scale"])
     logits = model.of_category(logits, frozen["columns"], test["category_id"])[0]
-    hits = np.asarray(logits.argmax(-1) == test[parts.network.target])
+    hits = np.asarray(logits.argmax(-1) == test[pieces.network.target])
     return {
         "accuracy": float(hits.mean()),
         "chance": 1 / logits.shape[-1],

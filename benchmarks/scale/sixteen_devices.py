@@ -119,6 +119,7 @@ def bayes_pfl(case: Case):
     import jax.numpy as jnp
 
     from benchmarks.speed import bayes_pfl_subject
+    from configs.bayes_pfl import base
     from jaxanom.contracts import Phase
     from jaxanom.methods import bayes_pfl as method
     from jaxanom.methods.bayes_pfl import model, objective
@@ -134,7 +135,8 @@ def bayes_pfl(case: Case):
         clip.VisionConfig(patch_size=14, image_size=side, **parts, **of.vision),
         projection_dim=of.width,
     )
-    options = settings.Options(layers=of.layers, remat=case.remat)
+    options = settings.read_options(base.config().bayes_pfl)
+    options = options._replace(layers=of.layers, remat=case.remat)
     towers = method.build_towers(config, options, "bfloat16")
     width, hidden = of.width, of.vision["hidden_size"]
     network = model.Network(options, width, hidden // 2)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.bayes_pfl import base
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import distributions, model, objective, sentences
 from jaxanom.methods.bayes_pfl import options as settings
@@ -126,7 +127,8 @@ def make_subject(size: Size, batch_size: int, seed: int = 0) -> Subject:
 
 def options_of(size: Size, mode: str) -> settings.Options:
     """Returns the method's options in a mode."""
-    return settings.Options(
+    options = settings.read_options(base.config().bayes_pfl)
+    return options._replace(
         layers=size.layers,
         draws_test=size.draws,
         sigma=0.0,

@@ -18,6 +18,10 @@ METHODS = {
 }
 
 
+POSTERIORS = ("app",)
+"""Methods with a `Method.posterior`, which a sweep takes."""
+
+
 def make(config: Any, dataset: Dataset) -> Method:
     """Builds `config.method`.
 

@@ -40,7 +40,7 @@ def fixed(value: float) -> Rule:
     """The same h always.
 
     Raises:
-      UserError: not positive.
+      UserError: It is not positive.
     """
     if value <= 0:
         raise UserError(f"bandwidth={value}; wanted a positive number")
@@ -54,21 +54,15 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
     """h = median(r2) / (2 log(P + 1)), so that a row of the gram matrix sums to ~1.
 
     Args:
-      rule: which median, see `median_of`.
+      rule: Which median, see `median_of`.
       mode: "exact" sorts all of them; "subsample" the same `num_pairs` places every
         time; "histogram" counts bins and refines once; "lagged" uses the exact value of
         the step before (of the first step, its own), so that nothing waits for it.
-      num_pairs: of "subsample".
+      num_pairs: How many places "subsample" looks at.
 
     Raises:
-      UserError: an unknown rule or mode.
+      UserError: An unknown rule or mode.
     """
-    modes: dict[str, Callable[[Array], Array]] = {
-        "exact": lambda r2: median_of(r2, rule),
-        "subsample": lambda r2: _subsampled(r2, rule, num_pairs),
-        "histogram": lambda r2: _histogram(r2, rule),
-        "lagged": lambda r2: median_of(r2, rule),
-    }
     if rule not in MEDIANS or mode not in MODES:
         raise UserError(
             f"median rule {rule!r}, mode {mode!r}; choose one of {MEDIANS} and one of "
@@ -76,10 +70,10 @@ def median(rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096) -
         )
 
     def update(r2, inner, columns, state):
-        found = scaled(modes[mode](r2), r2.shape[0])
+        own = scaled(median_of(r2, rule, mode, num_pairs), r2.shape[0])
         if mode != "lagged":
-            return found, state
-        return jnp.where(state > 0, state, found), found
+            return own, state
+        return jnp.where(state > 0, state, own), own
 
     def init(dtype):
         return jnp.zeros((), dtype) if mode == "lagged" else ()
@@ -94,49 +88,34 @@ def scaled(median_r2: Array, num_particles: int) -> Array:
     return jnp.maximum(median_r2 / (2 * jnp.log(num_particles + 1.0)), FLOOR)
 
 
-def median_of(r2: Array, rule: str = "midpoint") -> Array:
+def median_of(
+    r2: Array, rule: str = "midpoint", mode: str = "exact", num_pairs: int = 4096
+) -> Array:
     """Returns a median of squared distances [P, P].
 
     Args:
-      r2: with its zero diagonal.
+      r2: [P, P] with its zero diagonal.
       rule: "midpoint" over all P^2 entries (the script of arXiv 1608.04471); "upper",
         the upper of the two middle entries (that of arXiv 1807.01750); "offdiag",
         midpoint over pairs of different particles. For two particles the first is half
         of the others.
+      mode, num_pairs: How it is found, see `median`.
     """
-    return _middle(jnp.sort(_entries(r2, rule)), rule)
-
-
-def _entries(r2: Array, rule: str) -> Array:
-    if rule != "offdiag" or r2.shape[0] == 1:  # one particle has no pair
-        return r2.reshape(-1)
-    rows, columns = jnp.triu_indices(r2.shape[0], 1)
-    return r2[rows, columns]
-
-
-def _middle(entries: Array, rule: str) -> Array:
+    entries = r2.reshape(-1)
+    if rule == "offdiag" and r2.shape[0] > 1:  # one particle has no pair
+        entries = r2[jnp.triu_indices(r2.shape[0], 1)]
     count = entries.shape[0]
-    upper = entries[count // 2]
-    return upper if rule == "upper" else (upper + entries[(count - 1) // 2]) / 2
-
-
-def _subsampled(r2: Array, rule: str, num_pairs: int) -> Array:
-    """Median of the entries at places drawn once; all of them where there are fewer."""
-    entries = _entries(r2, rule)
-    if entries.shape[0] <= num_pairs:
-        return _middle(jnp.sort(entries), rule)
-    places = jax.random.randint(jax.random.key(0), (num_pairs,), 0, entries.shape[0])
-    return _middle(jnp.sort(entries[places]), rule)
-
-
-def _histogram(r2: Array, rule: str) -> Array:
-    """Median of the entries, each middle one found by `_ranked`."""
-    entries = _entries(r2, rule)
-    count = entries.shape[0]
-    upper = _ranked(entries, count // 2)
+    if mode == "subsample" and count > num_pairs:
+        places = jax.random.randint(jax.random.key(0), (num_pairs,), 0, count)
+        entries, count = entries[places], num_pairs
+    if mode == "histogram":
+        entry = lambda rank: _ranked(entries, rank)  # noqa: E731
+    else:
+        entry = jnp.sort(entries).__getitem__
+    upper = entry(count // 2)
     if rule == "upper" or count % 2:
         return upper
-    return (upper + _ranked(entries, count // 2 - 1)) / 2
+    return (upper + entry(count // 2 - 1)) / 2
 
 
 def _ranked(entries: Array, rank: int, num_bins: int = 512) -> Array:
@@ -156,12 +135,6 @@ def _ranked(entries: Array, rank: int, num_bins: int = 512) -> Array:
     return (low + high) / 2
 
 
-class HeatState(NamedTuple):
-    """Where the line search of `heat_equation` stands; 0 before the first step."""
-
-    bandwidth: Array
-
-
 def heat_equation(
     factor: float = 1.1, rule: str = "upper", form: str = "scale_free"
 ) -> Rule:
@@ -175,30 +148,31 @@ def heat_equation(
     end at h = 250 with k = 1e-7 between two of them, so that they hardly push.
 
     Args:
-      factor: of the trial.
-      rule: median of the first step.
-      form: of the misfit, see `heat_misfit`.
+      factor: What kappa is multiplied with or divided by on trial.
+      rule: Which median the first step starts at.
+      form: How the misfit is scaled, see `heat_misfit`.
 
     Raises:
-      UserError: an unknown form.
+      UserError: An unknown form.
     """
     if form not in MISFITS:
         raise UserError(f"heat equation with form={form!r}; choose one of {MISFITS}")
 
     def update(r2, inner, columns, state):
         first = scaled(median_of(r2, rule), r2.shape[0])
-        start = jnp.where(state.bandwidth > 0, state.bandwidth, first)
         if r2.shape[0] == 1:
-            return first, HeatState(first)
+            return first, first
+        start = jnp.where(state > 0, state, first)
         kappa = _line_search(
             lambda kappa: heat_misfit(r2, inner, columns, kappa, form),
             1 / start,
             factor,
         )
-        found = jnp.maximum(1 / kappa, FLOOR)
-        return found, HeatState(found)
+        bandwidth = jnp.maximum(1 / kappa, FLOOR)
+        return bandwidth, bandwidth
 
-    return Rule(lambda dtype: HeatState(jnp.zeros((), dtype)), update)
+    # What the search found last; 0 before the first step.
+    return Rule(lambda dtype: jnp.zeros((), dtype), update)
 
 
 def heat_misfit(

@@ -28,24 +28,22 @@ class Flow(NamedTuple):
       push: (particles [n, D], interaction, pairs) -> [n, D].
       noise: ([n, D] standard normal, interaction, pairs) -> [n, D], the noise under
         which the flow samples; None where there is no such noise.
-      reads_pairs: False where nothing looks at the interaction.
     """
 
     drive: Callable[[Array, Interaction, Pairs], Array]
     push: Callable[[Array, Interaction, Pairs], Array]
     noise: Callable[[Array, Interaction, Pairs], Array] | None = None
-    reads_pairs: bool = True
 
 
 class Field(NamedTuple):
     """A flow with everything it needs to be a function of particles and gradients.
 
     Attributes:
-      flow: of `svgd` or `wgf`.
-      between: from `kernels`.
-      bandwidth: from `bandwidths`.
+      flow: Drive and push, see `svgd` and `wgf`.
+      between: Makes the interaction, see `kernels`.
+      bandwidth: The rule that finds h, see `bandwidths`.
       temperature: T; the flow targets p^(1/T). 0 leaves the push out.
-      metric: preconditioner, see `Metric`; None is the identity.
+      metric: The preconditioner; None is the identity.
     """
 
     flow: Flow
@@ -63,8 +61,8 @@ class Metric(NamedTuple):
     steps, plus damping: a gradient over Q is RMSprop's.
 
     Attributes:
-      decay: of the running mean, in [0, 1).
-      damping: added to its square root, > 0.
+      decay: What the running mean keeps of itself, in [0, 1).
+      damping: Added to its square root, > 0.
     """
 
     decay: float = 0.9
@@ -75,7 +73,7 @@ class FieldState(NamedTuple):
     """What a field carries from step to step.
 
     Attributes:
-      bandwidth: state of the bandwidth rule.
+      bandwidth: What the bandwidth rule remembers.
       metric: [D] running mean of squared gradients, or () without a metric.
       count: int32, velocities computed.
     """
@@ -107,11 +105,11 @@ def velocity(
     """Computes dx/dt of every particle.
 
     Args:
-      field: what flows how.
-      state: of the step before.
+      field: What flows how.
+      state: What the step before left.
       particles: [n, D] float32 or float64.
       grad_log_p: [n, D], gradient of log p at them.
-      pairs: all particles are here when None.
+      pairs: How they meet; None where all particles are here.
       embed: [n, D] -> [n, M], where the kernel looks at particles: forces are found
         there and pulled back by the transposed Jacobian. None: the particles as such.
       noise: [n, D] standard normal, for flows that have noise.
@@ -130,15 +128,19 @@ def velocity(
     state, root = _updated_metric(field, state, grad_log_p, pairs)
     # The preconditioned flow is the plain one of y = Q^(1/2) x.
     placed, drift = particles * root, grad_log_p / root
-    if not field.flow.reads_pairs:
-        return drift / root, state, {"bandwidth": jnp.ones((), particles.dtype)}
     pull_back = lambda force: force  # noqa: E731
     seen = placed
     if embed is not None:
         seen, back = jax.vjp(lambda y: embed(y / root), placed)
         pull_back = lambda force: back(force)[0]  # noqa: E731
     r2 = pairing.squared_distances(seen, pairs)
-    bandwidth, of_rule = _bandwidth(field, state, seen, r2, pairs)
+    centred = seen - pairs.mean(seen)
+    inner = pairs.gather(pairs.inner(centred, centred))
+    # Bandwidths are chosen, not differentiated: a flow is a direction, not a loss.
+    whole = jax.lax.stop_gradient((pairs.gather(r2), inner))
+    bandwidth, of_rule = field.bandwidth.update(
+        *whole, pairs.columns(seen), state.bandwidth
+    )
     between = field.between(seen, r2, bandwidth, pairs)
     moved = field.flow.drive(drift, between, pairs)
     if field.temperature:
@@ -148,15 +150,6 @@ def velocity(
     if noise is not None:
         info["noise"] = field.flow.noise(noise, between, pairs) / root
     return moved / root, state._replace(bandwidth=of_rule), info
-
-
-def _bandwidth(field, state, seen, r2, pairs):
-    """Applies the rule to the whole matrices."""
-    centred = seen - pairs.mean(seen)
-    inner = pairs.gather(pairs.inner(centred, centred))
-    # Bandwidths are chosen, not differentiated: a flow is a direction, not a loss.
-    whole = jax.lax.stop_gradient((pairs.gather(r2), inner))
-    return field.bandwidth.update(*whole, pairs.columns(seen), state.bandwidth)
 
 
 def _updated_metric(field, state, grad_log_p, pairs):

@@ -10,7 +10,7 @@ arXiv 2503.10080's code does; "invertible" replaces u by the u-hat of arXiv 1505
 appendix A.1, for which w . u-hat > -1.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
@@ -19,7 +19,6 @@ import jax.numpy as jnp
 from jaxanom.errors import UserError
 from jaxanom.types import Array
 
-Constraint = Literal["none", "invertible"]
 CONSTRAINTS = ("none", "invertible")
 
 FLOOR = 1e-5
@@ -57,15 +56,13 @@ def step(point: Array, u: Array, w: Array, b: Array) -> tuple[Array, Array]:
     return moved, jnp.log(jnp.abs(1 + slope * jnp.sum(w * u, -1)) + FLOOR)
 
 
-def push(
-    point: Array, flow: Planar, constraint: Constraint = "none"
-) -> tuple[Array, Array]:
+def push(point: Array, flow: Planar, constraint: str = "none") -> tuple[Array, Array]:
     """Moves points through all K steps.
 
     Args:
       point: [..., D], float32.
-      flow: its leading axes broadcast to those of `point`.
-      constraint: see the module text.
+      flow: Its leading axes broadcast to those of `point`.
+      constraint: One of `CONSTRAINTS`, explained above.
 
     Returns:
       (moved point [..., D], sum of the log-determinants [...]).
@@ -99,5 +96,5 @@ def invertible(u: Array, w: Array) -> Array:
     u-hat = u + (softplus(w . u) - 1 - w . u) w / |w|^2.
     """
     along = jnp.sum(w * u, -1, keepdims=True)
-    wanted = jax.nn.softplus(along) - 1
-    return u + (wanted - along) * w / jnp.sum(w**2, -1, keepdims=True)
+    target = jax.nn.softplus(along) - 1
+    return u + (target - along) * w / jnp.sum(w**2, -1, keepdims=True)

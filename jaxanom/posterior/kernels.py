@@ -93,13 +93,8 @@ def radial(profile: RadialFn = rbf) -> InteractionFn:
         value, first, _ = profile(r2, bandwidth)
         # A particle does not push itself; left in, 1/h times rounding would.
         weights = jnp.where(pairing.is_self(pairs), 0.0, -2 * first)
-        return Interaction(
-            gram=value,
-            weights=weights,
-            totals=weights.sum(1),
-            origin=pairs.mean(particles),
-            bandwidth=bandwidth,
-        )
+        origin = pairs.mean(particles)
+        return Interaction(value, weights, weights.sum(1), origin, bandwidth)
 
     return interaction
 
@@ -121,17 +116,12 @@ def repulsion(particles: Array, between: Interaction, pairs: Pairs) -> Array:
 
     Args:
       particles: [n, D].
-      between: their interaction.
-      pairs: as it was made with.
+      between: Their interaction.
+      pairs: How they meet, as `between` was made with.
     """
     shifted = particles - between.origin
     attraction = pairs.product(between.weights, shifted)
     return between.totals[:, None] * shifted - attraction
-
-
-def rbf_gram(particles: Array, bandwidth: Array) -> Array:
-    """Returns exp(-|x_i - x_j|^2 / (2h)), [P, P]."""
-    return rbf(pairing.squared_distances(particles), bandwidth).value
 
 
 NAMES: dict[str, Callable[[], InteractionFn]] = {

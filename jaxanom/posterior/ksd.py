@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from jaxanom.posterior import kernels
 from jaxanom.posterior import pairs as pairing
-from jaxanom.posterior.pairs import Pairs
 from jaxanom.types import Array
 
 
@@ -17,35 +16,32 @@ def stein_matrix(
     grad_log_p: Array,
     bandwidth: Array | float = 1.0,
     profile: kernels.RadialFn = kernels.rbf,
-    pairs: Pairs | None = None,
 ) -> Array:
     """The Stein kernel between particles, in O(P^2 D) by matrix products.
 
     For k(r2): s_i.s_j k - 2 k' (s_i - s_j).(x_i - x_j) - 2 D k' - 4 k'' r2.
 
     Args:
-      particles: [n, D].
-      grad_log_p: [n, D].
-      bandwidth: h of `profile`.
+      particles: [P, D].
+      grad_log_p: [P, D].
+      bandwidth: The profile's h.
       profile: `kernels.rbf`, or `kernels.imq()`, which controls convergence.
-      pairs: all particles are here when None.
 
     Returns:
-      [n, P].
+      [P, P].
     """
-    pairs = pairing.local(particles.shape[0]) if pairs is None else pairs
+    pairs = pairing.local(particles.shape[0])
     r2 = pairing.squared_distances(particles, pairs)
     value, first, second = profile(r2, jnp.asarray(bandwidth, particles.dtype))
     centred = particles - pairs.mean(particles)
     forth = pairs.inner(grad_log_p, centred)
     back = pairs.inner(centred, grad_log_p)
     own = pairing.diagonal(forth, pairs)
-    moved = own[:, None] + pairs.gather(own)[None, :] - forth - back
-    width = pairs.columns(particles)
+    moved = own[:, None] + own[None, :] - forth - back
     return (
         pairs.inner(grad_log_p, grad_log_p) * value
         - 2 * first * moved
-        - 2 * width * first
+        - 2 * particles.shape[1] * first
         - 4 * second * r2
     )
 

@@ -77,7 +77,7 @@ def squared_distances(particles: Array, pairs: Pairs | None = None) -> Array:
 
     Args:
       particles: [n, D].
-      pairs: all of `particles` when None.
+      pairs: How they meet; None where all particles are here.
 
     Returns:
       [n, P], >= 0.
@@ -86,14 +86,8 @@ def squared_distances(particles: Array, pairs: Pairs | None = None) -> Array:
     centred = particles - pairs.mean(particles)
     inner = pairs.inner(centred, centred)  # [n, P]
     norms = diagonal(inner, pairs)
-    found = norms[:, None] + pairs.gather(norms)[None, :] - 2 * inner
-    return jnp.where(is_self(pairs), 0.0, jnp.maximum(found, 0.0))
-
-
-def direct_squared_distances(particles: Array) -> Array:
-    """The same [P, P] from [P, P, D] differences: exact to rounding, for few values."""
-    differences = particles[:, None] - particles[None, :]
-    return jnp.sum(differences**2, axis=-1)
+    r2 = norms[:, None] + pairs.gather(norms)[None, :] - 2 * inner
+    return jnp.where(is_self(pairs), 0.0, jnp.maximum(r2, 0.0))
 
 
 def mean_distance(particles: Array) -> Array:

@@ -4,8 +4,6 @@ Each takes the noise as an array, so that tests and parity inject it; `draw` mak
 the same wherever the particles live.
 """
 
-from typing import NamedTuple
-
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,11 +15,11 @@ def draw(key: PRNGKey, step: Array, rows: Array, width: int, dtype: str) -> Arra
     """Draws standard normals [n, D]; row i depends on (key, step, i) alone.
 
     Args:
-      key: of the run.
+      key: The run's key.
       step: int32.
       rows: [n] int32, numbers of the particles.
       width: D.
-      dtype: of the result.
+      dtype: What the draws come in.
     """
     of_step = jax.random.fold_in(key, step)
 
@@ -49,10 +47,10 @@ def sgld_move(
     """Returns the move (eps/2) grad log p + sqrt(eps T) xi (Welling & Teh 2011, eq. 4).
 
     Args:
-      grad_log_p: [P, D], of the whole posterior: prior plus n/b times the batch.
+      grad_log_p: [P, D], the whole posterior's: prior plus n/b times the batch.
       step_size: eps.
       noise: [P, D] standard normal.
-      temperature: T, of the noise's variance.
+      temperature: T, a factor of the noise's variance.
     """
     chex.assert_equal_shape([grad_log_p, noise])
     return step_size / 2 * grad_log_p + jnp.sqrt(step_size * temperature) * noise
@@ -65,40 +63,27 @@ def langevin_move(
     return sgld_move(grad_log_p, 2 * step_size, noise, temperature)
 
 
-class Preconditioner(NamedTuple):
-    """Options of pSGLD (arXiv 1512.07666, Algorithm 1).
-
-    Attributes:
-      decay: a, of the running mean of squared gradients.
-      damping: lambda.
-      num_data: the mean gradient per datum is what is squared.
-    """
-
-    decay: float = 0.99
-    damping: float = 1e-5
-    num_data: float = 1.0
-
-
 def psgld_move(
-    options: Preconditioner,
     squares: Array,
     grad_log_p: Array,
     step_size: Array,
     noise: Array,
     temperature: float = 1.0,
+    decay: float = 0.99,
+    damping: float = 1e-5,
 ) -> tuple[Array, Array]:
-    """RMS-preconditioned SGLD without the Gamma term, as is customary.
+    """RMS-preconditioned SGLD without the Gamma term (arXiv 1512.07666, Algorithm 1).
 
     Args:
-      options: decay, damping, n.
-      squares: [P, D] running mean V; zeros before the first step.
-      grad_log_p, step_size, noise, temperature: as in `sgld_move`.
+      squares: [P, D] running mean V of squared gradients; zeros before the first step.
+      grad_log_p, step_size, noise, temperature: As in `sgld_move`.
+      decay: a, the share that V keeps of itself.
+      damping: lambda, added to the square root of V.
 
     Returns:
       (move [P, D], new V).
     """
-    mean = grad_log_p / options.num_data
-    squares = options.decay * squares + (1 - options.decay) * mean**2
-    scale = 1 / (options.damping + jnp.sqrt(squares))
+    squares = decay * squares + (1 - decay) * grad_log_p**2
+    scale = 1 / (damping + jnp.sqrt(squares))
     spread = jnp.sqrt(step_size * temperature * scale)
     return step_size / 2 * scale * grad_log_p + spread * noise, squares

@@ -33,13 +33,13 @@ def velocity(mesh: Mesh, axis: str, backend: str) -> Callable:
     """Returns `fields.velocity` for particles whose rows are split over a mesh axis.
 
     Args:
-      mesh: of all devices.
-      axis: the mesh axis that holds particles.
-      backend: one of `BACKENDS`.
+      mesh: All devices.
+      axis: The mesh axis that holds particles.
+      backend: One of `BACKENDS`.
 
     Raises:
-      UserError: unknown backend or axis; from the result: particles that do not split
-        evenly, or an embedding, which needs them all.
+      UserError: An unknown backend or axis; from the result: particles that do not
+        split evenly, or an embedding, which needs them all.
     """
     if backend not in BACKENDS or axis not in mesh.shape:
         raise UserError(
@@ -47,126 +47,113 @@ def velocity(mesh: Mesh, axis: str, backend: str) -> Callable:
             f"axis of {tuple(mesh.shape)}"
         )
     size = mesh.shape[axis]
-    body = {"replicated": _replicated, "rows": _rows, "ring": _ring}.get(backend)
-    body = partial(body or _feature, axis=axis, size=size)
+    bodies = dict(zip(BACKENDS, (_replicated, _rows, _ring, _feature), strict=True))
+    body = partial(bodies[backend], axis=axis, size=size)
 
     def apply(field, state, particles, grad_log_p, embed=None, noise=None):
         if embed is not None:
-            raise UserError(
-                f"backend={backend!r} knows kernel_space 'ctx' only; set "
-                "config.app.backend='auto'"
-            )
+            raise UserError(f"backend={backend!r} compares particles as they are only")
         if particles.shape[0] % size:
             raise UserError(
                 f"{particles.shape[0]} particles do not split over mesh axis {axis}="
-                f"{size}; set config.app.num_particles to a multiple"
+                f"{size}; num_particles wants a multiple"
             )
-        split = (particles, grad_log_p) + (() if noise is None else (noise,))
-        found = jax.shard_map(
-            lambda state, *split: body(field, state, *split),
+        info = {"bandwidth": Spec()}
+        if noise is not None:
+            info["noise"] = Spec(axis)
+        return jax.shard_map(
+            partial(body, field),
             mesh=mesh,
-            in_specs=(Spec(), *(Spec(axis),) * len(split)),
-            out_specs=(Spec(axis), Spec(), Spec(), Spec(axis)),
+            in_specs=(Spec(), Spec(axis), Spec(axis), Spec(axis)),
+            out_specs=(Spec(axis), Spec(), info),
             check_vma=False,
-        )(state, *split)
-        moved, state, info, mixed = found
-        return moved, state, info if noise is None else {**info, "noise": mixed}
+        )(state, particles, grad_log_p, noise)
 
     return apply
-
-
-def _split_info(moved, state, info):
-    """Takes the noise, which is split, from the numbers that are not."""
-    mixed = info.get("noise", jnp.zeros_like(moved))
-    return moved, state, {"bandwidth": info["bandwidth"]}, mixed
-
-
-def _own_rows(num_rows: int, axis: str) -> Array:
-    return jax.lax.axis_index(axis) * num_rows + jnp.arange(num_rows)
 
 
 def _gather(axis: str) -> Callable[[Array], Array]:
     return partial(jax.lax.all_gather, axis_name=axis, tiled=True)
 
 
-def _replicated(field, state, particles, grad_log_p, noise=None, *, axis, size):
-    """Every device computes every pair and keeps its own rows."""
-    rows = _own_rows(particles.shape[0], axis)
-    whole = _gather(axis)
-    moved, state, info = fields.velocity(
-        field,
-        state,
-        whole(particles),
-        whole(grad_log_p),
-        noise=None if noise is None else whole(noise),
-    )
-    if noise is not None:
-        info = {**info, "noise": info["noise"][rows]}
-    return _split_info(moved[rows], state, info)
-
-
-def _rows(field, state, particles, grad_log_p, noise=None, *, axis, size):
-    """Every device computes its rows against all gathered particles."""
-    whole = _gather(axis)
-    pairs = Pairs(
-        num_particles=size * particles.shape[0],
-        rows=_own_rows(particles.shape[0], axis),
-        inner=lambda x, y: pairing.matmul(x, whole(y).T),
-        product=lambda matrix, y: pairing.matmul(matrix, whole(y)),
-        gather=whole,
-        mean=lambda x: jax.lax.pmean(jnp.mean(x, 0, keepdims=True), axis),
-        columns=lambda x: x.shape[1],
-    )
-    found = fields.velocity(field, state, particles, grad_log_p, pairs, noise=noise)
-    return _split_info(*found)
-
-
-def _ring(field, state, particles, grad_log_p, noise=None, *, axis, size):
-    """Blocks of particles travel around; nobody ever holds them all."""
-    num_rows = particles.shape[0]
-    here = jax.lax.axis_index(axis)
-    onward = [(device, (device + 1) % size) for device in range(size)]
-
-    def around(block: Array, start: Array, visit: Callable) -> Array:
-        """Folds `visit(found, block, its first row)` over all blocks."""
-
-        def turn(carry, number):
-            found, block = carry
-            owner = (here - number) % size
-            found = visit(found, block, owner * num_rows)
-            return (found, jax.lax.ppermute(block, axis, onward)), None
-
-        (found, _), _ = jax.lax.scan(turn, (start, block), jnp.arange(size))
-        return found
-
-    def inner(x: Array, y: Array) -> Array:
-        def visit(found, block, first):
-            part = pairing.matmul(x, block.T)
-            return jax.lax.dynamic_update_slice(found, part, (0, first))
-
-        return around(y, jnp.zeros((num_rows, size * num_rows), x.dtype), visit)
-
-    def product(matrix: Array, y: Array) -> Array:
-        def visit(found, block, first):
-            part = jax.lax.dynamic_slice_in_dim(matrix, first, num_rows, axis=1)
-            return found + pairing.matmul(part, block)
-
-        return around(y, jnp.zeros_like(y), visit)
-
-    pairs = Pairs(
+def _split_rows(num_rows: int, axis: str, size: int, inner, product) -> Pairs:
+    """How rows here meet all of them, given the two products."""
+    return Pairs(
         num_particles=size * num_rows,
-        rows=_own_rows(num_rows, axis),
+        rows=jax.lax.axis_index(axis) * num_rows + jnp.arange(num_rows),
         inner=inner,
         product=product,
         gather=_gather(axis),
         mean=lambda x: jax.lax.pmean(jnp.mean(x, 0, keepdims=True), axis),
         columns=lambda x: x.shape[1],
     )
-    found = fields.velocity(field, state, particles, grad_log_p, pairs, noise=noise)
-    return _split_info(*found)
 
 
-def _feature(field, state, particles, grad_log_p, noise=None, *, axis, size):
+def _replicated(field, state, particles, grad_log_p, noise, *, axis, size):
+    """Every device computes every pair and keeps its own rows."""
+    num_rows = particles.shape[0]
+    rows = jax.lax.axis_index(axis) * num_rows + jnp.arange(num_rows)
+    particles, grad_log_p, noise = jax.tree.map(
+        _gather(axis), (particles, grad_log_p, noise)
+    )
+    moved, state, info = fields.velocity(
+        field, state, particles, grad_log_p, noise=noise
+    )
+    if noise is not None:
+        info = {**info, "noise": info["noise"][rows]}
+    return moved[rows], state, info
+
+
+def _rows(field, state, particles, grad_log_p, noise, *, axis, size):
+    """Every device computes its rows against all gathered particles."""
+    whole = _gather(axis)
+    pairs = _split_rows(
+        particles.shape[0],
+        axis,
+        size,
+        inner=lambda x, y: pairing.matmul(x, whole(y).T),
+        product=lambda matrix, y: pairing.matmul(matrix, whole(y)),
+    )
+    return fields.velocity(field, state, particles, grad_log_p, pairs, noise=noise)
+
+
+def _ring(field, state, particles, grad_log_p, noise, *, axis, size):
+    """Blocks of particles travel around; nobody ever holds them all."""
+    num_rows = particles.shape[0]
+    here = jax.lax.axis_index(axis)
+    onward = [(device, (device + 1) % size) for device in range(size)]
+
+    def around(block: Array, start: Array, visit: Callable) -> Array:
+        """Folds `visit(total, block, its first row)` over all blocks."""
+
+        def turn(carry, number):
+            total, block = carry
+            owner = (here - number) % size
+            total = visit(total, block, owner * num_rows)
+            return (total, jax.lax.ppermute(block, axis, onward)), None
+
+        (total, _), _ = jax.lax.scan(turn, (start, block), jnp.arange(size))
+        return total
+
+    def inner(x: Array, y: Array) -> Array:
+        def visit(total, block, first):
+            part = pairing.matmul(x, block.T)
+            return jax.lax.dynamic_update_slice(total, part, (0, first))
+
+        return around(y, jnp.zeros((num_rows, size * num_rows), x.dtype), visit)
+
+    def product(matrix: Array, y: Array) -> Array:
+        def visit(total, block, first):
+            part = jax.lax.dynamic_slice_in_dim(matrix, first, num_rows, axis=1)
+            return total + pairing.matmul(part, block)
+
+        return around(y, jnp.zeros_like(y), visit)
+
+    pairs = _split_rows(num_rows, axis, size, inner, product)
+    return fields.velocity(field, state, particles, grad_log_p, pairs, noise=noise)
+
+
+def _feature(field, state, particles, grad_log_p, noise, *, axis, size):
     """Every device holds a slice of every particle; partial gram matrices are added."""
     width = particles.shape[1]
     padding = -width % size
@@ -179,8 +166,7 @@ def _feature(field, state, particles, grad_log_p, noise=None, *, axis, size):
     def to_rows(x: Array) -> Array:
         return jax.lax.all_to_all(x, axis, 0, 1, tiled=True)[:, :width]
 
-    num_particles = size * particles.shape[0]
-    pairs = pairing.local(num_particles)._replace(
+    pairs = pairing.local(size * particles.shape[0])._replace(
         inner=lambda x, y: jax.lax.psum(pairing.matmul(x, y.T), axis),
         columns=lambda x: width,
     )
@@ -189,16 +175,14 @@ def _feature(field, state, particles, grad_log_p, noise=None, *, axis, size):
         whole = jnp.pad(state.metric, (0, padding))
         first = jax.lax.axis_index(axis) * part
         state = state._replace(metric=jax.lax.dynamic_slice(whole, (first,), (part,)))
+    particles, grad_log_p, noise = jax.tree.map(
+        to_columns, (particles, grad_log_p, noise)
+    )
     moved, state, info = fields.velocity(
-        field,
-        state,
-        to_columns(particles),
-        to_columns(grad_log_p),
-        pairs,
-        noise=None if noise is None else to_columns(noise),
+        field, state, particles, grad_log_p, pairs, noise=noise
     )
     if field.metric is not None:
         state = state._replace(metric=_gather(axis)(state.metric)[:width])
     if noise is not None:
         info = {**info, "noise": to_rows(info["noise"])}
-    return _split_info(to_rows(moved), state, info)
+    return to_rows(moved), state, info

@@ -20,9 +20,9 @@ def correlated_noise(
 
     Args:
       noise: [n, D] standard normal.
-      between: interaction of the particles.
-      pairs: as it was made with.
-      jitter: times P, added to the diagonal: coincident particles make K singular.
+      between: How the particles act on one another.
+      pairs: How they meet, as `between` was made with.
+      jitter: Times P, added to the diagonal: coincident particles make K singular.
 
     Returns:
       [n, D].

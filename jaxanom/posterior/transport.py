@@ -5,9 +5,9 @@ gradients of sum_i L_i come in, stacked [P, ...]. A loss per datum of n data wan
 T = 1/n for the posterior itself.
 
 A flow hands on -v, the direction that a lone particle's gradient would be, for any
-optimiser to use; only plain gradient descent follows the flow as the papers mean it. A
-sampler's step size and noise belong together, so it makes whole moves: behind it stands
-`optax.sgd(1.0)`.
+optimiser to use; only plain gradient descent follows the flow as the papers mean it.
+Samplers, whose step size and noise belong together, and integrators make whole moves:
+behind them stands `optax.sgd(1.0)`.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,23 @@ import optax
 
 from jaxanom import trees
 from jaxanom.posterior import fields, sgld
+from jaxanom.posterior.integrators import Integrator
 from jaxanom.types import Array
+
+FLOWS = ("svgd", "gfsd", "blob", "gfsf", "map")
+SAMPLERS = ("noisy_svgd", "sgld", "psgld", "langevin")
+COUPLED = ("svgd", "gfsd", "blob", "gfsf", "noisy_svgd")
+"""Those in which particles feel one another, through an RKHS."""
+WHOLE_MOVES = {
+    "optimizer": "sgd",
+    "momentum": 0.0,
+    "learning_rate": 1.0,
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+    "warmup_steps": 0,
+}
+"""Settings of a phase under which whole moves reach the particles as they are."""
 
 NoiseFn = Callable[[Array, Array], Array]
 """(step, particles [P, D]) -> [P, D] standard normal."""
@@ -44,9 +60,9 @@ def of_flow(
     """Couples particles by a flow.
 
     Args:
-      field: what flows how; its `temperature` is T above.
+      field: What flows how; its `temperature` is T above.
       velocity: `fields.velocity`, or one of `sharded`.
-      embed: where the kernel looks at particles, see `fields.velocity`; it gets what
+      embed: Where the kernel looks at particles, see `fields.velocity`; it gets what
         the caller passes to `update` beside gradients, state and parameters.
     """
 
@@ -54,11 +70,54 @@ def of_flow(
         return fields.init(field, trees.ravel_particles(params)[0])
 
     def update(grads, state, params, **extra):
-        particles, _ = trees.ravel_particles(params)
+        particles, unravel_particles = trees.ravel_particles(params)
         matrix, unravel = trees.ravel_particles(grads)
-        seen = _embedder(embed, params, extra)
+        # Embeddings only read the particles; the rest of `extra` stays as it is.
+        seen = embed and (lambda x: embed(unravel_particles(x), **extra))
         moved, state, _ = velocity(field, state, particles, -matrix, embed=seen)
         return unravel(-moved), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def integrated(
+    flow: optax.GradientTransformation, integrator: Integrator
+) -> optax.GradientTransformationExtraArgs:
+    """Follows a flow by an integrator's own steps.
+
+    The parameters are where the velocity is wanted, the `at` of the integrator's state.
+
+    Args:
+      flow: What hands on -v, such as `of_flow`; the identity for gradient ascent.
+      integrator: What makes moves of velocities.
+    """
+
+    def init(params):
+        return integrator.init(trees.ravel_particles(params)[0])
+
+    def update(directions, state, params):
+        at, _ = trees.ravel_particles(params)
+        matrix, unravel = trees.ravel_particles(directions)
+        state = integrator.step(state._replace(at=at), -matrix)
+        return unravel(at - state.at), state
+
+    return optax.chain(flow, optax.GradientTransformation(init, update))
+
+
+def _sampler(
+    init_memory: Callable[[Array], Any], move: Callable[..., tuple[Array, Any]]
+) -> optax.GradientTransformationExtraArgs:
+    """Makes a sampler of (state, particles, grad log p) -> (move, memory)."""
+
+    def init(params):
+        particles, _ = trees.ravel_particles(params)
+        return Sampled(jnp.zeros((), jnp.int32), init_memory(particles))
+
+    def update(grads, state, params, **extra):
+        particles, _ = trees.ravel_particles(params)
+        matrix, unravel = trees.ravel_particles(grads)
+        moved, memory = move(state, particles, -matrix)
+        return unravel(-moved), Sampled(state.count + 1, memory)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -72,77 +131,48 @@ def noisy(
     """Samples by a flow with its own noise: noisy SVGD (arXiv 1812.00071).
 
     Args:
-      field: a flow that has noise.
-      step_size: eps.
-      noise: from `noise_of`.
-      velocity: as in `of_flow`.
+      field: A flow that has noise.
+      step_size: eps of every step.
+      noise: Draws the noise of a step, see `noise_of`.
+      velocity: As in `of_flow`.
     """
 
-    def init(params):
-        particles, _ = trees.ravel_particles(params)
-        return Sampled(jnp.zeros((), jnp.int32), fields.init(field, particles))
-
-    def update(grads, state, params, **extra):
-        particles, _ = trees.ravel_particles(params)
-        matrix, unravel = trees.ravel_particles(grads)
+    def move(state, particles, grad_log_p):
         eps = step_size(state.count)
+        xi = noise(state.count, particles)
         moved, memory, info = velocity(
-            field,
-            state.memory,
-            particles,
-            -matrix,
-            noise=noise(state.count, particles),
+            field, state.memory, particles, grad_log_p, noise=xi
         )
         spread = jnp.sqrt(2 * eps * field.temperature)
-        move = eps * moved + spread * info["noise"]
-        return unravel(-move), Sampled(state.count + 1, memory)
+        return eps * moved + spread * info["noise"], memory
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return _sampler(lambda particles: fields.init(field, particles), move)
 
 
 def langevin(
     step_size: StepSizeFn, noise: NoiseFn, temperature: float = 1.0
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     """SGLD (Welling & Teh 2011); a move at eps is Langevin's at eps / 2."""
 
-    def update(grads, state, params):
-        particles, _ = trees.ravel_particles(params)
-        matrix, unravel = trees.ravel_particles(grads)
+    def move(state, particles, grad_log_p):
         xi = noise(state.count, particles)
-        move = sgld.sgld_move(-matrix, step_size(state.count), xi, temperature)
-        return unravel(-move), Sampled(state.count + 1, ())
+        eps = step_size(state.count)
+        return sgld.sgld_move(grad_log_p, eps, xi, temperature), ()
 
-    return optax.GradientTransformation(
-        lambda params: Sampled(jnp.zeros((), jnp.int32), ()), update
-    )
+    return _sampler(lambda particles: (), move)
 
 
 def preconditioned_langevin(
-    options: sgld.Preconditioner,
-    step_size: StepSizeFn,
-    noise: NoiseFn,
-    temperature: float = 1.0,
-) -> optax.GradientTransformation:
+    step_size: StepSizeFn, noise: NoiseFn, temperature: float = 1.0
+) -> optax.GradientTransformationExtraArgs:
     """pSGLD (arXiv 1512.07666)."""
 
-    def init(params):
-        particles, _ = trees.ravel_particles(params)
-        return Sampled(jnp.zeros((), jnp.int32), jnp.zeros_like(particles))
+    def move(state, particles, grad_log_p):
+        xi = noise(state.count, particles)
+        eps = step_size(state.count)
+        return sgld.psgld_move(state.memory, grad_log_p, eps, xi, temperature)
 
-    def update(grads, state, params):
-        particles, _ = trees.ravel_particles(params)
-        matrix, unravel = trees.ravel_particles(grads)
-        move, squares = sgld.psgld_move(
-            options,
-            state.memory,
-            -matrix,
-            step_size(state.count),
-            noise(state.count, particles),
-            temperature,
-        )
-        return unravel(-move), Sampled(state.count + 1, squares)
-
-    return optax.GradientTransformation(init, update)
+    return _sampler(jnp.zeros_like, move)
 
 
 def noise_of(seed: int) -> NoiseFn:
@@ -167,7 +197,7 @@ def choose(
 
     Args:
       number: int32 scalar, a place in `inner`.
-      inner: whole chains, optimiser included; their states are kept side by side.
+      inner: Whole chains, optimiser included; their states are kept side by side.
     """
     inner = [optax.with_extra_args_support(each) for each in inner]
 
@@ -177,8 +207,8 @@ def choose(
     def update(grads, state, params=None, **extra):
         def branch(place):
             def apply():
-                found, new = inner[place].update(grads, state[place], params, **extra)
-                return found, (*state[:place], new, *state[place + 1 :])
+                moves, new = inner[place].update(grads, state[place], params, **extra)
+                return moves, (*state[:place], new, *state[place + 1 :])
 
             return apply
 
@@ -193,23 +223,14 @@ def only(
     """Applies a transport to one top-level entry of the parameters, if it is there.
 
     Args:
-      path: "particles".
-      inner: the transport; other entries' gradients pass through.
+      path: The entry's name, such as "particles".
+      inner: The transport; other entries' gradients pass through.
     """
 
     def mask(tree):
         return {
-            name: jax.tree.map(lambda _, chosen=name == path: chosen, part)
+            name: jax.tree.map(lambda _, kept=name == path: kept, part)
             for name, part in tree.items()
         }
 
     return optax.masked(inner, mask)
-
-
-def _embedder(embed: EmbedFn | None, params: Any, extra: dict[str, Any]):
-    """Returns `embed` as a function of the matrix [P, D]."""
-    if embed is None:
-        return None
-    # Embeddings only read the particles; the rest of `extra` stays as it is.
-    _, unravel = trees.ravel_particles(params)
-    return lambda matrix: embed(unravel(matrix), **extra)

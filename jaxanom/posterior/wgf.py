@@ -22,15 +22,6 @@ def _drive(grad_log_p: Array, between: Interaction, pairs: Pairs) -> Array:
     return grad_log_p
 
 
-def alone() -> Flow:
-    """Gradient ascent of each particle by itself: MAP from many starts, an ensemble."""
-
-    def push(particles: Array, between: Interaction, pairs: Pairs) -> Array:
-        return jnp.zeros_like(particles)
-
-    return Flow(_drive, push, reads_pairs=False)
-
-
 def gfsd() -> Flow:
     """Smoothed density: v_i = grad log p(x_i) + R_i / S_i (arXiv 1807.01750)."""
 
@@ -58,13 +49,13 @@ def gfsf(ridge: float = 1e-2, form: str = "compact") -> Flow:
     """Smoothed functions: v = grad log p + (K + ridge max(K) I)^{-1} R.
 
     Args:
-      ridge: relative to the largest entry of K, > 0.
+      ridge: Relative to the largest entry of K, >= 0.
       form: "compact" as above; "reference" as the released code has it,
         (K + ridge max(K) I)^{-1} diag(S) x - x over h, whose ridge pulls particles
         towards the origin by about `ridge`.
 
     Raises:
-      UserError: unknown form, or a ridge that is not positive.
+      UserError: An unknown form, or a negative ridge.
     """
     if form not in GFSF_FORMS or ridge < 0:
         raise UserError(

@@ -32,7 +32,7 @@ FIELDS = {
     "gfsd": fields.Field(wgf.gfsd(), bandwidth=bandwidths.heat_equation()),
     "blob": fields.Field(wgf.blob(), bandwidth=bandwidths.median(mode="lagged")),
     "gfsf": fields.Field(wgf.gfsf()),
-    "map": fields.Field(wgf.alone()),
+    "still": fields.Field(wgf.gfsd(), temperature=0.0),
 }
 START = np.random.default_rng(0).normal(size=(NUM_PARTICLES, WIDTH)).astype(np.float32)
 NOISE = np.random.default_rng(1).normal(size=(NUM_STEPS, *START.shape))
@@ -178,7 +178,7 @@ def test_particles_that_do_not_split_are_refused():
 
 def test_optax_is_handed_descent_directions():
     x = jnp.asarray(START)
-    tx = transport.of_flow(FIELDS["map"])
+    tx = transport.of_flow(FIELDS["still"])
     updates, _ = tx.update({"x": x}, tx.init({"x": x}), {"x": x})
     moved = optax.apply_updates({"x": x}, jax.tree.map(lambda u: -0.5 * u, updates))
     np.testing.assert_allclose(moved["x"], 0.5 * START, rtol=1e-6)

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from densities import starts
+from densities import starts, trajectory
 
 from jaxanom.posterior import integrators
 
@@ -24,9 +24,7 @@ def walk(integrator, num_steps, scale=1.0):
     def velocity(x, state):
         return -(x - center) * curvature, state, {}
 
-    run = jax.jit(
-        lambda x: integrators.trajectory(velocity, (), integrator, x, num_steps)[0]
-    )
+    run = jax.jit(lambda x: trajectory(velocity, (), integrator, x, num_steps)[0])
     return np.asarray(run(starts(3, 2, seed=1))) - center
 
 

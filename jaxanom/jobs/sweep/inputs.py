@@ -8,29 +8,27 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from jaxanom.contracts import Method
 from jaxanom.jobs.sweep import grid, program, seeds
-from jaxanom.methods.app import parts as app_parts
 from jaxanom.training import optimizer
-from jaxanom.types import Array, Frozen, Params
+from jaxanom.types import Array, Params
 
 
 class Inputs(NamedTuple):
     """What all programs share.
 
     Attributes:
-      config: without its section `sweep`.
-      numbers: the seeds, in the order of all leading axes below.
-      parts: the method in pieces.
-      frozen: what no seed changes.
-      seeds: data, stacked over seeds.
-      prior: trained parameters besides the particles, stacked over seeds.
-      keys: one a seed, of phase "particles".
+      config: The sweep's config without its section `sweep`.
+      numbers: The seeds, in the order of all leading axes below.
+      method: What runs; its particles' transport is left open.
+      seeds: Data, stacked over seeds.
+      prior: Trained parameters besides the particles, stacked over seeds.
+      keys: One a seed, of phase "particles".
     """
 
     config: ml_collections.ConfigDict
     numbers: tuple[int, ...]
-    parts: app_parts.Parts
-    frozen: Frozen
+    method: Method
     seeds: seeds.Seeds
     prior: Params
     keys: Array
@@ -40,42 +38,44 @@ def make(config: ml_collections.ConfigDict, points: Sequence[grid.Point]) -> Inp
     """Encodes the images of all seeds and trains their prior networks in one program.
 
     Args:
-      config: without its section `sweep`.
-      points: whose seeds are meant.
+      config: The sweep's config without its section `sweep`.
+      points: The runs whose seeds are meant.
 
     Raises:
-      UserError: see `seeds.load`.
+      UserError: See `seeds.load`.
     """
     numbers = tuple(dict.fromkeys(point.seed for point in points))
-    parts, frozen, stacked = seeds.load(config, numbers)
+    updates = tuple(dict.fromkeys(point.update for point in points))
+    method, stacked = seeds.load(config, numbers, updates)
     roots = _roots(config, numbers)
-    prior = _stack([app_parts.params(parts, root, 1) for root in roots])
+    prior = _stack([method.posterior.draw(root, 1) for root in roots])
     del prior["particles"]  # those of another number are drawn for each program
     of_phase = phase(config, "prior")
     if of_phase.num_steps:
-        train = program.prior_program(parts, of_phase)
+        train = program.prior_program(method, of_phase)
+        frozen = method.posterior.frozen
         prior["prior"] = train(prior["prior"], stacked, frozen, _keys(roots, 0))
-    return Inputs(config, numbers, parts, frozen, stacked, prior, _keys(roots, 1))
+    return Inputs(config, numbers, method, stacked, prior, _keys(roots, 1))
 
 
 def arguments(inputs: Inputs, num_particles: int) -> tuple[Any, ...]:
     """Returns what a program of N particles takes after its places."""
+    posterior = inputs.method.posterior
     roots = _roots(inputs.config, inputs.numbers)
-    drawn = [app_parts.params(inputs.parts, root, num_particles) for root in roots]
-    particles = _stack([tree["particles"] for tree in drawn])
-    params = {**inputs.prior, "particles": particles}
-    return params, inputs.seeds, inputs.frozen, inputs.keys
+    drawn = [posterior.draw(root, num_particles)["particles"] for root in roots]
+    params = {**inputs.prior, "particles": _stack(drawn)}
+    return params, inputs.seeds, posterior.frozen, inputs.keys
 
 
 def places(inputs: Inputs, group: grid.Group, size: int) -> program.Places:
     """Numbers the points of a group; places left over repeat the last one."""
     points = [*group.points, *[group.points[-1]] * (size - len(group.points))]
-    noise = inputs.config.app.particles.noise_seed
     return program.Places(
         np.array([inputs.numbers.index(p.seed) for p in points], np.int32),
         np.array([group.variants.index((p.update, p.rkhs)) for p in points], np.int32),
         np.array([p.step_size for p in points], np.float32),
-        np.array([noise + p.seed for p in points], np.int32),
+        # The method is that of the first seed.
+        np.array([p.seed - inputs.numbers[0] for p in points], np.int32),
     )
 
 

@@ -15,9 +15,9 @@ def of_run(inputs: Inputs, point: grid.Point, one: program.Outcome) -> dict[str,
     """Scores one run on the test images; None where its probabilities are no numbers.
 
     Args:
-      inputs: of its program.
-      point: which run it is.
-      one: what it ended with.
+      inputs: What its program was given.
+      point: Which run it is.
+      one: What it ended with.
 
     Returns:
       The entries of a row that `runner.run` names.
@@ -26,10 +26,9 @@ def of_run(inputs: Inputs, point: grid.Point, one: program.Outcome) -> dict[str,
         lambda leaf: np.asarray(leaf[inputs.numbers.index(point.seed)]),
         inputs.seeds.test,
     )
-    target = inputs.parts.network.target
     scores = dict.fromkeys(recognition.NAMES)
     if np.isfinite(one.log_probability).all():
-        metric = recognition.exact(target)
+        metric = recognition.exact(inputs.method.target)
         unused = np.zeros_like(one.mutual_information)
         classes = ClassPredictions(
             np.exp(one.log_probability), unused, one.mutual_information, unused
@@ -50,7 +49,7 @@ def principal_path(path: np.ndarray, digits: int = 4) -> dict[str, Any]:
 
     Args:
       path: [T, P, D].
-      digits: that are kept.
+      digits: How many decimals are kept.
 
     Returns:
       {"path": [T][P][2] lists, "path_share": share of the variance that is shown}.
@@ -60,10 +59,10 @@ def principal_path(path: np.ndarray, digits: int = 4) -> dict[str, Any]:
     if not np.isfinite(centred).all():
         return {}
     rows, scale, _ = np.linalg.svd(centred, full_matrices=False)
-    shown = np.zeros((len(flat), 2))
+    projected = np.zeros((len(flat), 2))
     kept = min(2, len(scale))
-    shown[:, :kept] = rows[:, :kept] * scale[:kept]
+    projected[:, :kept] = rows[:, :kept] * scale[:kept]
     total = float((scale**2).sum())
     share = float((scale[:kept] ** 2).sum()) / total if total else 1.0
-    shown = np.round(shown.reshape(*path.shape[:2], 2), digits)
-    return {"path": shown.tolist(), "path_share": round(share, 4)}
+    projected = np.round(projected.reshape(*path.shape[:2], 2), digits)
+    return {"path": projected.tolist(), "path_share": round(share, 4)}

@@ -13,26 +13,24 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxanom import record
+from jaxanom import files, record
 from jaxanom.errors import UserError
 from jaxanom.jobs import prepare
 from jaxanom.jobs.sweep import grid, measures, program
 from jaxanom.jobs.sweep import inputs as sweep_inputs
 from jaxanom.jobs.sweep.inputs import Inputs
-from jaxanom.methods.app import coupling
-from jaxanom.methods.app import parts as app_parts
+from jaxanom.methods import by_name
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.training import meter
 
 TABLE = "sweep.jsonl"
-OnRow = Callable[[dict[str, Any]], None]
 
 
 def run(
     config: ml_collections.ConfigDict,
     directory: str | Path,
-    on_row: OnRow | None = None,
+    on_row: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs the points of a sweep that its table does not hold yet.
 
@@ -40,12 +38,12 @@ def run(
     not change.
 
     Args:
-      config: of method "app" with a section `sweep`.
+      config: A config with a section `sweep`, of a method with `Method.posterior`.
       directory: `sweep.jsonl` and the config and record are written there.
-      on_row: called with every new row.
+      on_row: Called with every new row.
 
     Returns:
-      All rows of the points asked for, in the order of the grid. A row holds the point
+      All rows of the grid's points, in their order. A row holds the point
       (`grid.AXES`), accuracy, nll, ece, mutual_information, ksd, spread, train_ce,
       skipped, seconds (of its program, compiling apart), compile_s, runs_together,
       steps_per_s (of all runs of its program) and, for the first seed, path
@@ -53,40 +51,51 @@ def run(
       variance they hold. Measures that are not finite are None.
 
     Raises:
-      UserError: a config of something else, or the directory holds another sweep.
+      UserError: A config of something else, or the directory holds another sweep.
     """
     directory = Path(directory)
-    wanted = grid.points(_section(config))
-    _check(config)
+    if config.method not in by_name.POSTERIORS or "sweep" not in config:
+        raise UserError(
+            f"config.method={config.method!r}: a sweep takes a config of one of "
+            f"{by_name.POSTERIORS} with a section `sweep`, such as "
+            "configs/app/sweep_foundry.py"
+        )
+    points = grid.points(config.sweep)
+    steps = config.phases.particles.num_steps
+    if steps < 1 or steps % config.sweep.num_snapshots:
+        raise UserError(
+            f"config.phases.particles.num_steps={steps} is not a positive multiple of "
+            f"config.sweep.num_snapshots={config.sweep.num_snapshots}"
+        )
     base = prepare.without(config, "sweep")
     path = directory / TABLE
     if (directory / record.CONFIG).is_file():
         record.claim(directory, base)
     done = _read(path)
-    missing = [point for point in wanted if _key(point) not in done]
+    missing = [point for point in points if _key(point) not in done]
     if missing:
-        made = sweep_inputs.make(base, missing)
+        inputs = sweep_inputs.make(base, missing)
         # Only now: a config that was refused must not stand in the way of the next.
         record.claim(directory, base)
         record.update_json(
             directory / record.RECORD,
             {"versions": record.versions(), "machine": record.machine()},
         )
-        for row in _rows(config.sweep, made, missing, wanted[0].seed):
+        for row in _rows(config.sweep, inputs, missing, points[0].seed):
             record.append_metrics(path, row)
             done[_key(row)] = row
             if on_row is not None:
                 on_row(row)
-    return [done[_key(point)] for point in wanted]
+    return [done[_key(point)] for point in points]
 
 
 def _rows(section, inputs: Inputs, missing, first_seed) -> Iterator[dict[str, Any]]:
     """Runs group after group and yields their rows."""
     shape = inputs.config.mesh
     mesh = meshes.make_mesh(shape.data, shape.fsdp, shape.model, shape.particle)
-    num_classes = len(inputs.parts.named.names)
+    num_prompts = inputs.method.posterior.num_prompts
     by_number: dict[int, list[grid.Group]] = {}
-    for group in grid.groups(missing, num_classes, section.prompts_together):
+    for group in grid.groups(missing, num_prompts, section.prompts_together):
         by_number.setdefault(group.num_particles, []).append(group)
     ready = {}
     # A program compiles on one core: several at a time use the others.
@@ -131,44 +140,11 @@ def _placed(
 
 
 def _compile(section, inputs: Inputs, group: grid.Group, args) -> meter.Compiled:
-    settings = program.Settings(
-        sweep_inputs.phase(inputs.config, "particles"),
-        inputs.config.mesh,
-        group.variants,
-        section.num_snapshots,
+    phase = sweep_inputs.phase(inputs.config, "particles")
+    jitted = program.particle_program(
+        inputs.method, phase, group.variants, section.num_snapshots
     )
-    jitted = program.particle_program(inputs.parts, settings)
     return meter.compile_ahead(jitted, *args)
-
-
-def _section(config: ml_collections.ConfigDict) -> Mapping[str, Any]:
-    if config.method != "app" or "sweep" not in config:
-        raise UserError(
-            f"config.method={config.method!r}: a sweep takes a config of 'app' with a "
-            "section `sweep`, such as configs/app/sweep_foundry.py"
-        )
-    return config.sweep
-
-
-def _check(config: ml_collections.ConfigDict) -> None:
-    """Refuses what the sweep cannot run, before anything is encoded."""
-    options = app_parts.options_of(config.app.particles)
-    for update in config.sweep["update"]:
-        given = config.phases.particles.to_dict()
-        if update in coupling.SAMPLERS:
-            given |= coupling.OF_SAMPLERS  # of the sweep's own optimiser
-        coupling.check(options._replace(update=update), given, config.app.prior)
-    if options.backend != "auto":
-        raise UserError(
-            f"config.app.particles.backend={options.backend!r}: a sweep spreads runs, "
-            "not particles, over devices; set it to 'auto'"
-        )
-    steps = config.phases.particles.num_steps
-    if steps < 1 or steps % config.sweep.num_snapshots:
-        raise UserError(
-            f"config.phases.particles.num_steps={steps} is not a positive multiple of "
-            f"config.sweep.num_snapshots={config.sweep.num_snapshots}"
-        )
 
 
 def _key(point: grid.Point | Mapping[str, Any]) -> tuple[Any, ...]:
@@ -183,14 +159,13 @@ def _read(path: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
     rows = list(record.read_metrics(path))
     text = "".join(json.dumps(row) + "\n" for row in rows)
     if text != path.read_text(encoding="utf-8"):
-        temporary = path.with_suffix(".partial")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        with files.replacing(path) as building:
+            building.write_text(text, encoding="utf-8")
     return {_key(row): row for row in rows}
 
 
 def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
-    def value(given):
-        return None if isinstance(given, float) and not np.isfinite(given) else given
-
-    return {name: value(given) for name, given in row.items()}
+    return {
+        name: None if isinstance(value, float) and not np.isfinite(value) else value
+        for name, value in row.items()
+    }

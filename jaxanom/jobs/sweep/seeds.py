@@ -12,12 +12,14 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from jaxanom.contracts import Method
 from jaxanom.data import catalog, pipeline, pools
 from jaxanom.errors import UserError
 from jaxanom.jobs import prepare
-from jaxanom.methods.app import parts as app_parts
+from jaxanom.methods import by_name
 from jaxanom.parallel import mesh as meshes
-from jaxanom.types import Array, Frozen
+from jaxanom.posterior import transport
+from jaxanom.types import Array
 
 PHASES = ("prior", "particles")
 
@@ -26,11 +28,11 @@ class Seeds(NamedTuple):
     """Arrays with a leading axis over seeds.
 
     Attributes:
-      rows: encoded training images, [S, n, ...]; `valid` holds float weights, how often
+      rows: Encoded training images, [S, n, ...]; `valid` holds float weights, how often
         phase "particles" draws a row relative to the mean.
       order: {phase: [S, T, B] int32}, the rows of every step's batch.
-      test: encoded test images, [S, m, ...].
-      frozen: entries of `frozen` that a seed has of its own.
+      test: Encoded test images, [S, m, ...].
+      frozen: Entries of `frozen` that a seed has of its own.
     """
 
     rows: Mapping[str, Array]
@@ -46,70 +48,79 @@ def config_of(
 
     Procedural images are drawn anew; shots are drawn anew from any images.
     """
-    found = ml_collections.ConfigDict(config.to_dict())
-    found.seed += seed
-    found.train.seed += seed
-    found.data.seed += seed
-    found.data.split_seed += seed
-    found.app.particles.noise_seed += seed
-    return found
+
+    def shift(section: ml_collections.ConfigDict) -> None:
+        for key, value in section.items():
+            if isinstance(value, ml_collections.ConfigDict):
+                shift(value)
+            elif key == "seed" or key.endswith("_seed"):
+                section[key] = value + seed
+
+    own = ml_collections.ConfigDict(config.to_dict())
+    shift(own)
+    return own
 
 
 def load(
-    config: ml_collections.ConfigDict, seeds: Sequence[int]
-) -> tuple[app_parts.Parts, Frozen, Seeds]:
+    config: ml_collections.ConfigDict, seeds: Sequence[int], updates: Sequence[str] = ()
+) -> tuple[Method, Seeds]:
     """Opens, divides and encodes the data of every seed.
 
     Args:
-      config: of method "app".
-      seeds: at least one.
+      config: The sweep's config without its section `sweep`.
+      seeds: At least one.
+      updates: Transports that have to fit; found out before anything is encoded.
 
     Returns:
-      (the method in pieces, what is frozen in all seeds, the seeds).
+      (the method of the first seed, the seeds).
 
     Raises:
-      UserError: see `prepared.prepare`; or seeds whose data differ in size.
+      UserError: See `prepare.prepare`; or seeds whose data differ in size.
     """
-    found, encode, frozen, items = None, None, None, []
+    method, items = None, []
     for seed in seeds:
         own = config_of(config, seed)
         dataset, division = prepare.open_data(own)
-        training = pools.training_part(dataset, division)
-        if found is None:
-            found = app_parts.assemble(own, training)
-            frozen, encode = (
-                app_parts.frozen(found),
-                jax.jit(meshes.bound(app_parts.encoder(found))),
-            )
-        items.append(_one(own, found, encode, frozen, dataset, division))
-    return found, frozen, _stacked(items)
+        if method is None:
+            method = by_name.make(own, pools.training_part(dataset, division))
+            for update in updates:
+                phase = own.phases.particles.to_dict()
+                if method.posterior.own_steps(update):
+                    phase |= transport.WHOLE_MOVES  # of the sweep's own optimiser
+                method.posterior.check(update, phase)
+            encode = jax.jit(meshes.bound(method.encode))
+        items.append(_one(own, method, encode, dataset, division))
+    return method, _stacked(items)
 
 
-def _one(config, found, encode, frozen, dataset, division) -> Seeds:
+def _one(config, method: Method, encode, dataset, division) -> Seeds:
     """Returns the data of one seed, without the leading axis."""
+    frozen = method.posterior.frozen
+
+    def unviewed(source: catalog.Source) -> dict[str, np.ndarray]:
+        size = min(32, len(source))
+        return pipeline.encoded(source, lambda rows: encode(frozen, rows), size).arrays
+
     sources = pools.sources(dataset, division, config.data.generated)
     mixtures = {phase: dict(config.mixture[phase]) for phase in PHASES}
     pools.check_mixtures(sources, mixtures, PHASES)
     used = prepare.used_pools(mixtures)
     pooled = {
-        name: _arrays(prepare.encoded(config, encode, frozen, source))
+        name: prepare.encoded(config, encode, frozen, source)
         for name, source in sources.items()
         if name in used and len(source)
     }
-    counts = {name: len(_any(rows)) for name, rows in pooled.items()}
-    rows = {
-        key: np.concatenate([part[key] for part in pooled.values()])
-        for key in _first(pooled)
-    }
+    counts = {name: len(source) for name, source in pooled.items()}
+    parts = [source.arrays for source in pooled.values()]
+    rows = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
     own = {}
-    if found.prior.center == "dataset":
-        training = pools.training_part(dataset, division)
-        source = catalog.source(training)
-        own["train_features"] = _unviewed(encode, frozen, source)["image_features"]
+    if reads := method.posterior.from_training:
+        training = unviewed(catalog.source(pools.training_part(dataset, division)))
+        own = {name: training[entry] for name, entry in reads.items()}
     return Seeds(
         rows | {"valid": _weights(counts, mixtures["particles"])},
         _orders(config, counts, mixtures),
-        _unviewed(encode, frozen, catalog.source(dataset, division.test)),
+        unviewed(catalog.source(dataset, division.test)),
         own,
     )
 
@@ -123,15 +134,14 @@ def _orders(config, counts, mixtures) -> dict[str, np.ndarray]:
     }
     batch_size = config.data.batch_size
     make_batches = pools.batch_maker(numbers, mixtures, batch_size, config.seed)
-    found = {}
+    orders = {}
     for phase in PHASES:
         steps = config.phases[phase].num_steps
-        order = np.zeros((steps, batch_size), np.int32)
+        orders[phase] = np.zeros((steps, batch_size), np.int32)
         with make_batches(phase, 0) as batches:
             for step, batch in zip(range(steps), batches, strict=False):
-                order[step] = batch["row"]
-        found[phase] = order
-    return found
+                orders[phase][step] = batch["row"]
+    return orders
 
 
 def _weights(counts: Mapping[str, int], mixture: Mapping[str, float]) -> np.ndarray:
@@ -145,18 +155,6 @@ def _weights(counts: Mapping[str, int], mixture: Mapping[str, float]) -> np.ndar
     return (joined * len(joined)).astype(np.float32)
 
 
-def _unviewed(encode, frozen, source, batch_size: int = 32) -> dict[str, np.ndarray]:
-    """Encodes images as they are."""
-    size = min(batch_size, len(source))
-    return _arrays(pipeline.encoded(source, lambda batch: encode(frozen, batch), size))
-
-
-def _arrays(source: catalog.Source) -> dict[str, np.ndarray]:
-    """Stacks the rows of an encoded source."""
-    rows = pipeline.collate([source[row] for row in range(len(source))])
-    return {key: rows[key] for key in rows if key != "index"}
-
-
 def _stacked(items: Sequence[Seeds]) -> Seeds:
     shapes = {str(jax.tree.map(np.shape, item)) for item in items}
     if len(shapes) > 1:
@@ -166,11 +164,3 @@ def _stacked(items: Sequence[Seeds]) -> Seeds:
             "config.data.shots so that every class has as many"
         )
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *items)
-
-
-def _any(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    return next(iter(rows.values()))
-
-
-def _first(pooled: Mapping[str, Mapping[str, np.ndarray]]) -> list[str]:
-    return list(next(iter(pooled.values())))

@@ -24,15 +24,14 @@ benchmarks/records/variance_collapse.png, and "noisy_svgd" for what repairs it):
 disagreement of particles is no measure of calibration.
 
 Exact savings: sentences end at their end token and share what stands before the class
-name (`text_form="shared"`); images are encoded once.
+name; images are encoded once.
 """
 
 from typing import Any
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
-from jaxanom.errors import UserError
-from jaxanom.methods.app import coupling, objective, parts, predict
+from jaxanom.methods.app import coupling, objective, options, parts, predict, swept
 from jaxanom.types import Frozen, Params, PRNGKey
 
 
@@ -40,40 +39,40 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the method from `config.app`.
 
     Args:
-      config: its `app`, `model`, `phases` and `mesh` are read.
-      dataset: the training part; its categories and defect types name the classes, its
+      config: Its `app`, `model`, `phases` and `mesh` are read.
+      dataset: The training part; its categories and defect types name the classes, its
         size is n.
 
     Raises:
-      UserError: an option, a class name or a backbone that does not fit.
+      UserError: An option, a class name or a backbone that does not fit.
     """
-    found = parts.assemble(config, dataset)
-    coupling.check(found.particles, config.phases.particles, config.app.prior)
-    num_particles = config.app.num_particles
-    if num_particles < 1:
-        raise UserError(f"config.app.num_particles={num_particles}; wanted 1 or more")
+    pieces = parts.assemble(config, dataset)
+    own, network = pieces.options, pieces.network
+    options.check_moves(own.particles, config.phases.particles, own.prior)
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
-        return parts.params(found, key, num_particles), parts.frozen(found, dataset)
+        frozen = parts.frozen(pieces) | parts.train_features(pieces, dataset)
+        return parts.params(pieces, key, own.num_particles), frozen
 
-    network, prior = found.network, found.prior
-    moves = coupling.make(found.particles, found.num_data, network.tower, config.mesh)
     return Method(
         init=init,
         phases=(
-            Phase("prior", objective.prior_loss(network, prior), ("prior/.*",)),
+            Phase("prior", objective.prior_loss(network, own.prior), ("prior/.*",)),
             Phase(
                 "particles",
-                objective.particle_loss(network, prior),
-                objective.trainable(prior),
-                moves,
+                objective.particle_loss(network, own.prior, pieces.weight),
+                objective.trainable(own.prior),
+                coupling.make(
+                    own.particles, pieces.num_data, network.tower, config.mesh
+                ),
             ),
         ),
-        encode=parts.encoder(found),
+        encode=parts.encoder(pieces),
         predict=predict.make_predict(
             network,
-            lambda frozen, image: found.pair.encode_image(frozen["image"], image),
-            found.answers,
+            lambda frozen, image: pieces.pair.encode_image(frozen["image"], image),
+            own.predict,
         ),
         target=network.target,
+        posterior=swept.posterior(pieces, config.mesh),
     )

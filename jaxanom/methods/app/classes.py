@@ -8,9 +8,6 @@ import numpy as np
 from jaxanom.errors import UserError
 from jaxanom.models.clip import prompts
 
-TASKS = {"category": "category_id", "defect": "defect_id", "state": "label"}
-"""Task -> the batch entry that holds its answer."""
-
 
 class Classes(NamedTuple):
     """The classes of a task.
@@ -41,16 +38,14 @@ def make(
     category of an image and compare it with that category's sentences only.
 
     Args:
-      task: a key of `TASKS`.
-      categories, defect_types: of the dataset; the first defect type is "good".
-      good_name, bad_name: with a place {category}.
-      defect_name: with places {category} and {defect}.
+      task: "category", "defect" or "state".
+      categories, defect_types: What the dataset knows; the first defect type is "good".
+      good_name, bad_name: Words for a state, with a place {category}.
+      defect_name: Words for a defect, with places {category} and {defect}.
 
     Raises:
-      UserError: unknown task, or a name with another place.
+      UserError: A name with another place.
     """
-    if task not in TASKS:
-        raise UserError(f"config.app.task={task!r}; choose one of {tuple(TASKS)}")
     words = [_words(category) for category in categories]
     if task == "category":
         names = tuple(words)
@@ -79,14 +74,14 @@ def layout(
     """Tokenizes one sentence per class.
 
     Args:
-      classes: their names.
-      template: with `{vectors}` and `{name}`, see `prompts.parse`.
+      classes: Their names are read.
+      template: Holds `{vectors}` and `{name}`, see `prompts.parse`.
       num_vectors: N.
-      tokenizer: of the text tower.
-      length: columns, the longest the tower takes.
+      tokenizer: The text tower's.
+      length: Columns, the longest the tower takes.
 
     Raises:
-      UserError: a sentence that is too long; names the keys to change.
+      UserError: A sentence that is too long; names the keys to change.
     """
     parsed = prompts.parse(template, num_vectors, tokenizer.words)
     names = tokenizer.words(classes.names)

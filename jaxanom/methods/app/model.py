@@ -4,7 +4,6 @@ arXiv 2401.06799. Symbols: theta_i is particle i, [N, d] prompt vectors; phi the
 network; fh, gh normalised image and text features; s the logit scale.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,7 +13,6 @@ import numpy as np
 from jaxanom.models.clip import shared_prefix, towers
 from jaxanom.types import Array, Params, PRNGKey
 
-LAYOUTS = ("per_image", "reference_reshuffle")
 REDUCTION = 16
 """The prior network's hidden layer is so many times narrower than its input."""
 
@@ -23,12 +21,12 @@ class TextTower(NamedTuple):
     """How prompts become features; weights are arguments.
 
     Attributes:
-      config: sizes of the tower.
-      parts: the classes' sentences, see `shared_prefix`.
-      dtype: of matrix products.
-      prompt_chunk: sets of vectors encoded at a time; 0 is all at once. Chunks are
+      config: Sizes of the tower.
+      parts: The classes' sentences, see `shared_prefix`.
+      dtype: What matrix products are computed in.
+      prompt_chunk: Sets of vectors encoded at a time; 0 is all at once. Chunks are
         recomputed in the backward pass, so that any number fits the memory.
-      class_chunk: classes at a time; 0 is all.
+      class_chunk: Classes at a time; 0 is all.
     """
 
     config: towers.TextConfig
@@ -87,8 +85,8 @@ def text_features(tower: TextTower, params: Params, prompt_vectors: Array) -> Ar
     """Encodes every class with every set of vectors.
 
     Args:
-      tower: sentences and sizes.
-      params: of the text tower.
+      tower: Sentences and sizes.
+      params: The text tower's weights.
       prompt_vectors: [P, N, d].
 
     Returns:
@@ -96,36 +94,28 @@ def text_features(tower: TextTower, params: Params, prompt_vectors: Array) -> Ar
     """
     num_classes = tower.parts.suffix.input_ids.shape[0]
     size = tower.class_chunk or num_classes
-    encode_some = _encoder(tower, params)
-    found = [
-        encode_some(prompt_vectors, _classes(tower.parts, start, size))
+    chunks = [
+        _encode(tower, params, prompt_vectors, _classes(tower.parts, start, size))
         for start in range(0, num_classes, size)
     ]
-    return towers.normalise(jnp.concatenate(found, axis=1))
+    return towers.normalise(jnp.concatenate(chunks, axis=1))
 
 
-def _encoder(tower: TextTower, params: Params) -> Callable:
-    """Returns (prompt_vectors [P, N, d], parts) -> [P, K', v], by chunks of P."""
+def _encode(tower: TextTower, params, prompt_vectors: Array, parts) -> Array:
+    """Encodes [P, N, d] with some of the classes, by chunks of P: [P, K', v]."""
 
-    def encode_some(prompt_vectors: Array, parts: shared_prefix.Cut) -> Array:
-        def encode(vectors: Array) -> Array:
-            return shared_prefix.text_features(
-                params, tower.config, parts, vectors, tower.dtype
-            )
-
-        if not tower.prompt_chunk and not tower.class_chunk:
-            return encode(prompt_vectors)
-        kept = jax.checkpoint(encode)
-        size = tower.prompt_chunk
-        if not size or size >= prompt_vectors.shape[0]:
-            return kept(prompt_vectors)
-        return jax.lax.map(
-            jax.checkpoint(lambda one: encode(one[None])[0]),
-            prompt_vectors,
-            batch_size=size,
+    def encode(vectors: Array) -> Array:
+        return shared_prefix.text_features(
+            params, tower.config, parts, vectors, tower.dtype
         )
 
-    return encode_some
+    if not tower.prompt_chunk and not tower.class_chunk:
+        return encode(prompt_vectors)
+    size = tower.prompt_chunk
+    if not size or size >= prompt_vectors.shape[0]:
+        return jax.checkpoint(encode)(prompt_vectors)
+    one_set = jax.checkpoint(lambda one: encode(one[None])[0])
+    return jax.lax.map(one_set, prompt_vectors, batch_size=size)
 
 
 def _classes(parts: shared_prefix.Cut, start: int, size: int) -> shared_prefix.Cut:
@@ -162,13 +152,13 @@ def of_category(logits: Array, columns: Array, category_id: Array) -> Array:
     """Picks each image's own classes: [..., B, K] -> [..., B, T].
 
     Args:
-      logits: over all classes.
+      logits: Of all classes.
       columns: [num_categories, T] int32.
       category_id: [B] int32.
     """
-    wanted = jnp.asarray(columns)[category_id]  # [B, T]
-    wanted = jnp.broadcast_to(wanted, (*logits.shape[:-1], wanted.shape[-1]))
-    return jnp.take_along_axis(logits, wanted, axis=-1)
+    own = jnp.asarray(columns)[category_id]  # [B, T]
+    own = jnp.broadcast_to(own, (*logits.shape[:-1], own.shape[-1]))
+    return jnp.take_along_axis(logits, own, axis=-1)
 
 
 def repeated(vectors: Array, num_vectors: int) -> Array:
@@ -210,8 +200,8 @@ def prior_text_features_by_class(
     """Stage 1: features [1, K, v] of the classes' prompts.
 
     Args:
-      tower, params: the text tower.
-      contexts: [1, d] or [K, d], of `prior_context_by_class`.
+      tower, params: The text tower.
+      contexts: [1, d] or [K, d], from `prior_context_by_class`.
       num_vectors: N.
     """
     prompts = repeated(contexts, num_vectors)
@@ -241,7 +231,7 @@ def prior_logits(
     """Logits under image-conditioned prompts, one text pass per image and class.
 
     Args:
-      tower, params: the text tower.
+      tower, params: The text tower.
       vectors: [B, d], phi of the images.
       image_features: [B, v] normalised.
       logit_scale: log of s.

@@ -14,41 +14,10 @@ from jaxanom.contracts import LossFn
 from jaxanom.errors import UserError
 from jaxanom.losses import classification
 from jaxanom.methods.app import model
+from jaxanom.methods.app.options import Prior
 from jaxanom.posterior import bandwidths
 from jaxanom.posterior import pairs as pairing
 from jaxanom.types import Array
-
-SUPPORTS = ("token_mean", "per_token")
-CENTERS = ("batch", "dataset", "ema")
-TRAINING = ("separate", "joint", "frozen_random")
-RULES = ("shots", "shots_squared", "sigma2")
-
-
-class Prior(NamedTuple):
-    """Options of the prior, keys of `config.app.prior`.
-
-    Attributes:
-      support: "token_mean" pulls the mean of a particle's N vectors to mu, as released,
-        and leaves the other directions flat; "per_token" pulls every vector.
-      center: mu is phi averaged over the "batch", as released, which moves from step to
-        step; over the clean training images ("dataset": a fixed target, for samplers);
-        or a moving average ("ema"), fitted by the optimiser with `center_rate`.
-      center_rate: gradient of the moving average per distance to the batch's mean: its
-        step is so many learning rates long, and a sampler's learning rate is 1.
-      layout: see `model.LAYOUTS`.
-      train: "separate": stage 1 fits phi, stage 2 leaves it; "joint": stage 2 moves phi
-        too; "frozen_random": phi as drawn.
-      weight: lambda.
-      weight_decay: adds wd/2 |theta|^2 to L_i; for samplers, whose target must hold it.
-    """
-
-    support: str = "token_mean"
-    center: str = "batch"
-    center_rate: float = 1.0
-    layout: str = "per_image"
-    train: str = "separate"
-    weight: float = 0.0
-    weight_decay: float = 0.0
 
 
 class Network(NamedTuple):
@@ -59,51 +28,24 @@ class Network(NamedTuple):
     target: str
 
 
-def check(prior: Prior) -> None:
-    """Refuses unknown options of the prior; UserError names the key."""
-    for key, known in (
-        ("support", SUPPORTS),
-        ("center", CENTERS),
-        ("layout", model.LAYOUTS),
-        ("train", TRAINING),
-    ):
-        if getattr(prior, key) not in known:
-            raise UserError(
-                f"config.app.prior.{key}={getattr(prior, key)!r}; choose one of {known}"
-            )
-
-
 def trainable(prior: Prior) -> tuple[str, ...]:
     """Returns the path patterns that stage 2 trains."""
-    found = ["particles/.*"]
-    if prior.train == "joint":
-        found.append("prior/.*")
-    if prior.center == "ema":
-        found.append("center/.*")
-    return tuple(found)
+    fitted = {"prior/.*": prior.train == "joint", "center/.*": prior.center == "ema"}
+    return ("particles/.*", *(path for path, moves in fitted.items() if moves))
 
 
-def prior_weight(rule: str, shots: float, reg: float, sigma2: float, num_data: float):
+def prior_weight(prior: Prior, shots: float, num_data: float) -> float:
     """Returns lambda by the rule of the data set.
 
     Args:
-      rule: "shots" reg / S; "shots_squared" reg / S^2; "sigma2" 1 / (2 sigma2 n).
-      shots: S, training images per class, n / K.
-      reg: 1 in the released scripts.
-      sigma2: variance of the prior.
+      prior: Its `lambda_rule` is read: "shots" is reg / S, "shots_squared" reg / S^2,
+        "sigma2" 1 / (2 sigma2 n).
+      shots: S, training images per class.
       num_data: n.
-
-    Raises:
-      UserError: unknown rule, or a variance that is not positive.
     """
-    if rule not in RULES or (rule == "sigma2" and sigma2 <= 0):
-        raise UserError(
-            f"config.app.prior.lambda_rule={rule!r}, sigma2={sigma2}; choose one of "
-            f"{RULES} and a positive variance"
-        )
-    if rule == "sigma2":
-        return 1 / (2 * sigma2 * num_data)
-    return reg / (shots if rule == "shots" else shots**2)
+    if prior.lambda_rule == "sigma2":
+        return 1 / (2 * prior.sigma2 * num_data)
+    return prior.reg / (shots if prior.lambda_rule == "shots" else shots**2)
 
 
 def check_classes(columns: Array) -> None:
@@ -139,8 +81,8 @@ def prior_loss(network: Network, prior: Prior) -> LossFn:
         logits = model.of_category(logits, frozen["columns"], batch["category_id"])
         target, valid = batch[network.target], batch.get("valid")
         loss = classification.cross_entropy(logits, target, valid)
-        found = classification.accuracy(logits, target, valid)
-        return loss, {"ce": loss, "accuracy": found}
+        accuracy = classification.accuracy(logits, target, valid)
+        return loss, {"ce": loss, "accuracy": accuracy}
 
     return loss_fn
 
@@ -151,7 +93,7 @@ def energy(context: Array, center: Array, support: str) -> Array:
     Args:
       context: [P, N, d].
       center: mu, [d].
-      support: one of `SUPPORTS`.
+      support: "token_mean", or "per_token" for the sum.
     """
     if support == "token_mean":
         return jnp.sum((context.mean(1) - center) ** 2, axis=-1)
@@ -167,11 +109,16 @@ def batch_center(params, features: Array, valid: Array | None) -> Array:
     return jnp.sum(vectors * weights, axis=0) / jnp.sum(weights)
 
 
-def particle_loss(network: Network, prior: Prior) -> LossFn:
+def particle_loss(network: Network, prior: Prior, weight: float) -> LossFn:
     """Stage 2: sum_i [CE_i + lambda |m(theta_i) - mu|^2].
 
     The gradient of the sum is the stack of per-particle gradients, which the phase's
     transport couples.
+
+    Args:
+      network: Text tower and task.
+      prior: Where mu comes from and what it pulls.
+      weight: lambda, from `prior_weight`.
     """
 
     def loss_fn(params, frozen, batch, key):
@@ -186,7 +133,7 @@ def particle_loss(network: Network, prior: Prior) -> LossFn:
         ce = classification.cross_entropy(logits, target, valid)  # [P]
         center, fitting = _center(prior, params, frozen, features, valid)
         quadratic = energy(context, center, prior.support)  # [P]
-        loss = jnp.sum(ce) + prior.weight * jnp.sum(quadratic)
+        loss = jnp.sum(ce) + weight * jnp.sum(quadratic)
         if prior.weight_decay:
             loss = loss + prior.weight_decay / 2 * jnp.sum(context**2)
         metrics = {
@@ -211,7 +158,7 @@ def _center(prior: Prior, params, frozen, features: Array, valid: Array | None):
         return center, 0.0
     average = params["center"]["average"]
     gap = average - jax.lax.stop_gradient(center)
-    return jax.lax.stop_gradient(average), prior.center_rate / 2 * jnp.sum(gap**2)
+    return jax.lax.stop_gradient(average), jnp.sum(gap**2) / 2
 
 
 def spread(context: Array) -> dict[str, Array]:

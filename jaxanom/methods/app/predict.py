@@ -5,12 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxanom.errors import UserError
 from jaxanom.methods.app import model, objective
+from jaxanom.methods.app.options import Predict
 from jaxanom.types import Array, ClassPredictions, Predictions
-
-AVERAGES = ("logits", "probs", "features")
-MIXES = ("logits", "probs")
 
 
 class Logits(NamedTuple):
@@ -27,41 +24,10 @@ class Logits(NamedTuple):
     prior: Array | None
 
 
-class Options(NamedTuple):
-    """Keys of `config.app.predict`.
-
-    Attributes:
-      average: over particles, of "logits" (as released), of "probs" (the Bayesian
-        predictive) or of text "features", renormalised.
-      mix: prior and particles meet as "logits" (as released) or "probs".
-      alpha: weight of the particles, in [0, 1]; 1 - alpha is the prior's. Released:
-        0.9 few-shot, 0.7 for classes never trained on.
-      reshuffled: predict in the released code's layout, where an image's answer depends
-        on its neighbours in the batch; for comparison only.
-    """
-
-    average: str = "logits"
-    mix: str = "logits"
-    alpha: float = 0.9
-    reshuffled: bool = False
-
-
-def check(options: Options) -> None:
-    """Refuses unknown options; UserError names the key."""
-    for key, known in (("average", AVERAGES), ("mix", MIXES)):
-        if getattr(options, key) not in known:
-            raise UserError(
-                f"config.app.predict.{key}={getattr(options, key)!r}; choose one of "
-                f"{known}"
-            )
-    if not 0 <= options.alpha <= 1:
-        raise UserError(f"config.app.predict.alpha={options.alpha}; wanted 0 to 1")
-
-
-def mixed_logits(logits: Logits, options: Options) -> Array:
+def mixed_logits(logits: Logits, options: Predict) -> Array:
     """Log-probabilities up to a constant, of particles and prior together, [B, T].
 
-    alpha mean_i l_i + (1 - alpha) l_0 where both average and mix are of logits.
+    alpha mean_i l_i + (1 - alpha) l_0 where logits are averaged and mixed.
     """
     if options.average == "probs":
         averaged = _log_mean(jax.nn.log_softmax(logits.particles))
@@ -109,14 +75,14 @@ def posterior_logits(
     frozen,
     features: Array,
     category_id: Array,
-    options: Options,
+    options: Predict,
 ) -> Logits:
     """Compares images [B, v] with every class of every particle and of the prior."""
     scale, columns = frozen["logit_scale"], frozen["columns"]
 
     def compare(text: Array) -> Array:
-        found = model.particle_logits(text, features, scale)
-        return model.of_category(found, columns, category_id)
+        logits = model.particle_logits(text, features, scale)
+        return model.of_category(logits, columns, category_id)
 
     text = model.text_features(
         network.tower, frozen["text"], params["particles"]["context"]
@@ -139,7 +105,7 @@ def posterior_logits(
     return Logits(compare(text), pooled, prior)
 
 
-def make_predict(network: objective.Network, encode_image, options: Options):
+def make_predict(network: objective.Network, encode_image, options: Predict):
     """Returns predict: class probabilities, uncertainty, score and anomaly map.
 
     Normal images are class 0 of "state" and "defect": the image score is the
@@ -147,10 +113,10 @@ def make_predict(network: objective.Network, encode_image, options: Options):
     anomalies: the score is the predictive entropy, and the map is zero.
 
     Args:
-      network: text tower and task.
+      network: Text tower and task.
       encode_image: (frozen, image) -> (features [B, v], patch features [B, h, w, v]),
         all normalised.
-      options: how to average.
+      options: How to average.
     """
 
     def predict(params, frozen, batch, key):
@@ -161,15 +127,14 @@ def make_predict(network: objective.Network, encode_image, options: Options):
             network, params, frozen, features, categories, options
         )
         probability = jax.nn.softmax(mixed_logits(logits, options))
-        found = ClassPredictions(probability, **uncertainty(logits.particles))
-        size = batch["image"].shape[1:3]
+        classes = ClassPredictions(probability, **uncertainty(logits.particles))
+        shape = batch["image"].shape[:3]
         if network.target == "category_id":
-            empty = jnp.zeros((features.shape[0], *size), jnp.float32)
-            return Predictions(empty, found.entropy, classes=found)
+            empty = jnp.zeros(shape, jnp.float32)
+            return Predictions(empty, classes.entropy, classes=classes)
         coarse = _patch_map(network, params, frozen, patches, categories)
-        shape = (features.shape[0], *size)
         anomaly_map = jax.image.resize(coarse, shape, "bilinear")
-        return Predictions(anomaly_map, 1 - probability[:, 0], classes=found)
+        return Predictions(anomaly_map, 1 - probability[:, 0], classes=classes)
 
     return predict
 

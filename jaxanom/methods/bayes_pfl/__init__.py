@@ -35,9 +35,8 @@ both phases have `num_steps = 0` (and `image_head` is "pooled" for a file of sta
 activation that the method has: what is learnt on one set of images need not carry over
 to others.
 
-Two baselines are settings of the same method, so that evaluator, maps and scores are
-one: `prompts` = "learned" trains the bank alone, without distributions or draws, and
-"captions" is plain CLIP between two captions.
+Two baselines are settings of the same method: `prompts` = "learned" trains the bank
+alone, without distributions or draws; "captions" is plain CLIP between two captions.
 
 Exact speed-ups (`shortcuts`): text cut after its last needed token, the context vectors
 of a normal and an abnormal prompt encoded once, one map per pair instead of two, in
@@ -50,8 +49,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import numpy as np
+import jax.numpy as jnp
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.errors import UserError
@@ -79,30 +77,27 @@ def make(config: Any, dataset: Any) -> Method:
     """Builds the method from `config.bayes_pfl` and `config.model`.
 
     Args:
-      config: run config; the sections `bayes_pfl`, `model` and `phases` are read.
-      dataset: `categories` and `image_size` are read; any categories will do, they
+      config: Its sections `bayes_pfl`, `model` and `phases` are read.
+      dataset: Its `categories` and `image_size` are read; any categories will do, they
         change no parameter.
 
     Raises:
-      UserError: an unknown key, or sizes that do not fit the towers.
+      UserError: An unknown key, or sizes that do not fit the towers.
     """
     options = settings.read_options(config.bayes_pfl)
     backbone = config.model
     tower = backbones.load_clip(backbone.directory, sources.chosen(backbone))
     towers = build_towers(tower.module.config, options, backbone.dtype)
-    width = check(towers, options, dataset.image_size)
+    size = tuple(dataset.image_size)
+    width = check(towers, options, size)
     vision_width = towers.image.config.hidden_size
     network = model.Network(options, width, vision_width // 2)
-    size = tuple(dataset.image_size)
-    small = options.small_categories
     top_k = [
-        options.top_k_small if name in small else options.top_k
+        options.top_k_small if name in options.small_categories else options.top_k
         for name in dataset.categories
     ]
-    rescale = predict.make_rescale(options.map_weight)
     tokenizer = backbones.load_tokenizer(backbone.directory)
-    check_image_head(config.phases, options)
-    stage = {"pooled": 1, "fused": 2}[options.image_head]
+    check_steps(config.phases, options)
 
     def caption_pairs() -> Array:
         return captions.pairs(
@@ -110,8 +105,8 @@ def make(config: Any, dataset: Any) -> Method:
         )
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
-        found = names_of(tower.params, towers.text, tokenizer, dataset, options)
-        frozen = {"clip": tower.params, "names": found._asdict()}
+        names = names_of(tower.params, towers.text, tokenizer, dataset, options)
+        frozen = {"clip": tower.params, "names": names._asdict()}
         start = None
         if options.projection_init == "clip":
             start = model.clip_projection(tower.params)
@@ -122,23 +117,23 @@ def make(config: Any, dataset: Any) -> Method:
             params = released.read(Path(options.checkpoint).expanduser(), params)
         return params, frozen
 
-    loss_1, loss_2 = (
-        objective.make_loss(network, towers, number, size) for number in (1, 2)
-    )
+    def phase(number: int, trainable: tuple[str, ...]) -> Phase:
+        loss_fn = objective.make_loss(network, towers, number, size)
+        return Phase(f"stage{number}", loss_fn, trainable)
+
     # While a stage is trained, its own image head is measured.
     fewer = network.clone(options=options._replace(draws_test=options.draws_selection))
     measured = {
         f"stage{number}": predict.make_predict(fewer, towers, number, size, top_k)
         for number in (1, 2)
     }
+    stage = {"pooled": 1, "fused": 2}[options.image_head]
     encode = features.make_encode(towers.image, options.layers)
+    rescale = predict.make_rescale(options.map_weight)
     method = Method(
         learns_pixels=True,
         init=init,
-        phases=(
-            Phase("stage1", loss_1, trainable_1(options)),
-            Phase("stage2", loss_2, objective.STAGE_2),
-        ),
+        phases=(phase(1, trainable_1(options)), phase(2, objective.STAGE_2)),
         predict=predict.make_predict(network, towers, stage, size, top_k),
         measured=measured,
         encode=encode if options.cache_features else None,
@@ -146,7 +141,6 @@ def make(config: Any, dataset: Any) -> Method:
     )
     if options.prompts != "captions":
         return method
-    check_untrained(config.phases)
     finish = predict.make_finish(options, size, top_k)
     return method._replace(
         init=lambda key: ({}, {"clip": tower.params, "captions": caption_pairs()}),
@@ -155,24 +149,20 @@ def make(config: Any, dataset: Any) -> Method:
     )
 
 
-def check_image_head(phases: Mapping[str, Any], options: settings.Options) -> None:
-    """Raises UserError where images would be scored by a head that nobody trained."""
+def check_steps(phases: Mapping[str, Any], options: settings.Options) -> None:
+    """Raises UserError for a head that nobody trains, or a baseline that is trained."""
     first, second = (phases[name].num_steps for name in ("stage1", "stage2"))
+    if options.prompts == "captions" and (first or second):
+        name, count = ("stage1", first) if first else ("stage2", second)
+        raise UserError(
+            f"config.phases.{name}.num_steps={count}, but with "
+            "config.bayes_pfl.prompts='captions' nothing is trained; set it to 0"
+        )
     if options.image_head == "fused" and first and not second:
         raise UserError(
             "config.phases.stage2.num_steps=0 leaves the image head untrained; set "
             "config.bayes_pfl.image_head='pooled'"
         )
-
-
-def check_untrained(phases: Mapping[str, Any]) -> None:
-    """Raises UserError where the baseline without parameters is asked to train."""
-    for name in phases:
-        if phases[name].num_steps:
-            raise UserError(
-                f"config.phases.{name}.num_steps={phases[name].num_steps}, but with "
-                "config.bayes_pfl.prompts='captions' nothing is trained; set it to 0"
-            )
 
 
 def build_towers(
@@ -183,7 +173,7 @@ def build_towers(
     for part in (config.vision_config, config.text_config):
         part = layers.with_activation(part, activation)
         parts.append(dataclasses.replace(part, projection_dim=config.projection_dim))
-    kind = np.dtype(dtype) if dtype != "bfloat16" else jax.numpy.bfloat16
+    kind = jnp.dtype(dtype)
     return objective.Towers(
         image=clip.ImageTower(parts[0], dtype=kind, antialias_positions=True),
         text=clip.TextTower(parts[1], dtype=kind, remat=remat.resolve(options.remat)),
@@ -196,33 +186,35 @@ def check(
     """Returns D, the width of the joint space and of the text tower.
 
     Raises:
-      UserError: the two differ, heads do not divide them, a layer does not exist, or
+      UserError: The two differ, heads do not divide them, a layer does not exist, or
         the image does not divide into patches.
     """
     text, image = towers.text.config, towers.image.config
-    if text.hidden_size != text.projection_dim:
-        raise UserError(
+    depth, used = image.num_hidden_layers, options.layers
+    for wrong, message in (
+        (
+            text.hidden_size != text.projection_dim,
             f"the text tower is {text.hidden_size} wide and projects to "
             f"{text.projection_dim}; prompts are shifted by draws of the joint space, "
-            "so both must be equal: choose another config.model.directory"
-        )
-    if text.hidden_size % options.num_heads:
-        raise UserError(
+            "so both must be equal: choose another config.model.directory",
+        ),
+        (
+            text.hidden_size % options.num_heads,
             f"config.bayes_pfl.num_heads={options.num_heads} does not divide the width "
-            f"{text.hidden_size}"
-        )
-    wrong = [i for i in options.layers if not 1 <= i <= image.num_hidden_layers]
-    if wrong or not options.layers:
-        raise UserError(
-            f"config.bayes_pfl.layers={options.layers}; the image tower has layers 1 "
-            f"to {image.num_hidden_layers}"
-        )
-    if options.caption_share and options.layers[-1] != image.num_hidden_layers:
-        raise UserError(
+            f"{text.hidden_size}",
+        ),
+        (
+            not used or not all(1 <= layer <= depth for layer in used),
+            f"config.bayes_pfl.layers={used}; the image tower has layers 1 to {depth}",
+        ),
+        (
+            options.caption_share and used[-1:] != (depth,),
             f"config.bayes_pfl.caption_share={options.caption_share} looks at the last "
-            f"layer; let config.bayes_pfl.layers end with {image.num_hidden_layers} "
-            f"(they are {options.layers})"
-        )
+            f"layer; let config.bayes_pfl.layers end with {depth} (they are {used})",
+        ),
+    ):
+        if wrong:
+            raise UserError(message)
     heads.grid_of(image_size, image.patch_size)
     return text.hidden_size
 
@@ -237,7 +229,7 @@ def names_of(
     """Looks up the class names; as long as the tower can with shortcuts off.
 
     Raises:
-      UserError: a name that does not fit beside the prompt vectors.
+      UserError: A name that does not fit beside the prompt vectors.
     """
     longest = tower.config.max_position_embeddings
     table: Array = params["text_model"]["embeddings"]["token_embedding"]["embedding"]
@@ -258,9 +250,7 @@ def names_of(
 
 def trainable_1(options: settings.Options) -> tuple[str, ...]:
     """Path patterns of stage 1: everything its loss reaches."""
-    parts = [
-        *("prompts", "temperatures", "attention", "class_mapping"),
-    ]
+    parts = ["prompts", "temperatures", "attention", "class_mapping"]
     if options.prompts == "drawn":
         parts += ["context_encoder", "state_encoder"]
         parts += ["context_flow", "normal_flow", "abnormal_flow"]

@@ -1,10 +1,8 @@
-"""Plain CLIP between two captions, a normal and an abnormal one.
+"""Plain CLIP between two captions, a normal and an abnormal one; nothing is trained.
 
-Nothing is trained. The image score compares the pooled feature with both captions, the
-map every patch token of the last layer, normed and projected as the class token is;
-both at CLIP's own temperature, upsampled, smoothed and joined as the method's are. A
-baseline, and with `caption_share` a part of the method's own answer, through its towers
-and so with their activation (`clip_act`).
+The image score compares the pooled feature with both captions, the map every patch
+token of the last layer, normed and projected as the class token is; both at CLIP's own
+temperature. A baseline, and with `caption_share` a part of the method's own answer.
 """
 
 from collections.abc import Callable
@@ -33,11 +31,11 @@ def pairs(
     """Returns the text features of both captions of every category, [C, 2, D].
 
     Args:
-      tower: of the text.
-      params: of a whole CLIP.
-      tokenizer: of its vocabulary.
-      categories: in the order of `category_id`.
-      options: captions and the wording of names are read.
+      tower: The text tower.
+      params: A whole CLIP's.
+      tokenizer: Knows its vocabulary.
+      categories: In the order of `category_id`.
+      options: Its captions and its wording of names are read.
     """
     names = [sentences.class_name(name, options.names) for name in categories]
     texts = [
@@ -48,8 +46,8 @@ def pairs(
     ids = tokenizer.encode(texts, tower.config.max_position_embeddings)
     part = {key: params[key] for key in ("text_model", "text_projection")}
     encode = meshes.bound(lambda part, ids: tower.apply({"params": part}, ids))
-    found = jax.jit(encode)(part, np.asarray(ids))
-    return towers.normalise(found.text_features).reshape(len(categories), 2, -1)
+    encoded = jax.jit(encode)(part, np.asarray(ids))
+    return towers.normalise(encoded.text_features).reshape(len(categories), 2, -1)
 
 
 def compare(
@@ -62,9 +60,9 @@ def compare(
     """Abnormal probabilities: of images [N], of their pixels [N, H, W].
 
     Args:
-      tower: of the image.
-      frozen: "clip" and "captions", of `pairs`.
-      seen: the last of its layers is the tower's last.
+      tower: The image tower.
+      frozen: "clip", and "captions" as `pairs` makes them.
+      seen: Features, the last of whose layers is the tower's last.
       category_id: [N].
       image_size: (H, W).
     """
@@ -87,12 +85,12 @@ def make_predict(
     image_size: tuple[int, int],
     finish: Callable[[Array, Array, Array], Predictions],
 ) -> PredictFn:
-    """Returns predict, of the baseline.
+    """Returns the baseline's predict.
 
     Args:
-      tower: of the image.
-      image_size: of the maps.
-      finish: of `predict.make_finish`.
+      tower: The image tower.
+      image_size: Size of the maps.
+      finish: See `predict.make_finish`.
     """
     last = (tower.config.num_hidden_layers,)
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxanom.losses import denoising
 from jaxanom.posterior import flows, gaussian
 from jaxanom.types import Array, PRNGKey
 
@@ -76,25 +77,24 @@ def row_noise(
     """Draws the noise of a prediction, a function of (key, the row's own seed).
 
     Args:
-      key: of the run.
+      key: The run's key.
       seeds: [N] uint32, from `features.row_seeds`; rows do not feel their neighbours.
       num_draws: R.
       width: D.
-      shared_state: one draw of the state noise for the whole run, as the authors cache
+      shared_state: One draw of the state noise for the whole run, as the authors cache
         it; else one per image.
     """
     key_context, key_normal, key_abnormal = jax.random.split(key, 3)
     shape = (num_draws, width)
 
-    def per_row(key: PRNGKey) -> Array:
+    def rows(key: PRNGKey, shared: bool = False) -> Array:
+        if shared:
+            return jax.random.normal(key, shape)[None]
         keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
         return jax.vmap(lambda one: jax.random.normal(one, shape))(keys)
 
-    def shared(key: PRNGKey) -> Array:
-        return jax.random.normal(key, shape)[None]
-
-    state = shared if shared_state else per_row
-    return Noise(per_row(key_context), state(key_normal), state(key_abnormal))
+    states = (rows(key, shared_state) for key in (key_normal, key_abnormal))
+    return Noise(rows(key_context), *states)
 
 
 class Mlp(nn.Module):
@@ -167,9 +167,9 @@ def draw(
 
     Args:
       gaussian_of: (mean, variance), [N or 1, D] each.
-      flow: over [N or 1].
+      flow: Planar steps over [N or 1].
       eps: [N, R, D].
-      constraint: of `flows.push`.
+      constraint: What keeps the flow invertible, see `flows.push`.
     """
     mean, variance = (x[:, None] for x in gaussian_of)  # [N, 1, D]
     start = gaussian.draw(mean, variance, eps)  # [N, R, D]
@@ -185,34 +185,31 @@ def no_draw(eps: Array) -> Draw:
     return Draw(first, jnp.ones_like(first), zeros, zeros, zeros[..., 0])
 
 
-def kl_image_specific(found: Draw, valid: Array | None = None) -> Array:
+def kl_image_specific(drawn: Draw, valid: Array | None = None) -> Array:
     """Mean of the KL estimate over images and draws, a scalar.
 
     Args:
-      found: over N images.
+      drawn: Draws of N images.
       valid: [N] bool, False on padding rows.
     """
-    per_image = jnp.mean(_excess(found) - found.logdet, -1)  # [N]
-    if valid is None:
-        return jnp.mean(per_image)
-    count = jnp.maximum(jnp.sum(valid), 1)
-    return jnp.sum(jnp.where(valid, per_image, 0.0)) / count
+    per_image = jnp.mean(_excess(drawn) - drawn.logdet, -1)  # [N]
+    return denoising.row_mean(per_image, valid)
 
 
-def kl_image_agnostic(found: Draw, num_images: Array | int, logdet: str) -> Array:
+def kl_image_agnostic(drawn: Draw, num_images: Array | int, logdet: str) -> Array:
     """The KL estimate of a distribution that N images share, a scalar.
 
     Args:
-      found: over one row; where each image has draws of its own, the KL is the above.
+      drawn: One row of draws; where each image has its own, the KL is the above.
       num_images: N, the valid rows of the batch.
       logdet: "author" divides the log-determinant by N, as the released code's
         broadcasting does; "exact" does not.
     """
     share = 1.0 / num_images if logdet == "author" else 1.0
-    return jnp.mean(_excess(found) - share * found.logdet)
+    return jnp.mean(_excess(drawn) - share * drawn.logdet)
 
 
-def _excess(found: Draw) -> Array:
+def _excess(drawn: Draw) -> Array:
     """log q_0(z_0) - log p(z_K), [N, R]."""
-    inside = gaussian.logdensity(found.start, found.mean, found.variance)
-    return inside - gaussian.standard_logdensity(found.end)
+    inside = gaussian.logdensity(drawn.start, drawn.mean, drawn.variance)
+    return inside - gaussian.standard_logdensity(drawn.end)

@@ -27,10 +27,10 @@ def look(
     tower: towers.ImageTower, params: Params, image: Array, layers: tuple[int, ...]
 ) -> Features:
     """Encodes images [N, H, W, 3] in [0, 1]; no gradient passes."""
-    found = tower.apply({"params": params}, image, return_layers=layers)
-    patch_tokens = jnp.stack([state[:, 1:] for state in found.hidden_states], axis=1)
+    output = tower.apply({"params": params}, image, return_layers=layers)
+    patch_tokens = jnp.stack([state[:, 1:] for state in output.hidden_states], axis=1)
     return jax.lax.stop_gradient(
-        Features(found.image_features, patch_tokens.astype(jnp.float32))
+        Features(output.image_features, patch_tokens.astype(jnp.float32))
     )
 
 
@@ -47,9 +47,8 @@ def make_encode(tower: towers.ImageTower, layers: tuple[int, ...]):
     """Returns encode: (frozen, batch with images) -> batch with features instead."""
 
     def encode(frozen: Frozen, batch: Batch) -> Batch:
-        found = look(tower, frozen["clip"], batch["image"], layers)
         return {
-            **found._asdict(),
+            **look(tower, frozen["clip"], batch["image"], layers)._asdict(),
             "row_seed": row_seeds(batch["image"]),
             **{name: batch[name] for name in KEPT},
         }

@@ -26,9 +26,9 @@ class CrossModelAttention(nn.Module):
     after the heads, and logits scale by D^-1/2 of the whole width, not of a head.
 
     Attributes:
-      num_layers: how many layers of patch tokens come in.
-      num_heads: heads of the attention.
-      width: D of the text embeddings.
+      num_layers: How many layers of patch tokens come in.
+      num_heads: Heads of the attention.
+      width: D, the text embeddings'.
     """
 
     num_layers: int
@@ -40,7 +40,7 @@ class CrossModelAttention(nn.Module):
         """Adapts text to every layer.
 
         Args:
-          text: [N, M, D], of length one.
+          text: [N, M, D], vectors of length one.
           patch_tokens: [N, S, L, V], S layers of L patches.
 
         Returns:
@@ -131,7 +131,7 @@ def image_logits(text: Array, feature: Array, log_temperature: Array) -> Array:
     """exp(t) cos(text, feature).
 
     Args:
-      text: [..., M, D], of length one.
+      text: [..., M, D], vectors of length one.
       feature: [..., D], any length.
       log_temperature: scalar, t.
 
@@ -151,7 +151,7 @@ def grid_of(image_size: Sequence[int], patch_size: int) -> tuple[int, int]:
     """Returns the patch grid of an image.
 
     Raises:
-      UserError: the image does not divide into patches.
+      UserError: The image does not divide into patches.
     """
     height, width = image_size
     if height % patch_size or width % patch_size:

@@ -15,9 +15,9 @@ class Network(nn.Module):
     """Everything that is trained; the frozen towers are no part of it.
 
     Attributes:
-      options: see `settings.Options`.
-      width: D, of the joint space and of the text tower.
-      hidden: of encoders and of `fuse`; half the image tower's width in the paper's
+      options: `config.bayes_pfl`.
+      width: D, the width of the joint space and of the text tower.
+      hidden: Width inside encoders and `fuse`; half the image tower's in the paper's
         code.
     """
 
@@ -53,7 +53,7 @@ class Network(nn.Module):
         Args:
           image_features: [N, D], not normalised.
           patch_tokens: [N, S, L, V]; only read with isd_input="fused".
-          noise: of N rows.
+          noise: Draws for N rows.
         """
         if self.options.prompts == "learned":
             return distributions.Draws(*map(distributions.no_draw, noise))
@@ -61,11 +61,9 @@ class Network(nn.Module):
         seen = image_features
         if self.options.isd_input == "fused":
             seen = seen + self.fuse(patch_tokens)
+        flow = self.context_flow(seen)
         context = distributions.draw(
-            self.context_encoder(seen),
-            self.context_flow(seen),
-            noise.context,
-            constraint,
+            self.context_encoder(seen), flow, noise.context, constraint
         )
 
         def state_draw(module, eps):
@@ -195,9 +193,9 @@ def init(
     """Draws parameters as the released code does; nothing is compiled.
 
     Args:
-      network: module.
+      network: The module.
       vision_width: V.
-      key: of all draws.
+      key: What all draws depend on.
       projection: [V, D] that the patch projections of all layers start at; None draws
         them.
     """
@@ -210,11 +208,10 @@ def init(
     def uniform(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
         return rng.uniform(-(width**-0.5), width**-0.5, shape).astype(np.float32)
 
-    projections = initialise.normal(0.02)
-    if projection is not None:
-
-        def projections(rng: np.random.Generator, shape: tuple[int, ...]):
-            return np.broadcast_to(projection, shape)
+    def projections(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        if projection is None:
+            return initialise.normal(0.02)(rng, shape)
+        return np.broadcast_to(projection, shape)
 
     flows = {"(normal|abnormal)_flow/.*": initialise.normal(1.0)}
     if o.prompts == "learned":

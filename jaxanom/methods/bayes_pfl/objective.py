@@ -6,7 +6,7 @@
 with one bank entry j per step in the first two terms and all of them in L_ort.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,17 +41,17 @@ def text_features(
     """Returns text embeddings of length one, [N, 2, R, B, D]: (normal, abnormal).
 
     Args:
-      network, tower: modules.
-      params, frozen: their weights.
-      draws: of N images.
+      network, tower: Modules.
+      params, frozen: Their weights.
+      draws: Draws of N images.
       category_id: [N].
-      chunk: sentences at a time; None takes all at once.
+      chunk: Sentences at a time; None takes all at once.
     """
     vectors = network.apply({"params": params}, draws, method="prompt_vectors")
     options, names = network.options, sentences.Names(**frozen["names"])
     # The shared form stores every layer, which is what `remat` is to avoid.
     if options.shortcuts and remat.resolve(options.remat) == "none":
-        found = sentences.encode_pairs(
+        text = sentences.encode_pairs(
             tower,
             frozen["clip"],
             names,
@@ -61,10 +61,10 @@ def text_features(
             chunk and -(-chunk // 2),
         )
     else:
-        found = sentences.encode(
+        text = sentences.encode(
             tower, frozen["clip"], names, vectors, category_id, chunk
         )
-    return clip.normalise(found)
+    return clip.normalise(text)
 
 
 def make_loss(
@@ -105,12 +105,12 @@ def loss_of(
     """The loss for given noise and bank entry.
 
     Args:
-      network, towers: modules; `params` and `frozen` are their weights.
+      network, towers: Modules; `params` and `frozen` are their weights.
       stage: 1 or 2.
-      image_size: of the masks.
-      params, frozen: weights.
-      batch: images or features, with `label`, `mask`, `category_id` and `valid`.
-      noise: of N rows.
+      image_size: Size of the masks.
+      params, frozen: Weights.
+      batch: Images or features, with `label`, `mask`, `category_id` and `valid`.
+      noise: Draws for N rows.
       entry: j, int32 scalar.
 
     Returns:
@@ -123,10 +123,10 @@ def loss_of(
     text = text_features(
         network, towers.text, params, frozen, draws, batch["category_id"]
     )
-    chosen = text
+    pairs = text
     if options.train_pairs == "one":
-        chosen = jnp.take(text, entry[None], axis=3)  # [N, 2, R, 1, D]
-    pairs = chosen.reshape(chosen.shape[0], -1, chosen.shape[-1])  # [N, M, D]
+        pairs = jnp.take(text, entry[None], axis=3)  # [N, 2, R, 1, D]
+    pairs = pairs.reshape(pairs.shape[0], -1, pairs.shape[-1])  # [N, M, D]
     valid = batch["valid"]
     feature = network.apply(variables, *seen, stage, method="image_feature")
     logits = network.apply(variables, pairs, feature, method="image_logits")
@@ -134,14 +134,22 @@ def loss_of(
     if stage == 2:
         return ce, {"ce": ce}
 
+    def whole(texts: Array, method: str) -> Array:
+        """Margins or logits at image size, [N, S, M / 2 or M, H, W]."""
+        small = network.apply(variables, texts, seen.patch_tokens, method=method)
+        grid = heads.grid_of(image_size, towers.image.config.patch_size)
+        return heads.upsample(heads.square(small, grid), image_size)
+
     if options.shortcuts:
-        margins = shown_margins(network, variables, pairs, seen, towers, image_size)
+        margins = whole(pairs, "pixel_margins")
     else:
-        margins = released_margins(
-            network, variables, text, seen, towers, image_size, entry
-        )
-    mask = batch["mask"]
-    focal, dice = segmentation_terms(margins, mask, valid, options.dice_background)
+        every = text.reshape(text.shape[0], -1, text.shape[-1])  # [N, 2RB, D]
+        # The barrier keeps the compiler from dropping what is not used.
+        maps = jax.lax.optimization_barrier(whole(every, "pixel_logits"))
+        margins = released_margins(maps, text.shape[2:4], options.train_pairs, entry)
+    focal, dice = segmentation_terms(
+        margins, batch["mask"], valid, options.dice_background
+    )
     terms = {
         "ce": ce,
         "focal": focal,
@@ -173,43 +181,25 @@ def cross_entropy(logits: Array, label: Array, valid: Array | None = None) -> Ar
     return denoising.row_mean(jnp.mean(each, 1), valid)
 
 
-def shown_margins(
-    network: model.Network,
-    variables: Any,
-    pairs: Array,
-    seen: features.Features,
-    towers: Towers,
-    image_size: tuple[int, int],
-) -> Array:
-    """Margins of the drawn pairs alone, at image size: [N, S, M / 2, H, W]."""
-    margins = network.apply(variables, pairs, seen.patch_tokens, method="pixel_margins")
-    grid = heads.grid_of(image_size, towers.image.config.patch_size)
-    return heads.upsample(heads.square(margins, grid), image_size)
-
-
 def released_margins(
-    network: model.Network,
-    variables: Any,
-    text: Array,
-    seen: features.Features,
-    towers: Towers,
-    image_size: tuple[int, int],
-    entry: Array,
+    maps: Array, pairs: tuple[int, int], train_pairs: str, entry: Array
 ) -> Array:
-    """The same as the released code does: every logit upsampled, then one pair taken.
+    """Margins as the released code gets them: one pair of all logits at image size.
 
-    The barrier keeps the compiler from dropping what is not used.
+    Args:
+      maps: [N, S, 2 R B, H, W].
+      pairs: (R, B).
+      train_pairs: "one" takes entry j of the B, "all" takes them all.
+      entry: j, int32 scalar.
+
+    Returns:
+      [N, S, R or R B, H, W].
     """
-    every = text.reshape(text.shape[0], -1, text.shape[-1])  # [N, 2RB, D]
-    logits = network.apply(variables, every, seen.patch_tokens, method="pixel_logits")
-    grid = heads.grid_of(image_size, towers.image.config.patch_size)
-    maps = heads.upsample(heads.square(logits, grid), image_size)
-    maps = jax.lax.optimization_barrier(maps)
-    maps = maps.reshape(*maps.shape[:2], *text.shape[1:4], *maps.shape[3:])
-    if network.options.train_pairs == "one":
+    lead, size = maps.shape[:2], maps.shape[3:]
+    maps = maps.reshape(*lead, 2, *pairs, *size)
+    if train_pairs == "one":
         maps = jnp.take(maps, entry[None], axis=4)  # [N, S, 2, R, 1, H, W]
-    margins = maps[:, :, 1] - maps[:, :, 0]
-    return margins.reshape(*margins.shape[:2], -1, *image_size)
+    return (maps[:, :, 1] - maps[:, :, 0]).reshape(*lead, -1, *size)
 
 
 def segmentation_terms(

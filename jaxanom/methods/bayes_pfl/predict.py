@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import ndimage
 
 from jaxanom.contracts import PredictFn
 from jaxanom.methods.bayes_pfl import (
@@ -32,10 +33,10 @@ def make_predict(
     """Returns predict.
 
     Args:
-      network, towers: modules.
-      stage: whose image head is used.
-      image_size: of the maps.
-      top_k: per category, pixels whose mean enters the image score.
+      network, towers: Modules.
+      stage: The stage whose image head is used.
+      image_size: Size of the maps.
+      top_k: Per category, pixels whose mean enters the image score.
 
     Returns:
       (params, frozen, batch, key) -> Predictions. A row is a function of its image, its
@@ -47,8 +48,10 @@ def make_predict(
 
     def predict(params, frozen, batch, key):
         seen = features.of_batch(towers.image, frozen, batch, options.layers)
-        seeds = batch.get("row_seed")
-        seeds = features.row_seeds(batch["image"]) if seeds is None else seeds
+        if "row_seed" in batch:
+            seeds = batch["row_seed"]
+        else:
+            seeds = features.row_seeds(batch["image"])
         noise = distributions.row_noise(
             key, seeds, options.draws_test, network.width, options.iad_noise == "run"
         )
@@ -84,7 +87,7 @@ def make_finish(
     Args:
       options: `sigma` and `map_weight` are read.
       image_size: (H, W).
-      top_k: see `make_predict`.
+      top_k: As in `make_predict`.
     """
     smoothing = [gaussian_matrix(size, options.sigma) for size in image_size]
 
@@ -135,36 +138,23 @@ def per_draw(
     scores = jax.nn.sigmoid(abnormal - normal).reshape(num_images, num_draws, -1)
 
     grid = heads.grid_of(image_size, towers.image.config.patch_size)
-    if options.shortcuts:
-        found = network.apply(
-            variables, pairs, seen.patch_tokens, method="pixel_margins"
-        )
-        probability = _of_margins
-    else:
-        found = network.apply(
-            variables, pairs, seen.patch_tokens, method="pixel_logits"
-        )
-        probability = _of_logits
-    found = heads.square(found, grid)  # [N, S, (2) R B, h, w]
-    found = found.reshape(*found.shape[:2], -1, num_draws, num_prompts, *grid)
-    found = jnp.moveaxis(found, 3, 1)  # [N, R, S, 1 or 2, B, h, w]
+    method = "pixel_margins" if options.shortcuts else "pixel_logits"
+    patches = network.apply(variables, pairs, seen.patch_tokens, method=method)
+    patches = heads.square(patches, grid)  # [N, S, (2) R B, h, w]
+    patches = patches.reshape(*patches.shape[:2], -1, num_draws, num_prompts, *grid)
+    patches = jnp.moveaxis(patches, 3, 1)  # [N, R, S, 1 or 2, B, h, w]
 
     def map_of(one: Array) -> Array:
-        return jnp.mean(probability(heads.upsample(one, image_size)), (0, 1))
+        maps = heads.upsample(one, image_size)  # [S, 1 or 2, B, H, W]
+        if options.shortcuts:
+            probability = jax.nn.sigmoid(maps[:, 0])
+        else:
+            probability = jax.nn.softmax(maps, axis=1)[:, 1]
+        return jnp.mean(probability, (0, 1))
 
-    rows = found.reshape(num_images * num_draws, *found.shape[2:])
+    rows = patches.reshape(num_images * num_draws, *patches.shape[2:])
     maps = jax.lax.map(map_of, rows, batch_size=MAPS_AT_ONCE)
     return jnp.mean(scores, -1), maps.reshape(num_images, num_draws, *image_size)
-
-
-def _of_margins(maps: Array) -> Array:
-    """[S, 1, B, H, W] -> [S, B, H, W]."""
-    return jax.nn.sigmoid(maps[:, 0])
-
-
-def _of_logits(maps: Array) -> Array:
-    """[S, 2, B, H, W] -> [S, B, H, W]."""
-    return jax.nn.softmax(maps, axis=1)[:, 1]
 
 
 def top_shares(maps: Array, top_k: Array) -> Array:
@@ -188,24 +178,16 @@ def top_shares(maps: Array, top_k: Array) -> Array:
     return jnp.einsum("nrp,np->nr", sorted_maps, weights)
 
 
-def gaussian_matrix(size: int, sigma: float, truncate: float = 4.0) -> np.ndarray:
+def gaussian_matrix(size: int, sigma: float) -> np.ndarray:
     """Returns [size, size]: a Gaussian filter along one axis, borders mirrored.
 
     Args:
-      size: pixels.
-      sigma: in pixels; 0 gives the identity.
-      truncate: the filter ends at this many deviations.
+      size: Pixels.
+      sigma: In pixels; 0 gives the identity.
     """
-    if sigma == 0:
-        return np.eye(size, dtype=np.float32)
-    radius = int(truncate * sigma + 0.5)
-    offsets = np.arange(-radius, radius + 1)
-    taps = np.exp(-0.5 * (offsets / sigma) ** 2)
-    taps /= taps.sum()
-    place = (np.arange(size)[:, None] + offsets) % (2 * size)
-    place = np.where(place < size, place, 2 * size - 1 - place)
-    matrix = np.zeros((size, size))
-    np.add.at(matrix, (np.arange(size)[:, None], place), taps)
+    matrix = np.eye(size)
+    if sigma:
+        matrix = ndimage.gaussian_filter1d(matrix, sigma, axis=0)
     return matrix.astype(np.float32)
 
 

@@ -20,7 +20,6 @@ where our tree has them.
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ def read(path: Path, target: Params) -> Params:
     """Reads a released checkpoint file, running nothing that it holds.
 
     Raises:
-      UserError: no such file, more in it than tensors, or what `from_released` says.
+      UserError: No such file, more in it than tensors, or what `from_released` says.
     """
     try:
         return from_released(weights.read(path), target)
@@ -71,14 +70,14 @@ def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
     """Builds our parameters from a released checkpoint.
 
     Args:
-      tensors: by released name.
-      target: our tree, arrays or shapes; it drives the mapping.
+      tensors: Arrays by released name.
+      target: Our tree, arrays or shapes; it drives the mapping.
 
     Returns:
       Nested dict of float32 numpy arrays.
 
     Raises:
-      UserError: tensors that are missing, left over, or of another shape; all are
+      UserError: Tensors that are missing, left over, or of another shape; all are
         named.
     """
     left, problems, leaves = set(tensors), [], {}
@@ -89,8 +88,8 @@ def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
         if absent:
             problems.append(f"{absent} missing, for {path}")
             continue
-        found = [_inward(path, np.asarray(tensors[name])) for name in names]
-        value = np.stack(found) if path == _LAYERS else found[0]
+        values = [_inward(path, np.asarray(tensors[name])) for name in names]
+        value = np.stack(values) if path == _LAYERS else values[0]
         value = value.reshape(leaf.shape) if value.size == 1 else value
         if value.shape != tuple(leaf.shape):
             problems.append(f"{names[0]} gives {value.shape}, wanted {leaf.shape}")
@@ -103,17 +102,6 @@ def from_released(tensors: Mapping[str, np.ndarray], target: Params) -> Params:
             + "; ".join(problems[:8])
         )
     return trees.unflatten(leaves)
-
-
-def to_released(params: Params) -> dict[str, np.ndarray]:
-    """Returns {released name: array}; the inverse of `from_released`."""
-    tensors = {}
-    for path, leaf in trees.flatten(params).items():
-        names = released_names(path, leaf.shape)
-        parts = list(leaf) if path == _LAYERS else [leaf]
-        for name, part in zip(names, parts, strict=True):
-            tensors[name] = _outward(path, np.asarray(part))
-    return tensors
 
 
 def released_names(path: str, shape: tuple[int, ...]) -> list[str]:
@@ -133,9 +121,8 @@ def released_names(path: str, shape: tuple[int, ...]) -> list[str]:
         if layer:  # softplus takes the odd places of their list
             stem, ending = layer[1], f".{2 * int(layer[2])}{ending}"
     for pattern, name in _PARTS:
-        found = re.fullmatch(pattern, stem)
-        if found:
-            return [found.expand(name) + ending]
+        if match := re.fullmatch(pattern, stem):
+            return [match.expand(name) + ending]
     raise UserError(f"{path} has no name in released checkpoints")
 
 
@@ -146,14 +133,4 @@ def _inward(path: str, array: np.ndarray) -> np.ndarray:
         return array.T
     if re.fullmatch(r"(normal|abnormal)_flow/.*", path):
         return array.reshape([size for size in array.shape if size > 1])
-    return array
-
-
-def _outward(path: str, array: np.ndarray) -> np.ndarray:
-    if path.endswith("/kernel") or path == _LAYERS:
-        array = np.ascontiguousarray(array.T)
-        return array[:, :, None] if path == "attention/query/kernel" else array
-    added: dict[str, Any] = {"u": (0, 3), "w": (0, 2), "b": (0, 2, 3), "state": (0,)}
-    if re.fullmatch(r"(normal|abnormal)_flow/.*", path):
-        return np.expand_dims(array, added[path.rpartition("/")[2]])
     return array

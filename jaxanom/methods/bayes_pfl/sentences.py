@@ -45,11 +45,6 @@ def class_name(category: str, wording: str) -> str:
     return (name if wording == "released" else name.replace("_", " ")).lower()
 
 
-def template(num_vectors: int) -> prompts.Template:
-    """Returns the sentence: all vectors, then the name."""
-    return (*(~k for k in range(num_vectors)), prompts.NAME)
-
-
 def names(
     words: Sequence[Sequence[int]],
     special: prompts.SpecialIds,
@@ -60,53 +55,47 @@ def names(
     """Looks up the words of C class names.
 
     Args:
-      words: token ids of each name.
-      special: start, end and padding ids.
+      words: Token ids of each name.
+      special: Start, end and padding ids.
       table: [V, D], the tower's token embeddings.
       num_vectors: P + Q.
       length: L; None cuts after the last end token.
 
     Raises:
-      UserError: a sentence is longer than `length`.
+      UserError: A sentence is longer than `length`.
     """
-    layout = prompts.make_layout(
-        template(num_vectors), words, special, num_vectors, length
-    )
+    template = (*(~k for k in range(num_vectors)), prompts.NAME)
+    layout = prompts.make_layout(template, words, special, num_vectors, length)
     return Names(
         jnp.asarray(np.asarray(table, np.float32)[np.asarray(layout.input_ids)]),
         jnp.asarray(layout.eos_positions),
     )
 
 
-def slots(num_vectors: int, length: int) -> np.ndarray:
-    """Returns [L]: which vector stands at a position, -1 where a word does."""
-    places = np.full(length, -1, np.int32)
-    places[1 : 1 + num_vectors] = np.arange(num_vectors)
-    return places
-
-
-def assemble(found: Names, prompt_vectors: Array, category_id: Array) -> Array:
+def assemble(known: Names, prompt_vectors: Array, category_id: Array) -> Array:
     """Puts the vectors into the sentences of their images.
 
     Args:
-      found: of C classes.
+      known: Names of C classes.
       prompt_vectors: [N, ..., P + Q, D].
       category_id: [N].
 
     Returns:
       [N, ..., L, D], positions not added.
     """
-    words = found.words[category_id]  # [N, L, D]
+    words = known.words[category_id]  # [N, L, D]
     middle = (1,) * (prompt_vectors.ndim - 3)
     words = words.reshape(words.shape[0], *middle, *words.shape[1:])
-    places = slots(prompt_vectors.shape[-2], words.shape[-2])
-    return prompts.inject(words, places, prompt_vectors)
+    num_vectors = prompt_vectors.shape[-2]
+    slots = np.full(words.shape[-2], -1, np.int32)  # -1 where a word stands
+    slots[1 : 1 + num_vectors] = np.arange(num_vectors)
+    return prompts.inject(words, slots, prompt_vectors)
 
 
 def encode(
     tower: towers.TextTower,
     params: Params,
-    found: Names,
+    known: Names,
     prompt_vectors: Array,
     category_id: Array,
     chunk: int | None = None,
@@ -114,12 +103,12 @@ def encode(
     """Runs the text tower once over every image, draw and bank entry.
 
     Args:
-      tower: frozen; gradients reach the prompt vectors.
-      params: of a whole CLIP.
-      found: of C classes.
+      tower: Frozen; gradients reach the prompt vectors.
+      params: A whole CLIP's.
+      known: Names of C classes.
       prompt_vectors: [N, ..., P + Q, D].
       category_id: [N].
-      chunk: sentences at a time, which bounds the memory; None takes all at once.
+      chunk: Sentences at a time, which bounds the memory; None takes all at once.
 
     Returns:
       [N, ..., D] text features, not normalised.
@@ -133,8 +122,8 @@ def encode(
     def batch(rows: Array, category_rows: Array) -> Array:
         return tower.apply(
             variables,
-            token_embeddings=assemble(found, rows, category_rows),
-            eos_positions=found.eos_positions[category_rows],
+            token_embeddings=assemble(known, rows, category_rows),
+            eos_positions=known.eos_positions[category_rows],
         ).text_features
 
     category_rows = jnp.repeat(category_id, rows.shape[0] // lead[0])
@@ -144,7 +133,7 @@ def encode(
 def encode_pairs(
     tower: towers.TextTower,
     params: Params,
-    found: Names,
+    known: Names,
     prompt_vectors: Array,
     num_shared: int,
     category_id: Array,
@@ -153,11 +142,11 @@ def encode_pairs(
     """`encode` of pairs whose first vectors are equal; those are encoded once.
 
     Args:
-      tower, params, found, category_id: as in `encode`.
-      prompt_vectors: [N, 2, ..., P + Q, D]; of the second axis, [:, 1, ..., :P] is
-        taken to equal [:, 0, ..., :P].
+      tower, params, known, category_id: As in `encode`.
+      prompt_vectors: [N, 2, ..., P + Q, D]; [:, 1, ..., :P] is taken to equal
+        [:, 0, ..., :P].
       num_shared: P.
-      chunk: pairs at a time; None takes all at once.
+      chunk: Pairs at a time; None takes all at once.
 
     Returns:
       [N, 2, ..., D] text features, not normalised.
@@ -169,7 +158,7 @@ def encode_pairs(
     positions = params["text_model"]["embeddings"]["position_embedding"]["embedding"]
 
     def batch(rows: Array, category_rows: Array) -> Array:
-        placed = assemble(found, rows, category_rows)  # [M, 2, L, D]
+        placed = assemble(known, rows, category_rows)  # [M, 2, L, D]
         placed = placed + positions[: placed.shape[2]]
         hidden = shared_prefix.encode(
             params,
@@ -178,7 +167,7 @@ def encode_pairs(
             placed[:, :, start:],
             tower.dtype,
         )  # [M, 2, L - start, D]
-        ends = (found.eos_positions[category_rows] - start)[:, None, None, None]
+        ends = (known.eos_positions[category_rows] - start)[:, None, None, None]
         last = jnp.take_along_axis(hidden, ends, axis=2)[:, :, 0]
         return shared_prefix.project(params, tower.config, last)
 
@@ -194,7 +183,6 @@ def _in_chunks(
     category_rows: Array,
     chunk: int | None,
 ) -> Array:
-    """Applies `batch` to `chunk` rows at a time, which bounds the memory."""
     if chunk is None or chunk >= rows.shape[0]:
         return batch(rows, category_rows)
 

@@ -36,14 +36,14 @@ def test_the_scale_of_a_transport_multiplies_its_step_sizes():
 
 
 def test_all_points_of_one_particle_count_share_a_program():
-    found = grid.groups(grid.points(SECTION), num_classes=2, prompts_together=1000)
+    found = grid.groups(grid.points(SECTION), num_prompts=2, prompts_together=1000)
     assert [group.num_particles for group in found] == [1, 4]
     assert all(len(group.points) == 18 and len(group.variants) == 3 for group in found)
 
 
 def test_the_memory_divides_them_evenly_and_none_is_lost():
     wanted = grid.points(SECTION)
-    found = grid.groups(wanted, num_classes=2, prompts_together=64)
+    found = grid.groups(wanted, num_prompts=2, prompts_together=64)
     assert [len(group.points) for group in found] == [18, 6, 6, 6]
     assert sorted(p for group in found for p in group.points) == sorted(wanted)
     # Too little for a single point: one at a time, not none.

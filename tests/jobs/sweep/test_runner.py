@@ -10,6 +10,7 @@ import pytest
 import jaxanom
 from jaxanom.jobs import prepare
 from jaxanom.jobs.sweep import grid, inputs, measures, program, runner, seeds
+from jaxanom.posterior import transport
 from jaxanom.report import sweeps
 
 MEASURED = ("accuracy", "nll", "ece", "spread", "ksd", "train_ce")
@@ -44,8 +45,7 @@ def final_particles(config, number, update, seed):
     made = inputs.make(base, [point])
     variants = (("svgd", "rbf"), ("sgld", "-"))
     phase = inputs.phase(base, "particles")
-    settings = program.Settings(phase, base.mesh, variants, 2)
-    found = program.particle_program(made.parts, settings)(
+    found = program.particle_program(made.method, phase, variants, 2)(
         inputs.places(made, grid.Group((point,), variants), 1),
         *inputs.arguments(made, number),
     )
@@ -61,7 +61,7 @@ def test_a_point_ends_where_the_trainer_ends(sweep_config, tmp_path, update):
     alone.app.num_particles = 2
     alone.app.particles["update"] = update
     if update == "sgld":
-        for name, value in runner.coupling.OF_SAMPLERS.items():
+        for name, value in transport.WHOLE_MOVES.items():
             alone.phases.particles[name] = value
     run = jaxanom.train(alone, tmp_path / "run")
     wanted = np.asarray(run.params["particles"]["context"]).reshape(2, -1)

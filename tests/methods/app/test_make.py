@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 import jaxanom
-from jaxanom.cli import evaluate, main
+from jaxanom.cli import main
 from jaxanom.data import catalog, generated, pipeline, pools
-from jaxanom.jobs import config_file, prepare
+from jaxanom.jobs import config_file, evaluate, prepare
 from jaxanom.methods import by_name
 from jaxanom.methods.app import parts
 
@@ -128,22 +128,21 @@ def test_cached_features_are_those_that_prediction_computes(config_of):
     assert np.array_equal(found.image_score, found.classes.entropy)
 
 
-def test_the_whole_text_form_predicts_the_same(config_of):
-    answers = []
-    for form in ("shared", "whole"):
-        made = prepare.prepare(config_of(app__text_form=form))
-        params, frozen = made.method.init(jax.random.key(0))
-        source = catalog.source(made.dataset, made.division.test)
-        batch = next(pipeline.finite_batches(source, 6))
-        found = jax.jit(made.method.predict)(params, frozen, batch, jax.random.key(0))
-        answers.append(np.asarray(found.classes.probability))
-    np.testing.assert_allclose(*answers, atol=1e-6)
-
-
 def test_a_dataset_center_encodes_the_training_images(config_of):
     made = prepare.prepare(config_of(app__prior__center="dataset"))
     _, frozen = made.method.init(jax.random.key(0))
     assert frozen["train_features"].shape == (9, made_width(frozen))
+
+    def encoded(numbers):
+        source = catalog.source(made.dataset, numbers)
+        batch = next(pipeline.finite_batches(source, len(source)))
+        return np.asarray(made.method.encode(frozen, batch)["image_features"])
+
+    wanted = encoded(made.division.normal)
+    np.testing.assert_allclose(frozen["train_features"], wanted, atol=1e-6)
+    # Negative control: test images have other features, and so has each image.
+    rest = np.concatenate([encoded(made.division.test), wanted[1:]])
+    assert np.abs(rest - wanted[0]).max(axis=1).min() > 1e-4
 
 
 def test_a_single_class_is_not_trained_on(config_of, tmp_path):
@@ -175,7 +174,7 @@ def test_the_number_of_data_is_that_of_the_images_drawn_from(task, tmp_path):
         assert found.num_data == wanted
         # S is the mean over classes: two states of two objects, or the two objects.
         num_classes = {"state": 4, "category": 2}[task]
-        assert found.prior.weight == pytest.approx(num_classes / wanted)
+        assert found.weight == pytest.approx(num_classes / wanted)
     config.data.generated = str(tmp_path / "elsewhere")
     assert parts.assemble(config, part).num_data == 10
 
@@ -195,8 +194,8 @@ def made_width(frozen):
 
 REFUSED = {
     "app.task='kind'": {"app__task": "kind"},
-    "app.text_form": {"app__text_form": "cut"},
     "app.particles.update": {"app__particles__update": "adam"},
+    "app.particles.integrator": {"app__particles__integrator": "leapfrog"},
     "app.prior.support": {"app__prior__support": "none"},
     "app.prior.lambda_rule": {"app__prior__lambda_rule": "none"},
     "app.predict.average": {"app__predict__average": "votes"},
@@ -204,7 +203,9 @@ REFUSED = {
     "phases.prior.num_steps=0": {"app__prior__train": "frozen_random"},
     "app.num_vectors=30": {"app__num_vectors": 30},
     "class_subset": {"data__class_subset": "old"},
-    "makes its own steps": {"app__particles__update": "sgld"},
+    "update='sgld'.*makes its own steps": {"app__particles__update": "sgld"},
+    "integrator='wag' makes its own steps": {"app__particles__integrator": "wag"},
+    "app.prior.sigma2=0": {"app__prior__sigma2": 0.0},
     "app.num_particles=0": {"app__num_particles": 0},
 }
 

@@ -1,6 +1,7 @@
-"""Lets test modules here import the modules beside them."""
+"""Lets test modules here import the modules beside them, and the released names."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "parity" / "bayes_pfl")]

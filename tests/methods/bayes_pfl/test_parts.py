@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_bayes_pfl import CATEGORIES, DATASET, Made, batch, config
+from tiny_bayes_pfl import CATEGORIES, DATASET, Made, batch, config, options_of
+from to_released import to_released
 
 from jaxanom import trees
 from jaxanom.methods import bayes_pfl, by_name
@@ -19,7 +20,6 @@ from jaxanom.methods.bayes_pfl import (
     released,
     sentences,
 )
-from jaxanom.methods.bayes_pfl import options as settings
 from jaxanom.models import backbones
 from jaxanom.models.clip import towers as clip
 from jaxanom.models.clip.tokenizer import Tokenizer
@@ -192,7 +192,7 @@ def test_attention_treats_each_text_alone(made):
 
 def test_released_names_go_there_and_back(tiny_backbone):
     made = Made(tiny_backbone, reconstruction_weight=1.0)
-    tensors = released.to_released(jax.tree.map(np.asarray, made.params))
+    tensors = to_released(jax.tree.map(np.asarray, made.params))
     assert tensors["PFL_normal.amor_w"].shape == (1, 3, 1, 16)
     assert tensors["RCA.q_proj_pre.weight"].shape == (16, 16, 1)
     back = released.from_released(tensors, made.params)
@@ -203,7 +203,7 @@ def test_released_names_go_there_and_back(tiny_backbone):
 
 
 def test_a_foreign_checkpoint_is_refused_by_name(made):
-    tensors = released.to_released(jax.tree.map(np.asarray, made.params))
+    tensors = to_released(jax.tree.map(np.asarray, made.params))
     unused = {"state_decoder.weight_mean.module.0.weight": np.zeros((2, 2))}
     released.from_released(tensors | unused, made.params)
     for change, match in (
@@ -223,7 +223,7 @@ def test_a_foreign_checkpoint_is_refused_by_name(made):
 def test_a_run_may_start_from_a_released_file(made, tiny_backbone, tmp_path):
     """As the authors save it: one dict of tensors below a name of its own."""
     torch = pytest.importorskip("torch")
-    tensors = released.to_released(jax.tree.map(np.asarray, made.params))
+    tensors = to_released(jax.tree.map(np.asarray, made.params))
     state = {name: torch.from_numpy(value.copy()) for name, value in tensors.items()}
     path = tmp_path / "epoch_post_9_2.pth"
     torch.save({"MyModel": state}, path)
@@ -286,7 +286,7 @@ def test_a_clip_as_transformers_saves_it_is_the_same_clip(made, tiny_clip):
 def test_towers_take_the_activation_asked_for(made):
     clip_config = made.towers.image.config
     assert made.options.clip_act == "" and clip_config.hidden_act == "quick_gelu"
-    whole = backbones.clip.ClipConfig()
+    whole = clip.ClipConfig()
     for changed, wanted in (
         ({"clip_act": "gelu"}, "gelu"),
         ({}, "gelu"),
@@ -294,7 +294,7 @@ def test_towers_take_the_activation_asked_for(made):
         ({"prompts": "captions", "clip_act": "gelu"}, "gelu"),
         ({"caption_share": 0.5}, "gelu"),
     ):
-        options = settings.Options(**changed)
+        options = options_of()._replace(**changed)
         towers = bayes_pfl.build_towers(whole, options, "float32")
         for tower in (towers.text, towers.image):
             assert tower.config.hidden_act == wanted, changed
@@ -303,7 +303,7 @@ def test_towers_take_the_activation_asked_for(made):
 
 def test_the_published_setting_has_the_published_number_of_parameters():
     """27,370,017, of which the decoders of the unused reconstruction are 3,872,512."""
-    network = model.Network(settings.Options(), 768, 512)
+    network = model.Network(options_of(), 768, 512)
     rows = jnp.zeros((1, 1, 768))
     shapes = jax.eval_shape(
         network.init,

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from configs.bayes_pfl import base
 from jaxanom.jobs import config_file
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import distributions, features, model, objective
@@ -33,6 +34,13 @@ def config(backbone, **options):
     for key, value in (SMALL | options).items():
         found.bayes_pfl[key] = value
     return found
+
+
+def options_of(**changes):
+    """The recipes' defaults but for some."""
+    found = base.config().bayes_pfl
+    found.update(changes)
+    return settings.read_options(found)
 
 
 class Made:

@@ -15,6 +15,9 @@ import jax
 import numpy as np
 import pytest
 
+from configs.app import base
+from jaxanom.methods.app import options
+
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
 
 
@@ -38,6 +41,16 @@ def names_in(name: str) -> list[str]:
         return []
     with np.load(path) as file:
         return list(file.files)
+
+
+def prior(**changes) -> options.Prior:
+    """The prior's options, the recipes' defaults but for `changes`."""
+    return options.read(base.config().app).prior._replace(**changes)
+
+
+def answers(**changes) -> options.Predict:
+    """The prediction's options, the recipes' defaults but for `changes`."""
+    return options.read(base.config().app).predict._replace(**changes)
 
 
 def settings() -> dict:

@@ -1,6 +1,7 @@
-"""Makes the golden arrays of this folder importable by name."""
+"""Lets test modules here import the modules beside them, and the walks of densities."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "posterior")]

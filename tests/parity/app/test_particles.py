@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from densities import trajectory
 
 from jaxanom.posterior import (
     bandwidths,
@@ -102,7 +103,7 @@ def flow(grads, said, start, noise):
     def velocity(x, state):
         return fields.velocity(field, state, x, grads(x))
 
-    return integrators.trajectory(
+    return trajectory(
         velocity,
         fields.init(field, start),
         integrator_of(said),

@@ -135,7 +135,7 @@ def test_stage_one_walks_the_released_path(side, precise):
     arrays = goldens.load(f"stage1_{side}")
     with goldens.precision(precise):
         here = world(precise)
-        prior = objective.Prior(layout=LAYOUTS[side])
+        prior = goldens.prior(layout=LAYOUTS[side])
         loss_fn = objective.prior_loss(here.network, prior)
         num_steps = len(arrays["loss"])
         tx = optimizer.make(here.settings(num_steps))
@@ -177,8 +177,8 @@ def test_stage_two_walks_the_released_path(shared, precise):
     arrays = goldens.load("stage2_reference")
     with goldens.precision(precise):
         here = world(precise, shared)
-        prior = objective.Prior(weight=float(arrays["reg"]))
-        loss_fn = objective.particle_loss(here.network, prior)
+        prior = goldens.prior()
+        loss_fn = objective.particle_loss(here.network, prior, float(arrays["reg"]))
         num_steps = len(arrays["loss"])
         settings = here.settings(num_steps)
         tx = optimizer.make(settings, transport.only("particles", optax.identity()))
@@ -271,7 +271,7 @@ def test_predictions_at_every_alpha(side, precise):
             "prior": here.prior(goldens.part(arrays, "meta_net.", precise)),
         }
         batch = here.batches[int(arrays["batch_index"])]
-        options = predict.Options(reshuffled=side == "reference")
+        options = goldens.answers(reshuffled=side == "reference")
         logits = jax.jit(
             lambda params: predict.posterior_logits(
                 here.network,
@@ -314,8 +314,10 @@ def test_the_reshuffle_reads_the_recorded_images():
 def composite(here):
     """The loss of the composite runs: stage 2 at the end of stage 1."""
     arrays = goldens.load("stage2_reference")
-    prior = objective.Prior(weight=float(here.said["reg"]))
-    return objective.particle_loss(here.network, prior), stage_two(here, arrays)
+    loss_fn = objective.particle_loss(
+        here.network, goldens.prior(), float(here.said["reg"])
+    )
+    return loss_fn, stage_two(here, arrays)
 
 
 def test_svgd_steps_on_the_released_gradient():
@@ -334,7 +336,7 @@ def test_svgd_steps_on_the_released_gradient():
         flat = jnp.asarray(start.reshape(*start.shape[:2], -1))
         r2 = jax.vmap(pairs.squared_distances)(flat)
         h = jax.vmap(lambda r: bandwidths.scaled(bandwidths.median_of(r), len(r)))(r2)
-        gram = jax.vmap(lambda x, h: kernels.rbf_gram(x, h))(flat, h)
+        gram = jax.vmap(lambda r, h: kernels.rbf(r, h).value)(r2, h)
     golden = np.asarray(arrays["svgd_ctx_f64"])
     goldens.assert_near(walked, golden[1:], True, 1e-4)
     moved = np.diff(np.concatenate([golden[:1], walked]), axis=0)

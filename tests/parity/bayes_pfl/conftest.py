@@ -6,6 +6,7 @@ JAXANOM_PARITY_DIR names a folder with such a set in its subfolder `bayes_pfl`.
 
 import json
 import os
+import sys
 from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.bayes_pfl import base
 from jaxanom import trees
 from jaxanom.methods import bayes_pfl
 from jaxanom.methods.bayes_pfl import (
@@ -25,6 +27,9 @@ from jaxanom.methods.bayes_pfl import (
 )
 from jaxanom.methods.bayes_pfl import options as settings
 from jaxanom.models.clip import towers as clip
+
+sys.path.insert(0, str(Path(__file__).parent))
+from to_released import to_released
 
 SHIPPED = Path(__file__).resolve().parents[1] / "data"
 DIRECTORY = Path(os.environ.get("JAXANOM_PARITY_DIR") or SHIPPED) / "bayes_pfl"
@@ -70,7 +75,7 @@ class Golden:
     @cached_property
     def options(self):
         s = self.sizes
-        return settings.Options(
+        return settings.read_options(base.config().bayes_pfl)._replace(
             num_prompts=s.B,
             num_context=s.P,
             num_states=s.Q,
@@ -127,7 +132,7 @@ class Golden:
 
     def by_name(self, tree):
         """Our tree under released names."""
-        return released.to_released(jax.tree.map(np.asarray, tree))
+        return to_released(jax.tree.map(np.asarray, tree))
 
     @cached_property
     def clip_params(self):
