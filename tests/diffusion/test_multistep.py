@@ -176,7 +176,9 @@ def composed(normal, mask, background, leaking=False):
         )
         return inversion.compose_sample(
             lambda z, seen, t: pair_fn(z, z if leaking else seen, t, context),
-            inversion.start_latents(inverted, mask, key),
+            inversion.start_latents(
+                inverted, mask, jax.random.normal(key, inverted.shape)
+            ),
             mask,
             table,
             background,
@@ -256,7 +258,9 @@ def test_wrong_options_are_named(normal, mask):
     def sample(**options):
         inversion.compose_sample(pair_fn, normal, mask, table, **options)
 
-    with pytest.raises(ValueError, match="solver='heun' is not one of ddim, dpmpp_2m"):
+    with pytest.raises(
+        ValueError, match="solver='heun'; choose one of \('ddim', 'dpmpp_2m'\)"
+    ):
         sample(solver="heun")
     with pytest.raises(ValueError, match=r"solver='dpmpp_2m' with eta=0\.5.*eta=0"):
         sample(solver="dpmpp_2m", eta=0.5, key=jax.random.key(0))

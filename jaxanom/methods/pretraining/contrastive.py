@@ -52,7 +52,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         pictures = module.apply(variables, image, method="encode_image")
         texts = module.apply(variables, frozen["ids"][numbers], method="encode_text")
         scale = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0)))
-        loss, metrics = contrastive.matched(
+        loss, metrics = contrastive.loss(
             pictures.image_features,
             texts.text_features,
             scale,

@@ -83,7 +83,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         target = noise
         if prediction_type == "v_prediction":
             target = targets.velocity(latents, noise, timesteps, alphas_cumprod)
-        return denoising.masked_regression(target, prediction, ~hole), {}
+        return denoising.regression(target, prediction, ~hole), {}
 
     def init(key):
         frozen = {

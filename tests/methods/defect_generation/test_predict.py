@@ -160,7 +160,7 @@ def test_a_composition_that_breaks_the_rule_changes_the_background(generator):
 
     inverted = jnp.asarray(first["inverted"])
     starts = [
-        inversion.start_latents(inverted, mask, jax.random.key(seed)) for seed in (1, 2)
+        inversion.start_latents(inverted, mask, jax.random.normal(jax.random.key(seed), inverted.shape)) for seed in (1, 2)
     ]
     outside = np.broadcast_to(~latent_mask(batch), inverted.shape)
     ids = jnp.asarray([1, 2])
