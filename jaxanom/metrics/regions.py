@@ -38,18 +38,18 @@ class Regions(NamedTuple):
     num_regions: int
 
 
-def region_weights(mask: np.ndarray, diagonal: bool = True) -> tuple[np.ndarray, int]:
+def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Finds connected regions and weighs each of their pixels by 1 / area.
+
+    Pixels that touch at a corner belong together (8-connectivity).
 
     Args:
       mask: [H, W] bool.
-      diagonal: pixels that touch at a corner belong together (8-connectivity).
 
     Returns:
       [H, W] float64 weights, 0 outside, which sum to the number of regions; and that.
     """
-    structure = np.ones((3, 3)) if diagonal else None
-    region_ids, num_regions = ndimage.label(mask, structure=structure)
+    region_ids, num_regions = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(region_ids.ravel(), minlength=num_regions + 1)
     weights = 1 / np.maximum(areas, 1)
     weights[0] = 0
@@ -57,9 +57,7 @@ def region_weights(mask: np.ndarray, diagonal: bool = True) -> tuple[np.ndarray,
 
 
 def per_region_overlap(
-    diagonal: bool = True,
-    fpr_limit: float = FPR_LIMIT,
-    mantissa_bits: int = bins.MANTISSA_BITS,
+    fpr_limit: float = FPR_LIMIT, mantissa_bits: int = bins.MANTISSA_BITS
 ) -> Metric:
     """`pixel_aupro` as a streamed metric; runs on the host, image by image.
 
@@ -67,9 +65,8 @@ def per_region_overlap(
     without a mask are skipped; mask pixels are defects from 0.5 on.
 
     Args:
-      diagonal: see `region_weights`.
-      fpr_limit: in (0, 1].
-      mantissa_bits: width of the bins, see `ranking.histogram`.
+      fpr_limit: Rate up to which the curve is integrated, in (0, 1].
+      mantissa_bits: Width of the bins, see `ranking.histogram`.
     """
     if not 0 < fpr_limit <= 1:
         raise UserError(f"fpr_limit={fpr_limit}; choose a rate in (0, 1]")
@@ -95,8 +92,8 @@ def per_region_overlap(
         num_regions = state.num_regions
         for mask, place in zip(masks[valid], places[valid], strict=True):
             if mask.any():
-                weights, found = region_weights(mask, diagonal)
-                num_regions += found
+                weights, count = region_weights(mask)
+                num_regions += count
                 np.add.at(overlap, place[mask], weights[mask])
             np.add.at(negatives, place[~mask], 1)
         return Regions(negatives, overlap, num_regions)

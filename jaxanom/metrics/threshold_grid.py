@@ -1,15 +1,13 @@
-"""Localisation metrics on whole arrays, as released zero-shot code defines them.
+"""Per-region overlap on whole arrays, as released zero-shot code defines it.
 
-For comparison with tables that were made by it (arXiv 2503.10080 and its relatives).
-They differ from `regions` and `ranking`, which are exact: per-region overlap is read at
-fixed thresholds, cut at the false-positive limit without interpolation, and the rate is
-stretched to [0, 1] between the extremes that are left.
+For comparison with tables that were made by it (arXiv 2503.10080 and its relatives). It
+differs from `regions`, which is exact: overlap is read at fixed thresholds, cut at the
+false-positive limit without interpolation, and the rate is stretched to [0, 1] between
+the extremes that are left.
 """
 
 import numpy as np
 from scipy import ndimage
-
-from jaxanom.metrics import ranking
 
 
 def per_region_overlap(
@@ -23,8 +21,8 @@ def per_region_overlap(
     Args:
       anomaly_map: [N, H, W], all images of a category.
       mask: [N, H, W], binary; regions touch at corners too.
-      num_steps: thresholds, evenly from the least value on, the greatest left out.
-      fpr_limit: rates from here on are left out.
+      num_steps: Thresholds, evenly from the least value on, the greatest left out.
+      fpr_limit: Rates from here on are left out.
 
     Returns:
       In [0, 1]; NaN without a region, a defect-free pixel, or two points below the
@@ -47,38 +45,13 @@ def per_region_overlap(
     return float(np.trapezoid(overlap, stretched))
 
 
-def iou_at_f1_max(scores: np.ndarray, positive: np.ndarray) -> tuple[float, float]:
-    """Intersection over union at the threshold of the largest F1.
-
-    The threshold itself counts as negative here, though F1 counts it as positive.
-
-    Args:
-      scores: any shape.
-      positive: the same shape, bool.
-
-    Returns:
-      (IoU, threshold); NaN without positives.
-    """
-    scores, positive = np.ravel(scores), np.ravel(positive).astype(bool)
-    if not positive.any():
-        return float("nan"), float("nan")
-    counts = ranking.count_scores(ranking.Scores(scores, positive))
-    hits = np.cumsum(counts.positives)
-    flagged = hits + np.cumsum(counts.negatives)
-    best = np.argmax(2 * hits / (flagged + hits[-1]))
-    threshold = np.unique(scores)[::-1][best]
-    guess = scores > threshold
-    both, either = np.sum(guess & positive), np.sum(guess | positive)
-    return float(both / either), float(threshold)
-
-
 def _region_scores(anomaly_map: np.ndarray, mask: np.ndarray) -> list[np.ndarray]:
     """Sorted scores of every connected region of every image."""
-    found = []
-    for scores, one in zip(anomaly_map, mask, strict=True):
-        numbered, count = ndimage.label(one, structure=np.ones((3, 3)))
-        found += [np.sort(scores[numbered == i]) for i in range(1, count + 1)]
-    return found
+    ordered = []
+    for scores, image_mask in zip(anomaly_map, mask, strict=True):
+        numbers, count = ndimage.label(image_mask, structure=np.ones((3, 3)))
+        ordered += [np.sort(scores[numbers == k]) for k in range(1, count + 1)]
+    return ordered
 
 
 def _share_above(ordered: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

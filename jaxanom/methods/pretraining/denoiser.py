@@ -1,16 +1,16 @@
 """A text-conditional latent UNet from scratch (arXiv 2112.10752)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom import record
+from jaxanom import record, sections
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.diffusion import schedules, targets
-from jaxanom.errors import UserError
+from jaxanom.errors import check_choice
 from jaxanom.losses import denoising
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones
@@ -25,6 +25,23 @@ SCHEDULE = {
 }
 
 
+class Options(NamedTuple):
+    """Section `pretraining`; configs/pretraining/base.py explains it."""
+
+    tower: str
+    autoencoder: str
+    text_encoder: str
+    variant: str
+    clip_act: str
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    num_heads: int
+    fine_self_attention: bool
+    prediction_type: str
+    empty_fraction: float
+    hole_fraction: float
+
+
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the UNet's training; phase "unet".
 
@@ -33,8 +50,8 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     defect. `hole_fraction` of the rows have a random box cut out of the noisy latents,
     a caption of the category alone, and no loss inside the box.
     """
-    settings = config.pretraining
-    loading = sources.chosen(settings)
+    settings = sections.read(config.pretraining, Options, "config.pretraining")
+    loading = sources.chosen(config.pretraining)
     autoencoder = backbones.load_autoencoder(settings.autoencoder, loading)
     text = backbones.load_text_encoder(settings.text_encoder, loading)
     tower = backbones.small_unet(
@@ -48,11 +65,11 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     )
     module = unet.UNet(tower)
     prediction_type = settings.prediction_type
-    if prediction_type not in backbones.PREDICTION_TYPES:
-        raise UserError(
-            f"config.pretraining.prediction_type={prediction_type!r}; choose one of "
-            f"{backbones.PREDICTION_TYPES}"
-        )
+    check_choice(
+        "config.pretraining.prediction_type",
+        prediction_type,
+        backbones.PREDICTION_TYPES,
+    )
     table = captions.table(dataset.categories, dataset.defect_types)
     alphas_cumprod = schedules.alphas_cumprod(**SCHEDULE)
 
@@ -89,10 +106,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         frozen = {
             "vae": autoencoder.params,
             "states": jnp.asarray(text.encode(list(table.texts))),
-            "specific": jnp.asarray(table.specific),
-            "state": jnp.asarray(table.state),
-            "neutral": jnp.asarray(table.neutral),
-            "alone": jnp.asarray(table.alone),
+            **{name: jnp.asarray(part) for name, part in table.numbers().items()},
         }
         return backbones.new_unet(tower, key).params, frozen
 

@@ -54,7 +54,6 @@ def row_of(golden, arrays, name, table):
     found = {f"{key}_px": value for key, value in summary(maps, mask).items()}
     if 0 < labels.mean() < 1:
         found |= {f"{key}_sp": value for key, value in image.items()}
-    found["iou"], found["threshold"] = threshold_grid.iou_at_f1_max(maps, mask)
     return found
 
 
@@ -81,12 +80,9 @@ def test_every_number_of_every_table(golden):
                 continue
             found = row_of(golden, arrays, name, table)
             for column, value in found.items():
-                scale = 1.0 if column == "threshold" else 0.01
-                wanted = rows[name][column] * scale
-                # The threshold is one of the scores, in the smoothing's own rounding.
-                limit = 1e-5 if column == "threshold" else METRIC
+                wanted = 0.01 * rows[name][column]
                 what = (table, name, column)
-                assert value == pytest.approx(wanted, abs=limit), what
+                assert value == pytest.approx(wanted, abs=METRIC), what
 
 
 def test_means_leave_out_categories_that_define_no_image_score(golden):
