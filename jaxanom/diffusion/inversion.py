@@ -1,10 +1,10 @@
 """Latents to noise and back, with the background walked apart from the defect.
 
-Background-aware defect generation, arXiv 2411.16767, Eqs. 8-9 as shown by the first
-author: a normal image is inverted with the defect region cut out, the region is filled
-with fresh noise, and sampling composes two noise predictions. The background's
-prediction never sees the defect, so the background of the result is a function of the
-inverted background alone: bitwise, for any weights, prompts and seeds.
+Background-aware defect generation, arXiv 2411.16767, Eqs. 8-9: a normal image is
+inverted with the defect region cut out, the region is filled with fresh noise, and
+sampling composes two noise predictions. The background's prediction never sees the
+defect, so the background of the result is a function of the inverted background alone:
+bitwise, for any weights, prompts and seeds.
 
 Masks are [B, h, w, 1] at the latents' resolution, 1 = defect, and binary: everything
 here selects by `mask > 0.5`. Selecting, rather than multiplying by {0, 1}, also keeps a
@@ -25,12 +25,10 @@ from jaxanom.types import Array, NoiseFn, PRNGKey
 NoisePairFn = Callable[[Array, Array | None, Array], tuple[Array, Array | None]]
 """(latents, background_latents, timesteps [B]) -> (defect_noise, background_noise).
 
-All arrays but the timesteps are [B, h, w, C]. It is meant to be one network call on 2B
-rows. When the background is replayed, `background_latents` is None: only the defect
-rows are needed, and the second result is ignored.
+All arrays but the timesteps are [B, h, w, C]; one network call on 2B rows. When the
+background is replayed, `background_latents` is None and the second result is ignored.
 """
 
-BACKGROUNDS = ("recompute", "replay")
 SOLVERS = ("ddim", "dpmpp_2m")
 
 
@@ -59,7 +57,7 @@ def masked_invert(
       mask: [B, h, w, 1], binary, 1 = defect.
       table: One of `schedules.inversion_table`; S rows.
       fixed_point_iterations: k >= 0, k + 1 network calls per move.
-      keep_trajectory: Keeps what `compose_sample(background="replay")` needs.
+      keep_trajectory: Keeps what `compose_sample` replays.
 
     Returns:
       ([B, h, w, C] float32 at tau_S, trajectory). The trajectory is [S + 1, B, h, w, C]
@@ -116,7 +114,6 @@ def compose_sample(
     start: Array,
     mask: Array,
     table: Table,
-    background: str = "recompute",
     trajectory: Array | None = None,
     eta: float = 0.0,
     key: PRNGKey | None = None,
@@ -125,18 +122,18 @@ def compose_sample(
     """Samples a defect into an inverted background.
 
     arXiv 2411.16767, Eq. 9: the background moves by a prediction made from (1 - mask) *
-    latents, the defect by one made from all latents. "recompute" is the paper's reading
-    and carries the inversion's round-trip error; "replay" overwrites the background by
-    the inverted latents at every level, which has no error and leaves out the
-    background's network calls.
+    latents, the defect by one made from all latents. To recompute the background so is
+    the paper's reading and carries the inversion's round-trip error. To replay it, from
+    a trajectory, overwrites it by the inverted latents at every level, which has no
+    error and leaves out the background's network calls.
 
     Args:
       noise_pair_fn: Both branches, see `NoisePairFn`.
       start: [B, h, w, C], from `start_latents`.
       mask: [B, h, w, 1], binary.
       table: One of `schedules.sampling_table`, on the levels of the inversion.
-      background: "recompute" or "replay".
-      trajectory: [S + 1, B, h, w, C], from `masked_invert`; for "replay" only.
+      trajectory: [S + 1, B, h, w, C], from `masked_invert` on the same levels, is
+        replayed; None recomputes the background.
       eta: A Python float; 0 is DDIM. Noise is added inside the mask only.
       key: Draws that noise; needed for eta > 0.
       solver: What moves the defect, "ddim" or "dpmpp_2m" (`multistep`; eta = 0 only).
@@ -147,9 +144,19 @@ def compose_sample(
     """
     _check_shapes(start, mask)
     schedules.check_direction(table, "sampling", "compose_sample")
-    _check_options(table, background, trajectory, start, eta, key, solver)
     num_steps = table.timesteps.shape[0]
-    replay = background == "replay"
+    replay = trajectory is not None
+    check_choice("solver", solver, SOLVERS)
+    if eta < 0 or (eta > 0) != (key is not None) or (eta and solver != "ddim"):
+        raise UserError(
+            f"eta={eta} with solver={solver!r} and {'no' if key is None else 'a'} key: "
+            "eta > 0 needs a key and solver='ddim', eta = 0 takes no key"
+        )
+    if replay and trajectory.shape != (num_steps + 1, *start.shape):
+        raise UserError(
+            f"trajectory has shape {trajectory.shape}, wanted "
+            f"{(num_steps + 1, *start.shape)}: invert and sample on the same levels"
+        )
     # Sampling move j leaves tau_{S-j}; row 0 of the trajectory is where it all ends.
     stored = trajectory[:0:-1].astype(jnp.float32) if replay else None
     keys = jax.random.split(key, num_steps) if eta else None
@@ -193,36 +200,4 @@ def _check_shapes(latents: Array, mask: Array) -> None:
         raise UserError(
             f"mask has shape {mask.shape}; latents of shape {latents.shape} want "
             f"{(*latents.shape[:3], 1)}: resize the mask to the latents' grid"
-        )
-
-
-def _check_options(
-    table: Table,
-    background: str,
-    trajectory: Array | None,
-    start: Array,
-    eta: float,
-    key: PRNGKey | None,
-    solver: str,
-) -> None:
-    check_choice("background", background, BACKGROUNDS)
-    check_choice("solver", solver, SOLVERS)
-    if eta and solver != "ddim":
-        raise UserError(
-            f"solver={solver!r} with eta={eta}: it draws no noise; set eta=0, or "
-            "solver='ddim'"
-        )
-    levels = (table.timesteps.shape[0] + 1, *start.shape)
-    expected = levels if background == "replay" else None
-    shape = None if trajectory is None else trajectory.shape
-    if shape != expected:
-        raise UserError(
-            f"background={background!r} wants a trajectory of shape {expected} and got "
-            f"{shape}: pass that of masked_invert(keep_trajectory=True) on the same "
-            "levels with 'replay', and only then"
-        )
-    if eta < 0 or (eta > 0) != (key is not None):
-        raise UserError(
-            f"eta={eta} with key={'None' if key is None else 'given'}: "
-            "eta > 0 needs a key, eta = 0 takes none"
         )

@@ -2,20 +2,14 @@
 
 arXiv 2411.16767 returns a refined mask m*, whose formula (Eq. 13) is not public; this
 is our reading. The generated image is compared with the same pipeline's output without
-a defect, so that autoencoder and inversion errors cancel, and m* = m AND (change >
-thr).
+a defect, so that autoencoder and inversion errors cancel: m* = m AND (change > thr).
 
 The threshold is Otsu's, over the pixels of the dilated mask: the ring outside the mask
 is unchanged by construction and supplies the second class even where all of m changed.
-Otsu always splits, however: where nothing was drawn it splits rounding noise in two and
-would keep about half of the mask. So the fixed threshold is a floor under Otsu's, not
-only its replacement: change that stays under it everywhere gives an empty mask.
-
-Where one defect has a strong middle and a weak rim, Otsu's threshold lies between the
-two, and pixels that changed visibly are called normal. The floor alone (`otsu` False)
-keeps all of them.
-
-Connected regions have no fixed shape, so `drop_small` runs on the host.
+Otsu always splits, though, and would split rounding noise where nothing was drawn: so a
+fixed threshold is the floor under his. Where a defect has a strong middle and a weak
+rim he splits between the two, and pixels that changed visibly are called normal; the
+floor alone (`otsu` False) keeps them all.
 """
 
 import chex
@@ -44,7 +38,7 @@ def changed(
 
     Args:
       generated, reference: [B, H, W, 3] in [0, 1], with and without the defect.
-      mask: [B, H, W], binary, 1 = defect asked for.
+      mask: [B, H, W], binary, 1 = where a defect was requested.
       floor: Least change in [0, 1] intensity that counts as drawn.
       dilation: Pixels of unchanged ring for Otsu's second class; the default is one
         cell of a latent grid eight times coarser than the image.

@@ -99,11 +99,7 @@ def levels(
     """
     check_choice("spacing", spacing, SPACINGS)
     most = num_train_timesteps - 1 if spacing == "linspace" else num_train_timesteps
-    if not 1 <= num_steps <= most:
-        raise UserError(
-            f"num_steps={num_steps} with spacing={spacing!r} and num_train_timesteps="
-            f"{num_train_timesteps}: wanted 1 <= num_steps <= {most}"
-        )
+    _check_steps(num_steps, most, spacing, num_train_timesteps)
     if steps_offset and spacing != "leading":
         raise UserError(
             f"steps_offset={steps_offset} has no meaning with spacing={spacing!r}; "
@@ -127,24 +123,19 @@ def levels(
 
 
 def log_snr_levels(alphas_cumprod: np.ndarray, num_steps: int) -> np.ndarray:
-    """Returns noise levels that are even in log sigma, int32 [S + 1].
+    """Returns noise levels that are even in log sigma, int32 [S + 1], for few moves.
 
     arXiv 2206.00927, Sec. 3.4: half the log of the signal-to-noise ratio, -log sigma,
-    is the time in which a solver's error is even; this is for walks of few moves. From
-    index 1 to T - 1, each level at the nearest index; where the training indices lie
-    wider apart than the levels, at the clean end, one after the other. tau_0 is index
-    0, as in `levels` with "linspace".
+    is the time in which a solver's error is even. From index 1 to T - 1, each level at
+    the nearest index; where the training indices lie wider apart than the levels, at
+    the clean end, one after the other. tau_0 is index 0, as with "linspace".
 
     Args:
       alphas_cumprod: Float64 [T], decreasing.
       num_steps: S, at most T - 1.
     """
     last = len(alphas_cumprod) - 1
-    if not 1 <= num_steps <= last:
-        raise UserError(
-            f"num_steps={num_steps} with spacing='log_snr' and num_train_timesteps="
-            f"{last + 1}: wanted 1 <= num_steps <= {last}"
-        )
+    _check_steps(num_steps, last, "log_snr", last + 1)
     alphas = np.asarray(alphas_cumprod, np.float64)[1:]
     log_sigma = 0.5 * np.log(1 / alphas - 1)  # of indices 1 to T - 1
     even = np.linspace(log_sigma[-1], log_sigma[0], num_steps)[::-1]
@@ -192,13 +183,19 @@ def sampling_table(
     return Table(steps[:-1], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], steps[1:])
 
 
+def _check_steps(num_steps: int, most: int, spacing: str, total: int) -> None:
+    if not 1 <= num_steps <= most:
+        raise UserError(
+            f"num_steps={num_steps} with spacing={spacing!r} and num_train_timesteps="
+            f"{total}: wanted 1 <= num_steps <= {most}"
+        )
+
+
 def check_direction(table: Table, direction: str, caller: str) -> None:
     """Refuses a table that walks the other way; traced tables pass unseen.
 
-    Args:
-      table: Host arrays, or tracers.
-      direction: "inversion" (noise grows) or "sampling" (noise falls).
-      caller: The function that is named in the message.
+    `direction` is "inversion" (noise grows) or "sampling" (noise falls), and `caller`
+    is named in the message.
     """
     if not isinstance(table.sigma_from, np.ndarray):
         return

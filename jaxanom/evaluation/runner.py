@@ -33,7 +33,7 @@ def evaluate(
     there only if no category defines it.
 
     Args:
-      predict: batch -> predictions; compiled and bound to parameters by the caller.
+      predict: From a batch to predictions; compiled, and bound to parameters.
       batches: Padded batches (types.py).
       metrics: Metrics by any name; results carry the names that `finalize` gives.
       categories: Names by `category_id`; numbers are used by default.
@@ -138,7 +138,7 @@ def _curves(
 def _kept(
     predictions: Predictions, batch: Batch, keep_indices: Collection[int]
 ) -> list[dict[str, Any]]:
-    """Copies the chosen valid rows of a batch to the host."""
+    """Copies valid rows of a batch that are to be kept to the host."""
     if len(keep_indices) == 0:
         return []
     indices = np.asarray(batch["index"])

@@ -71,7 +71,7 @@ def dice(
     Args:
       probability: [B, H, W] in [0, 1].
       mask: [B, H, W], binary, 1 = defect.
-      smoothing: s.
+      smoothing: The s above.
       valid: [B] bool, False on padding rows.
 
     Returns:

@@ -61,7 +61,7 @@ def precision_recall(
 
     Args:
       generated, real: At least k + 1 samples each.
-      neighbours: k.
+      neighbours: The k above.
     """
     generated, real = _pair(generated, real, neighbours + 1)
 

@@ -10,7 +10,6 @@ NaN is an answer: it says that a quantity is undefined. Without positives all th
 NaN, without negatives AUROC is. A NaN *score* is an error.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -110,12 +109,11 @@ def average_precision(counts: Counts) -> float:
 
 def f1_max(counts: Counts) -> float:
     """The largest F1 over all thresholds."""
-    num_positives = counts.positives.sum()
-    if num_positives == 0:
-        return float("nan")
     hits = np.cumsum(counts.positives)
+    if not counts.positives.any():
+        return float("nan")
     flagged = hits + np.cumsum(counts.negatives)
-    return float(np.max(2 * hits / (flagged + num_positives)))
+    return float(np.max(2 * hits / (flagged + hits[-1])))
 
 
 def curves(counts: Counts) -> dict[str, Curve]:
@@ -127,17 +125,16 @@ def curves(counts: Counts) -> dict[str, Curve]:
         point, so that the steps enclose the average precision.
     """
     num_positives, num_negatives = counts.positives.sum(), counts.negatives.sum()
-    found = {}
+    by_name = {}
     if num_positives and num_negatives:
         x = np.append(0, np.cumsum(counts.negatives)) / num_negatives
         y = np.append(0, np.cumsum(counts.positives)) / num_positives
-        found["roc"] = thin(x, y)
+        by_name["roc"] = thin(x, y)
     if num_positives:
         precision, recall = _precision_recall(counts)
-        found["precision_recall"] = thin(
-            np.append(0, recall), np.append(precision[:1], precision)
-        )
-    return found
+        steps = np.append(0, recall), np.append(precision[:1], precision)
+        by_name["precision_recall"] = thin(*steps)
+    return by_name
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = CURVE_POINTS) -> Curve:
@@ -184,15 +181,10 @@ def count_pixels(state: Pixels | Histogram) -> Counts:
 
 
 def count_histogram(state: Histogram) -> Counts:
-    """Reads the occupied bins.
-
-    Raises:
-      UserError: some scores were NaN.
-    """
+    """Reads the occupied bins; a NaN among the scores is a UserError."""
     low, high = (np.asarray(digit, dtype=np.int64) for digit in state)
     total = low + (high << _DIGIT_BITS)
-    octave = (total.shape[1] - 1) // 534
-    infinity = (256 + 22 + 255) * octave + 1  # NaN has larger bit patterns
+    infinity = int(bins.bin_index(jnp.inf))  # NaN has larger bit patterns
     refuse_nan(int(total[:, infinity + 1 :].sum()))
     occupied = np.flatnonzero(total.sum(axis=0))[::-1]
     return Counts(positives=total[1, occupied], negatives=total[0, occupied])
@@ -247,7 +239,7 @@ def pixels(limit: int = PIXEL_LIMIT) -> Metric:
     bounded.
 
     Args:
-      limit: pixels that are kept on the host, 4 bytes each.
+      limit: Pixels that are kept on the host, 4 bytes each.
     """
     counted = histogram("pixel")
 
@@ -275,20 +267,14 @@ def pixels(limit: int = PIXEL_LIMIT) -> Metric:
     return Metric(init, update, lambda state: _summary("pixel", count_pixels(state)))
 
 
-def histogram(level: Level, mantissa_bits: int = bins.MANTISSA_BITS) -> Metric:
+def histogram(level: Level) -> Metric:
     """AUROC, AP and F1-max from integer counts in `bins.num_bins` bins.
 
-    One pass, jittable, constant memory (4.4 MB by default), no range to set: see
-    `bins.bin_index`. Equal to `exact` on scores rounded to `mantissa_bits`. A batch
-    must hold fewer than 2**30 samples, all of them together fewer than 2**61 a bin.
-
-    Args:
-      level: as in `exact`.
-      mantissa_bits: 1 to 12; every further bit halves bins and doubles memory.
+    One pass, jittable, 4.4 MB, no range to set: see `bins.bin_index`. Equal to `exact`
+    on the bins of the scores. A batch must hold fewer than 2**30 samples, all of them
+    together fewer than 2**61 a bin. `level` is that of `exact`.
     """
-    if not 1 <= mantissa_bits <= 12:
-        raise UserError(f"mantissa_bits={mantissa_bits}; choose 1 to 12")
-    shape = (2, bins.num_bins(mantissa_bits))
+    shape = (2, bins.num_bins())
 
     def init() -> Histogram:
         return Histogram(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
@@ -297,7 +283,7 @@ def histogram(level: Level, mantissa_bits: int = bins.MANTISSA_BITS) -> Metric:
         if _targets(level, batch) is None:
             return state
         values, positive = _select(level, predictions, batch)
-        return _add(state, values, positive, batch["valid"], mantissa_bits)
+        return _add(state, values, positive, batch["valid"])
 
     return Metric(init, update, lambda state: _summary(level, count_histogram(state)))
 
@@ -310,16 +296,14 @@ def refuse_nan(number: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames="mantissa_bits")
-def _add(
-    state: Histogram, values: Array, positive: Array, valid: Array, mantissa_bits: int
-) -> Histogram:
+@jax.jit
+def _add(state: Histogram, values: Array, positive: Array, valid: Array) -> Histogram:
     """Adds one batch; values [B, ...], positive [B, ...] bool, valid [B]."""
     if values.size >= 2**_DIGIT_BITS:
         raise UserError(f"{values.size} samples in one batch; use fewer than 2**30")
-    count = bins.num_bins(mantissa_bits)
+    count = bins.num_bins()
     valid = jnp.asarray(valid, bool).reshape((-1,) + (1,) * (values.ndim - 1))
-    index = bins.bin_index(values, mantissa_bits) + count * positive.astype(jnp.int32)
+    index = bins.bin_index(values) + count * positive.astype(jnp.int32)
     ones = jnp.broadcast_to(valid, values.shape).astype(jnp.int32)
     counts = jnp.zeros(2 * count, jnp.int32).at[index.ravel()].add(ones.ravel())
     low = state.low + counts.reshape(2, count)  # < 2**31: both terms are < 2**30
@@ -329,7 +313,7 @@ def _add(
 
 def _in_bins(state: Pixels) -> Histogram:
     """Counts what was kept, in pieces of one size, as counting compiles for a size."""
-    found = histogram("pixel").init()
+    counted = histogram("pixel").init()
     for target, chunks in enumerate(state):
         scores = _joined(chunks)
         for start in range(0, len(scores), _PIECE):
@@ -337,8 +321,8 @@ def _in_bins(state: Pixels) -> Histogram:
             valid = np.arange(_PIECE) < len(piece)
             piece = np.pad(piece, (0, _PIECE - len(piece)))
             positive = np.full(_PIECE, target == 0)
-            found = _add(found, piece, positive, valid, bins.MANTISSA_BITS)
-    return found
+            counted = _add(counted, piece, positive, valid)
+    return counted
 
 
 def _joined(chunks: tuple[np.ndarray, ...]) -> np.ndarray:

@@ -21,7 +21,7 @@ from jaxanom.metrics import bins, ranking
 from jaxanom.types import Batch, Predictions
 
 FPR_LIMIT = 0.3
-_bin_index = jax.jit(bins.bin_index, static_argnames="mantissa_bits")
+_bin_index = jax.jit(bins.bin_index)
 
 
 class Regions(NamedTuple):
@@ -30,7 +30,7 @@ class Regions(NamedTuple):
     Attributes:
       negatives: [num_bins] int64, pixels outside every defect.
       overlap: [num_bins] float64, region pixels, each with weight 1 / area.
-      num_regions: connected defect regions seen so far.
+      num_regions: Connected defect regions seen so far.
     """
 
     negatives: np.ndarray
@@ -56,9 +56,7 @@ def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     return weights[region_ids], num_regions
 
 
-def per_region_overlap(
-    fpr_limit: float = FPR_LIMIT, mantissa_bits: int = bins.MANTISSA_BITS
-) -> Metric:
+def per_region_overlap(fpr_limit: float = FPR_LIMIT) -> Metric:
     """`pixel_aupro` as a streamed metric; runs on the host, image by image.
 
     NaN without a region or without a defect-free pixel: it is undefined. Batches
@@ -66,11 +64,10 @@ def per_region_overlap(
 
     Args:
       fpr_limit: Rate up to which the curve is integrated, in (0, 1].
-      mantissa_bits: Width of the bins, see `ranking.histogram`.
     """
     if not 0 < fpr_limit <= 1:
         raise UserError(f"fpr_limit={fpr_limit}; choose a rate in (0, 1]")
-    num_bins = bins.num_bins(mantissa_bits)
+    num_bins = bins.num_bins()
 
     def init() -> Regions:
         return Regions(np.zeros(num_bins, np.int64), np.zeros(num_bins), 0)
@@ -87,7 +84,7 @@ def per_region_overlap(
         valid = np.asarray(batch["valid"], bool)
         anomaly_map = np.asarray(predictions.anomaly_map, np.float32)
         ranking.refuse_nan(int(np.isnan(anomaly_map[valid]).sum()))
-        places = np.asarray(_bin_index(anomaly_map, mantissa_bits))
+        places = np.asarray(_bin_index(anomaly_map))
         negatives, overlap = state.negatives.copy(), state.overlap.copy()
         num_regions = state.num_regions
         for mask, place in zip(masks[valid], places[valid], strict=True):
@@ -110,12 +107,9 @@ def area(rate: np.ndarray, overlap: np.ndarray, limit: float) -> float:
     The curve is cut at the limit by linear interpolation, so the result is exact.
 
     Args:
-      rate: [K] non-decreasing from 0 to 1; empty if undefined.
+      rate: [K] non-decreasing from 0 to 1; empty if undefined, then the area is NaN.
       overlap: [K] in [0, 1].
-      limit: in (0, 1].
-
-    Returns:
-      Area in [0, 1], NaN for an empty curve.
+      limit: End of the integral, in (0, 1].
     """
     if len(rate) == 0:
         return float("nan")

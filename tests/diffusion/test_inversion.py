@@ -97,11 +97,9 @@ def invert(normal, mask, table, fixed_point_iterations=0):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("background", "eta"))
-def sample(start, mask, table, background="recompute", trajectory=None, **noise):
-    return inversion.compose_sample(
-        pair_fn, start, mask, table, background, trajectory, **noise
-    )
+@functools.partial(jax.jit, static_argnames="eta")
+def sample(start, mask, table, trajectory=None, **noise):
+    return inversion.compose_sample(pair_fn, start, mask, table, trajectory, **noise)
 
 
 @functools.partial(jax.jit, static_argnames=("leak",))
@@ -202,7 +200,7 @@ def test_replay_returns_the_background_bit_for_bit(normal, mask):
     start = inversion.start_latents(
         inverted, mask, jax.random.normal(jax.random.key(0), inverted.shape)
     )
-    replayed = sample(start, mask, down, "replay", trajectory)
+    replayed = sample(start, mask, down, trajectory)
     assert outside(mask, replayed - normal) == 0
     recomputed = sample(start, mask, down)
     assert outside(mask, recomputed - normal) > 1e-3  # negative control
@@ -227,7 +225,7 @@ def test_replay_and_recompute_agree_when_the_inversion_is_exact(normal, mask):
         inverted, mask, jax.random.normal(jax.random.key(0), inverted.shape)
     )
     recomputed = inversion.compose_sample(both, start, mask, down)
-    replayed = inversion.compose_sample(both, start, mask, down, "replay", trajectory)
+    replayed = inversion.compose_sample(both, start, mask, down, trajectory)
     # Equal but for the order of float32 sums of numbers up to sigma_S = 14.6.
     np.testing.assert_allclose(recomputed, replayed, atol=1e-4)
 
@@ -374,7 +372,7 @@ def test_empty_full_and_single_masks(normal, mask):
             inverted, masks, jax.random.normal(jax.random.key(0), inverted.shape)
         )
         found = sample(start, masks, down)
-        replayed = sample(start, masks, down, "replay", trajectory)
+        replayed = sample(start, masks, down, trajectory)
         assert np.isfinite(found).all() and found.shape == normal[:batch].shape
         assert outside(masks, replayed - normal[:batch]) == 0
     empty, _ = invert(normal, mask * 0, up)

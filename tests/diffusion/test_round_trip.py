@@ -84,7 +84,6 @@ def background_error(toy, num_steps, inversion_time, iterations, replay=False):
             ),
             toy.mask,
             down,
-            "replay" if replay else "recompute",
             trajectory,
         )
 

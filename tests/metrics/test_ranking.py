@@ -155,9 +155,15 @@ def test_coarse_bins_lose_the_ranking_that_fine_bins_keep():
     maps, masks = random_maps(2)
     maps = 0.3 + 1e-2 * maps / np.abs(maps).max()
     batch = batch_of(maps, masks)
+
+    def in_bins(bits):
+        scores = np.asarray(binning.bin_index(maps, bits), np.float32)
+        return run(ranking.exact("pixel"), batch_of(scores, masks))["pixel_auroc"]
+
     truth = run(ranking.exact("pixel"), batch)["pixel_auroc"]
-    coarse = run(ranking.histogram("pixel", mantissa_bits=1), batch)["pixel_auroc"]
-    fine = run(ranking.histogram("pixel", mantissa_bits=12), batch)["pixel_auroc"]
+    counted = run(ranking.histogram("pixel"), batch)["pixel_auroc"]
+    assert counted == in_bins(binning.MANTISSA_BITS)
+    coarse, fine = in_bins(1), in_bins(12)
     assert coarse == 0.5
     assert abs(fine - truth) < 5e-3 < abs(coarse - truth)
 
@@ -264,8 +270,8 @@ def test_histogram_update_compiles_as_part_of_a_larger_function():
 
 
 def test_histogram_counts_past_thirty_two_bits():
-    metric = ranking.histogram("pixel", mantissa_bits=1)
-    bins = binning.num_bins(1)
+    metric = ranking.histogram("pixel")
+    bins = binning.num_bins()
     start = ranking.Histogram(
         np.full((2, bins), 2**30 - 1, np.int32), np.full((2, bins), 7, np.int32)
     )
@@ -342,11 +348,6 @@ def test_maps_of_another_size_than_the_mask_are_refused(form):
     maps, masks = random_maps(0)
     with pytest.raises(ValueError, match="predict at the size of the mask"):
         run(form("pixel"), batch_of(maps[:, ::2, ::2], masks))
-
-
-def test_bin_width_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="mantissa_bits=13"):
-        ranking.histogram("pixel", mantissa_bits=13)
 
 
 def test_curves_are_short_and_keep_their_ends_and_area():

@@ -165,7 +165,7 @@ def test_without_masks_the_result_is_undefined_and_no_curve_is_drawn():
 
 def test_curve_is_short_monotone_and_ends_at_one():
     maps, masks = example(1, num=8, side=48)
-    metric = regions.per_region_overlap(mantissa_bits=12)
+    metric = regions.per_region_overlap()
     predictions = Predictions(maps, maps.max((1, 2)))
     batch = {"mask": masks, "valid": np.ones(8, bool)}
     curve = regions.curves(metric.update(metric.init(), predictions, batch))["pro"]

@@ -173,7 +173,6 @@ def drawn(
             start,
             subject.mask,
             table,
-            "replay",
             trajectory,
             solver=solver,
         )

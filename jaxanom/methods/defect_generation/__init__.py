@@ -15,7 +15,7 @@ Where the paper is silent or can be read in two ways, both are options:
 | pixels outside the mask      | as decoded                   | the normal image's    |
 | trained weights              | the whole UNet               | LoRA                  |
 | prompt of the hole           | empty                        | any text              |
-| a defect asked of normals    | never                        | a share of their masks|
+| a defect told to normals     | never                        | a share of their masks|
 
 Pinned by tests/methods/defect_generation.
 """

@@ -8,6 +8,7 @@ from jaxanom.diffusion import inversion, schedules
 from jaxanom.errors import UserError, check_choice
 
 BACKGROUND_INPUTS = ("masked", "full")
+BACKGROUNDS = ("recompute", "replay")
 POOLINGS = ("max", "nearest", "area")
 STARTS = ("inversion", "noise")
 SPACINGS = ("checkpoint", *schedules.SPACINGS, "log_snr")
@@ -78,7 +79,7 @@ def read_generation(section: Mapping[str, Any]) -> Generation:
     """Reads `config.generate`; the errors are as in `read_training`."""
     generation = sections.read(section, Generation, "config.generate")
     for key, choices in (
-        ("background", inversion.BACKGROUNDS),
+        ("background", BACKGROUNDS),
         ("start", STARTS),
         ("solver", inversion.SOLVERS),
         ("inversion_time", schedules.INVERSION_TIMES),

@@ -86,7 +86,7 @@ class Request(NamedTuple):
     """One pair to generate.
 
     Attributes:
-      number: k, which seeds its noise.
+      number: Place k in the plan, which seeds its noise.
       category, defect_type: What to draw.
       normal: Record number of the normal image to draw it on.
       mask: [H, W] uint8, where.

@@ -95,7 +95,6 @@ def generator(
             inversion.start_latents(inverted, prompt.mask, noise),
             prompt.mask,
             downward,
-            "replay" if replay else "recompute",
             trajectory,
             generation.eta,
             key_eta if generation.eta else None,

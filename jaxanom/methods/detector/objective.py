@@ -16,7 +16,7 @@ from jaxanom.types import Array, PRNGKey
 def make_loss(
     segmenter: nn.Module, options: Options, fixed_category_ids: Sequence[int]
 ) -> LossFn:
-    """Returns the loss: focal, plus Dice if asked for, over pixels of valid rows.
+    """Returns the loss: focal plus weighted Dice, over the pixels of valid rows.
 
     Args:
       segmenter: Network from images to logits.

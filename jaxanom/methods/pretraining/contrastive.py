@@ -134,7 +134,7 @@ def positives(category: Array, label: Array, defect_id: Array, general: Array) -
     return (category[:, None] == category[None, :]) & agrees
 
 
-def _config(
+def _sizes(
     settings: Options, tokenizer: Tokenizer, image_size: int
 ) -> towers.ClipConfig:
     shared = {

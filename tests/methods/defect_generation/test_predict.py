@@ -23,7 +23,7 @@ from tiny_defect_generation import (
 from jaxanom.data import catalog, pools
 from jaxanom.diffusion import inversion, schedules
 from jaxanom.jobs import prepare
-from jaxanom.methods.defect_generation import model, objective, predict
+from jaxanom.methods.defect_generation import model, objective, options, predict
 from jaxanom.models import backbones
 from jaxanom.models.latent import noise_schedule, unet
 
@@ -260,7 +260,7 @@ def test_guidance_and_fresh_noise_change_the_defect_and_not_the_background(optio
     assert np.abs(defect(base) - defect(found)).max() > 1e-2
 
 
-@pytest.mark.parametrize("background_mode", inversion.BACKGROUNDS)
+@pytest.mark.parametrize("background_mode", options.BACKGROUNDS)
 def test_the_second_order_solver_changes_the_defect_and_not_the_background(
     background_mode,
 ):
