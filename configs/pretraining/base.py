@@ -37,8 +37,6 @@ TOWERS = {
         "block_out_channels": (64, 128),
         "layers_per_block": 1,
         "num_heads": 4,
-        "fine_self_attention": False,  # at the finest resolution too
-        "prediction_type": "v_prediction",  # or "epsilon"
         # Share of empty captions, for guidance.
         "empty_fraction": 0.1,
         # Share of rows with a hole cut out, for the background of defect generation.

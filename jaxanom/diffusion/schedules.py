@@ -220,15 +220,11 @@ def _noise_levels(
         raise UserError(
             f"alphas_cumprod of shape {alphas.shape} must be one row within (0, 1]"
         )
-    if grid.ndim != 1 or grid.size < 2 or np.any(np.diff(grid) <= 0):
+    rises = grid.ndim == 1 and grid.size > 1 and np.all(np.diff(grid) > 0)
+    if not rises or grid[1] < 0 or grid[-1] >= alphas.size:
         raise UserError(
-            f"levels={grid.tolist()} must be at least two, strictly increasing; "
-            "build them with schedules.levels"
-        )
-    if grid[1] < 0 or grid[-1] >= alphas.size:
-        raise UserError(
-            f"levels run from {grid[1]} to {grid[-1]} after tau_0; alphas_cumprod has "
-            f"indices 0 to {alphas.size - 1}"
+            f"levels={grid.tolist()} must be at least two, strictly increasing and, "
+            f"after tau_0, within 0 to {alphas.size - 1}; see schedules.levels"
         )
     alpha = alphas[np.maximum(grid, 0)]
     alpha[0] = 1.0 if final_alpha == "one" else alphas[0]

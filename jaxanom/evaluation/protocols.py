@@ -49,7 +49,7 @@ def image_detection(rescale: ranking.Rescale | None = None) -> Protocol:
         scores = ranking.rescaled(state, rescale)
         return ranking.curves(ranking.count_scores(scores))
 
-    return Protocol({"image": ranking.exact("image", rescale)}, {"image": image_curves})
+    return Protocol({"image": ranking.images(rescale)}, {"image": image_curves})
 
 
 def few_shot_supervised(rescale: ranking.Rescale | None = None) -> Protocol:

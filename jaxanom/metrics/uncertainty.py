@@ -29,7 +29,7 @@ def error_detection(
       prefix: Results are `<prefix>_auroc`, `<prefix>_auroc_of_mean` and
         `<prefix>_rate`, the share of wrong pixels.
     """
-    ranked = ranking.histogram("pixel")
+    ranked = ranking.histogram()
 
     def update(state, predictions: Predictions, batch: Batch):
         if predictions.anomaly_map_std is None or batch.get("mask") is None:

@@ -83,7 +83,7 @@ def test_every_region_weighs_the_same():
     maps[0, :10, :10] = 1  # finds 100 of 101 defect pixels but one of two regions
     # Overlap rises linearly from 1/2 at rate 0 to 1 at rate 1.
     assert run(maps, masks, fpr_limit=1.0) == pytest.approx(0.75, abs=1e-12)
-    pixel = ranking.exact("pixel")
+    pixel = ranking.pixels()
     state = pixel.update(
         pixel.init(),
         Predictions(maps, maps.max((1, 2))),

@@ -10,7 +10,6 @@ from jaxanom import record, sections
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.diffusion import schedules, targets
-from jaxanom.errors import check_choice
 from jaxanom.losses import denoising
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones
@@ -36,8 +35,6 @@ class Options(NamedTuple):
     block_out_channels: tuple[int, ...]
     layers_per_block: int
     num_heads: int
-    fine_self_attention: bool
-    prediction_type: str
     empty_fraction: float
     hole_fraction: float
 
@@ -45,7 +42,7 @@ class Options(NamedTuple):
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the UNet's training; phase "unet".
 
-    Noise or velocity regression on cached latents. Each caption is drawn from: empty
+    Velocity regression on cached latents. Each caption is drawn from: empty
     (`empty_fraction`, for guidance), the defect alone, category and state, category and
     defect. `hole_fraction` of the rows have a random box cut out of the noisy latents,
     a caption of the category alone, and no loss inside the box.
@@ -60,16 +57,10 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         settings.block_out_channels,
         settings.layers_per_block,
         settings.num_heads,
-        settings.fine_self_attention,
+        fine_self_attention=False,
         sample_size=backbones.latent_grid(autoencoder, dataset.image_size)[0],
     )
     module = unet.UNet(tower)
-    prediction_type = settings.prediction_type
-    check_choice(
-        "config.pretraining.prediction_type",
-        prediction_type,
-        backbones.PREDICTION_TYPES,
-    )
     table = captions.table(dataset.categories, dataset.defect_types)
     alphas_cumprod = schedules.alphas_cumprod(**SCHEDULE)
 
@@ -97,9 +88,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             timesteps,
             frozen["states"][numbers],
         )
-        target = noise
-        if prediction_type == "v_prediction":
-            target = targets.velocity(latents, noise, timesteps, alphas_cumprod)
+        target = targets.velocity(latents, noise, timesteps, alphas_cumprod)
         return denoising.regression(target, prediction, ~hole), {}
 
     def init(key):
@@ -122,7 +111,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "set_alpha_to_one": True,
             "steps_offset": 0,
             "timestep_spacing": "linspace",
-            "prediction_type": prediction_type,
+            "prediction_type": "v_prediction",
         }
         record.write_json(directory / "scheduler/scheduler_config.json", scheduler)
 
