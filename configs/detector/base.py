@@ -24,11 +24,6 @@ def options():
         "dtype": "float32",
         # Focal exponent; 0 is plain cross-entropy.
         "gamma": 2.0,
-        # Defect and normal pixels weigh the same as two groups, however few the former;
-        # else every pixel weighs the same.
-        "class_balanced": False,
-        # Factor of the Dice term; 0 leaves it out.
-        "dice_weight": 0.0,
         # Mirror half of the rows, image and mask alike.
         "flip_horizontal": True,
         "flip_vertical": True,

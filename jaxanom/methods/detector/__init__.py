@@ -12,7 +12,7 @@ from that code:
 |---------------------------------------|------------------------------------------|
 | batch normalisation                   | group normalisation (`model.Segmenter`)  |
 | pixels enter in [0, 1]                | centred on grey inside the network       |
-| focal loss, gamma 2                   | same; `dice_weight` adds a Dice term     |
+| focal loss, gamma 2                   | same                                     |
 | 21x21 zero-padded mean pool, then max | same at 256 px, scaled with the image    |
 | augmentation in the data loader       | in the jitted loss, by key               |
 | best epoch chosen on the test set     | not decided here                         |

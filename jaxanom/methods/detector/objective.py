@@ -16,11 +16,11 @@ from jaxanom.types import Array, PRNGKey
 def make_loss(
     segmenter: nn.Module, options: Options, fixed_category_ids: Sequence[int]
 ) -> LossFn:
-    """Returns the loss: focal plus weighted Dice, over the pixels of valid rows.
+    """Returns the focal loss over the pixels of valid rows.
 
     Args:
       segmenter: Network from images to logits.
-      options: How to weigh the loss and augment the images.
+      options: The focal exponent, and how images are augmented.
       fixed_category_ids: Categories whose rows are never mirrored.
     """
 
@@ -30,17 +30,8 @@ def make_loss(
         mirrors = ~jnp.isin(batch["category_id"], fixed)
         image, mask = augment(key, batch["image"], batch["mask"], mirrors, options)
         logits = segmenter.apply({"params": params}, image)  # [B, H, W, 2]
-        valid = batch["valid"]
-        loss = segmentation.focal(
-            logits, mask, options.gamma, options.class_balanced, valid=valid
-        )
-        metrics = {"focal": loss}
-        if options.dice_weight:
-            probability = jax.nn.softmax(logits, axis=-1)[..., 1]  # [B, H, W]
-            # One ratio for the batch: normal images have no overlap of their own.
-            metrics["dice"] = segmentation.dice(probability, mask, valid=valid)
-            loss = loss + options.dice_weight * metrics["dice"]
-        return loss, metrics
+        loss = segmentation.focal(logits, mask, options.gamma, valid=batch["valid"])
+        return loss, {"focal": loss}
 
     return loss_fn
 

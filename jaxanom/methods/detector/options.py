@@ -14,8 +14,6 @@ class Options(NamedTuple):
     depth: int
     dtype: str
     gamma: float
-    class_balanced: bool
-    dice_weight: float
     flip_horizontal: bool
     flip_vertical: bool
     orientation_fixed: tuple[str, ...]
@@ -32,11 +30,10 @@ def read(section: Mapping[str, Any]) -> Options:
     options = sections.read(section, Options, "config.detector")
     for key, low, high in (
         ("gamma", 0, float("inf")),
-        ("dice_weight", 0, float("inf")),
         ("brightness", 0, 1),
         ("contrast", 0, 1),
     ):
         value = getattr(options, key)
         if not low <= value < high:
             raise UserError(f"config.detector.{key}={value}; wanted in [{low}, {high})")
-    return options._replace(orientation_fixed=tuple(options.orientation_fixed))
+    return options

@@ -36,7 +36,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     """
     settings = sections.read(config.pretraining, Options, "config.pretraining")
     tower = vae.VaeConfig(
-        block_out_channels=tuple(settings.block_out_channels),
+        block_out_channels=settings.block_out_channels,
         layers_per_block=settings.layers_per_block,
         latent_channels=settings.latent_channels,
         norm_num_groups=settings.norm_num_groups,

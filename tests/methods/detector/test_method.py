@@ -126,43 +126,17 @@ def test_the_made_method_trains_its_own_network_on_this_loss():
     )
 
 
-def test_dice_is_added_with_its_weight():
-    loss_of, _ = one_layer()
-    focal, _ = loss_of(batch())
-    loss, metrics = loss_of(batch(), dice_weight=0.25)
-    np.testing.assert_allclose(metrics["focal"], focal, rtol=1e-6)
-    assert 0 < float(metrics["dice"]) < 1
-    # One float32 addition.
-    np.testing.assert_allclose(loss, focal + 0.25 * metrics["dice"], rtol=1e-6)
-
-
-def test_balanced_classes_raise_the_share_of_few_defect_pixels():
-    loss_of, params = one_layer()
-    rows = batch()
-    rows["mask"] = jnp.zeros_like(rows["mask"]).at[0, 2, 3].set(1)  # One pixel.
-    logits = OneLayer().apply({"params": params}, rows["image"])
-    normal = focal_by_hand(logits, jnp.zeros_like(rows["mask"]), 2.0)
-    defect = focal_by_hand(logits[0, 2, 3], jnp.ones(()), 2.0)
-    plain, balanced = (loss_of(rows, class_balanced=flag)[0] for flag in (False, True))
-    # One pixel in 384 moves the plain mean by its share, and makes half of the other.
-    np.testing.assert_allclose(plain, normal, rtol=0.05)
-    np.testing.assert_allclose(balanced, normal + defect, rtol=0.05)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"dice_weight": 0.5}, {"class_balanced": True}]
-)
-def test_padding_rows_change_nothing(options):
+def test_padding_rows_change_nothing():
     loss_of, _ = one_layer()
     rows = batch(3)
     padded = {name: jnp.concatenate([value, value[:2]]) for name, value in rows.items()}
     padded["image"] = padded["image"].at[3:].set(1 - padded["image"][3:])
     padded["mask"] = padded["mask"].at[3:].set(1)
-    counted = loss_of(padded, **options)[0]
+    counted = loss_of(padded)[0]
     padded["valid"] = padded["valid"].at[3:].set(False)
-    loss = loss_of(padded, **options)[0]
+    loss = loss_of(padded)[0]
     # Another batch size sums in another order.
-    np.testing.assert_allclose(loss, loss_of(rows, **options)[0], rtol=1e-5)
+    np.testing.assert_allclose(loss, loss_of(rows)[0], rtol=1e-5)
     # Negative control: the same rows, counted, are a hundred tolerances away.
     assert abs(float(counted - loss)) > 1e-3 * float(loss)
 
@@ -348,9 +322,11 @@ def test_no_option_means_no_change_and_the_key_decides_the_rest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 8}, r"unknown keys \['widht'\]; it takes \['width'"),
+        (
+            {"widht": 8},
+            r"unknown keys \['widht'\]; did you mean config\.detector\.width",
+        ),
         ({"gamma": -1.0}, r"gamma=-1\.0; wanted in \[0, inf\)"),
-        ({"dice_weight": -1.0}, r"dice_weight=-1\.0; wanted in \[0, inf\)"),
         ({"brightness": 1.0}, r"brightness=1\.0; wanted in \[0, 1\)"),
         ({"contrast": -0.1}, r"contrast=-0\.1; wanted in \[0, 1\)"),
         ({"depth": 4}, r"image_size=\(8, 12\) is not a multiple of 2\*\*depth=16"),
@@ -364,8 +340,7 @@ def test_a_wrong_option_is_refused_with_its_key(options, message):
 
 def test_defaults_are_the_released_detector_s_loss():
     defaults = options.read(base.options())
-    assert defaults.gamma == 2.0 and defaults.dice_weight == 0
-    assert not defaults.class_balanced
+    assert defaults.gamma == 2.0
 
 
 def test_the_bfloat16_network_keeps_float32_weights_and_maps():
