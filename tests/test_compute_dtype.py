@@ -34,7 +34,7 @@ BY_DESIGN = {
     ("models/clip.py", "ImageTower.project_tokens"): "projection, one for all layers",
     ("models/clip.py", "TextTower.__call__"): "projection of pooled features",
     ("models/shared_prefix.py", "project"): "projection of pooled features",
-    ("models/segmenter.py", "Segmenter.__call__"): "the last layer: two logits a pixel",
+    ("methods/detector/model.py", "Segmenter.__call__"): "two logits a pixel",
     ("models/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
     ("methods/app/model.py", "particle_logits"): "cosines",
     ("methods/app/model.py", "prior_logits"): "cosines",

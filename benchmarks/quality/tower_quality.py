@@ -109,7 +109,7 @@ class Judge:
         self._params = tower.params
         length = tower.module.config.text_config.max_position_embeddings
         tokenizer = backbones.load_tokenizer(directory)
-        groups = ((tables.NEUTRAL,), tables.STATE_GOOD, tables.STATE_DAMAGED)
+        groups = ((tables.NEUTRAL,), *tables.STATES)
         texts = [
             text.format(category=captions.words(category))
             for category in self.categories

@@ -64,7 +64,8 @@ def sd15(case: Case):
 
     from benchmarks.parity import published_models
     from jaxanom.contracts import Phase
-    from jaxanom.methods.defect_generation import objective
+    from jaxanom.jobs import config_file
+    from jaxanom.methods.defect_generation import objective, options
     from jaxanom.models import backbones
     from jaxanom.models.latent import unet, vae
 
@@ -75,7 +76,8 @@ def sd15(case: Case):
         vae.VaeConfig.from_dict(dict(kinds["vae sd"].config))
     )
     side, rows, width = config.sample_size, case.batch_size, config.cross_attention_dim
-    options = objective.Options()
+    recipe = config_file.load("configs/defect_generation/folder.py")
+    training = options.read_training(recipe.defect_generation)
     grids = unet.attention_resolutions(config, side, side)
 
     def apply(params, latents, timesteps, context, bias=None):
@@ -85,7 +87,7 @@ def sd15(case: Case):
         apply,
         lambda params, frozen: params["unet"],
         np.linspace(0.999, 0.005, 1000),
-        options,
+        training,
         grids,
         False,
     )
@@ -97,7 +99,6 @@ def sd15(case: Case):
         "contexts": {
             "defect": size((16, 77, width), jnp.float32),
             "background": size((15, 77, width), jnp.float32),
-            "hole": size((77, width), jnp.float32),
         },
         "latent_bank": size((512, side, side), jnp.float32),
     }

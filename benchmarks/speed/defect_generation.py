@@ -23,17 +23,18 @@ from jaxanom.data import pools
 from jaxanom.diffusion import inversion, schedules
 from jaxanom.jobs import config_file, prepare
 from jaxanom.methods import by_name
-from jaxanom.methods.defect_generation import model, objective
+from jaxanom.methods.defect_generation import model, objective, options
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
 from jaxanom.training import optimizer, state, step
 
 NAME = "defect_generation"
+RECIPE = "configs/defect_generation/foundry.py"
 
 
 def method_maker(directory: str) -> Callable[..., Method]:
     """Returns a function from `generate` options to the method, on a small dataset."""
-    config = config_file.load("configs/defect_generation/foundry.py")
+    config = config_file.load(RECIPE)
     config.model.directory = directory
     config.data.num_train = config.data.num_test_good = config.data.num_per_defect = 2
     config.data.shots = 5
@@ -94,15 +95,14 @@ def inversion_cases(directory: str, size: int, num_steps: int) -> list[harness.C
     latents, mask = _latents(tower, size, side)
     contexts = _contexts(tower)
     levels = schedules.levels(len(alphas), num_steps)
+    training = options.read_training(config_file.load(RECIPE).defect_generation)
 
     apply = backbones.noise_apply(tower.module, directory)
 
     def case(kept: bool) -> harness.Case:
         def invert(params, latents, mask):
             ids = jnp.zeros(size, jnp.int32)
-            prompt = objective.prompted(
-                contexts, mask, ids, ids, objective.Options(), grids
-            )
+            prompt = model.prompted(contexts, mask, ids, ids, training, grids)
             return inversion.masked_invert(
                 objective.background_noise(apply, params, prompt),
                 latents,
@@ -197,7 +197,7 @@ def _latents(tower: backbones.Tower, size: int, side: int):
 def _contexts(tower: backbones.Tower, length: int = 24) -> model.Contexts:
     width = tower.module.config.cross_attention_dim
     states = jax.random.normal(jax.random.key(1), (3, length, width))
-    return model.Contexts(states[:1], states[1:2], states[2])
+    return model.Contexts(states[:1], states[1:2])
 
 
 def _shape(batch: dict[str, jax.Array]) -> dict[str, Any]:

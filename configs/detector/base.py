@@ -17,16 +17,21 @@ def config(num_steps: int = 600) -> ml_collections.ConfigDict:
 def options():
     """Section `detector`."""
     return {
+        # Channels of the first level, and how often the resolution is halved.
         "width": 16,
         "depth": 3,
+        # What convolutions compute in; weights and norms stay float32.
         "dtype": "float32",
+        # Focal exponent; 0 is plain cross-entropy.
         "gamma": 2.0,
-        "class_balanced": False,
-        "dice_weight": 0.0,
+        # Mirror half of the rows, image and mask alike.
         "flip_horizontal": True,
         "flip_vertical": True,
+        # Names of categories whose rows are never mirrored.
         "orientation_fixed": (),
+        # Images shift by up to this much of [0, 1].
         "brightness": 0.05,
+        # Deviations from the image's mean grow or shrink by up to this fraction.
         "contrast": 0.1,
     }
 

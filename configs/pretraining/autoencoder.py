@@ -11,17 +11,7 @@ from configs.pretraining import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = base.config(
-        {
-            "tower": "autoencoder",
-            "block_out_channels": (32, 64, 64),
-            "layers_per_block": 1,
-            "latent_channels": 8,
-            "norm_num_groups": 8,
-            "kl_weight": 1e-6,
-            "crop": 32,
-        }
-    )
+    config = base.config("autoencoder")
     config.data.batch_size = 8
     common.add_phase(
         config,

@@ -11,20 +11,7 @@ from configs.pretraining import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = base.config(
-        {
-            "tower": "clip",
-            "tokenizer": "runs/pretrain/tokenizer",
-            "hidden_size": 128,
-            "num_heads": 4,
-            "num_text_layers": 3,
-            "num_image_layers": 4,
-            "patch_size": 8,
-            "text_length": 24,
-            "state_fraction": 0.4,
-            "dense_weight": 1.0,
-        }
-    )
+    config = base.config("clip")
     config.data.batch_size = 32
     common.add_phase(
         config,

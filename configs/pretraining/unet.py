@@ -11,21 +11,7 @@ from configs.pretraining import base
 
 
 def get_config(arg: str = "") -> ml_collections.ConfigDict:
-    config = base.config(
-        {
-            "tower": "unet",
-            "autoencoder": "runs/pretrain/autoencoder/model",
-            "text_encoder": "runs/pretrain/text",
-            **common.LOADING,
-            "block_out_channels": (64, 128),
-            "layers_per_block": 1,
-            "num_heads": 4,
-            "fine_self_attention": False,
-            "prediction_type": "v_prediction",
-            "empty_fraction": 0.1,
-            "hole_fraction": 0.25,
-        }
-    )
+    config = base.config("unet")
     config.data.batch_size = 32
     common.add_phase(
         config,

@@ -1,13 +1,35 @@
-"""`jaxanom evaluate --run=DIR [--on=KEY=VALUE ...] [--base-to-new]`."""
+"""`jaxanom evaluate --run=DIR [--on=KEY=VALUE ...] [--base-to-new]`.
+
+Or `jaxanom evaluate --generated=SET --data=DIR [--features=DIR] [--out=FILE]`.
+"""
 
 import argparse
+from typing import Any
 
 from jaxanom.cli import profiling
+from jaxanom.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the verb's flags."""
-    parser.add_argument("--run", required=True, help="directory of a trained detector")
+    subject = parser.add_mutually_exclusive_group(required=True)
+    subject.add_argument("--run", help="directory of a trained detector")
+    subject.add_argument(
+        "--generated",
+        metavar="SET",
+        help="a generated set, whose images are compared with real ones",
+    )
+    parser.add_argument(
+        "--data", metavar="DIR", help="with --generated: the real images, MVTec layout"
+    )
+    parser.add_argument(
+        "--features",
+        metavar="DIR",
+        help="with --generated: MobileNetV2 weights to compare by, instead of CLIP",
+    )
+    parser.add_argument(
+        "--out", metavar="FILE", help="with --generated: JSON file of the numbers"
+    )
     parser.add_argument(
         "--on",
         action="append",
@@ -32,6 +54,9 @@ def run(arguments: argparse.Namespace) -> None:
     from jaxanom.parallel import distributed
     from jaxanom.report import tables
 
+    if arguments.generated is not None:
+        print(tables.to_text(_generated_table(arguments)))
+        return
     distributed.initialise()
     with profiling.whole(arguments.profile):
         if arguments.base_to_new:
@@ -44,3 +69,17 @@ def run(arguments: argparse.Namespace) -> None:
             table = tables.per_category(results, columns, notes=notes)
     if distributed.is_writer():
         print(tables.to_text(table))
+
+
+def _generated_table(arguments: argparse.Namespace) -> Any:
+    from jaxanom.jobs import evaluate_generated as job
+    from jaxanom.parallel import distributed
+
+    distributed.check_alone("evaluate --generated")
+    if arguments.data is None:
+        raise UserError("--generated needs --data=DIR, the real images to compare with")
+    tower = job.mobilenet_tower(arguments.features) if arguments.features else None
+    results = job.evaluate_generated(
+        arguments.generated, arguments.data, tower, arguments.out
+    )
+    return job.table(results)

@@ -16,38 +16,18 @@ from jaxanom.diffusion.schedules import Table
 from jaxanom.types import Array, NoiseFn
 
 
-def move(
-    latents: Array, noise_pred: Array, alpha_from: Array, alpha_to: Array
-) -> Array:
-    """Moves latents between two noise levels along the DDIM path, either way.
-
-    arXiv 2010.02502, eq. 12 with sigma = 0. Symbols: alpha_* is the paper's alpha_t,
-    the cumulative product, in (0, 1].
-
-    Args:
-      latents: [B, h, w, C] at level `alpha_from`.
-      noise_pred: [B, h, w, C], the network's noise estimate at `latents`.
-      alpha_from, alpha_to: float32 scalars.
-
-    Returns:
-      [B, h, w, C] at level `alpha_to`, float32.
-    """
-    chex.assert_equal_shape([latents, noise_pred])
-    latents = latents.astype(jnp.float32)
-    noise_pred = noise_pred.astype(jnp.float32)
-    clean = (latents - jnp.sqrt(1 - alpha_from) * noise_pred) / jnp.sqrt(alpha_from)
-    return jnp.sqrt(alpha_to) * clean + jnp.sqrt(1 - alpha_to) * noise_pred
-
-
 def scaled_move(
     scaled: Array, noise_pred: Array, sigma_from: Array, sigma_to: Array
 ) -> Array:
-    """The same move on u = latents / sqrt(alpha).
+    """Moves between two noise levels along the DDIM path, either way.
+
+    arXiv 2010.02502, eq. 12 with sigma = 0, divided by the square root of alpha_to.
 
     Args:
       scaled: [B, h, w, C] float32, u at the level left.
       noise_pred: [B, h, w, C] of any float type, the estimate at the latents left.
-      sigma_from, sigma_to: float32 scalars, sqrt(1 / alpha - 1).
+      sigma_from, sigma_to: Float32 scalars, sqrt(1 / alpha - 1) with the cumulative
+        product alpha in (0, 1].
 
     Returns:
       [B, h, w, C] float32, u at the level reached.
@@ -73,8 +53,8 @@ def split_noise(sigma_from: Array, sigma_to: Array, eta: float) -> tuple[Array, 
     sqrt(1 - (sigma_to / sigma_from)^2), and carried^2 + fresh^2 = sigma_to^2.
 
     Args:
-      sigma_from, sigma_to: float32 scalars with sigma_to <= sigma_from.
-      eta: 0 for DDIM, 1 for ancestral sampling.
+      sigma_from, sigma_to: Float32 scalars with sigma_to <= sigma_from.
+      eta: 0 is DDIM, 1 ancestral sampling.
 
     Returns:
       (carried, fresh); with eta = 0 exactly (sigma_to, 0).
@@ -117,7 +97,7 @@ def walk(noise_fn: NoiseFn, latents: Array, table: Table) -> Array:
     Args:
       noise_fn: (latents [B, h, w, C] float32, timesteps [B]) -> [B, h, w, C].
       latents: [B, h, w, C] at the table's first level.
-      table: of `schedules.inversion_table` or `schedules.sampling_table`.
+      table: One of `schedules.inversion_table` or `schedules.sampling_table`.
 
     Returns:
       [B, h, w, C] float32 at the table's last level.

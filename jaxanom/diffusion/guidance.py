@@ -7,11 +7,10 @@ import jax.numpy as jnp
 from jaxanom.diffusion.inversion import NoisePairFn
 from jaxanom.types import Array, NoiseFn
 
-ContextNoiseFn = Callable[[Array, Array, Array], Array]
-"""(latents [B, h, w, C], timesteps [B], context [B, L, D]) -> noise_pred."""
 
-
-def guide(noise_pred: Array, null_noise_pred: Array, guidance_scale: float) -> Array:
+def guide(
+    noise_pred: Array, null_noise_pred: Array, guidance_scale: float | Array
+) -> Array:
     """Returns e_u + w (e_c - e_u), float32; w = 1 gives e_c up to rounding."""
     noise_pred = noise_pred.astype(jnp.float32)
     null_noise_pred = null_noise_pred.astype(jnp.float32)
@@ -19,23 +18,27 @@ def guide(noise_pred: Array, null_noise_pred: Array, guidance_scale: float) -> A
 
 
 def classifier_free(
-    noise_fn: ContextNoiseFn,
+    noise_fn: Callable[[Array, Array, Array], Array],
     context: Array,
     null_context: Array,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Array = 1.0,
 ) -> NoiseFn:
     """Binds contexts to a noise function and guides it, as one call on 2B rows.
 
     Args:
-      noise_fn: takes the context as its third argument.
+      noise_fn: (latents [B, h, w, C], timesteps [B], context [B, L, D]) -> noise_pred.
       context, null_context: [B, L, D].
-      guidance_scale: a Python float; 1.0 means no guidance, and calls B rows only.
+      guidance_scale: A Python float, of which 1.0 means no guidance and calls B rows
+        only; or [B], a scale for every row.
 
     Returns:
       (latents, timesteps) -> noise_pred.
     """
-    if guidance_scale == 1.0:
-        return lambda latents, timesteps: noise_fn(latents, timesteps, context)
+    if isinstance(guidance_scale, float | int):
+        if guidance_scale == 1.0:
+            return lambda latents, timesteps: noise_fn(latents, timesteps, context)
+    else:
+        guidance_scale = guidance_scale[:, None, None, None]
     both = jnp.concatenate([context, null_context])  # [2B, L, D]
 
     def guided(latents: Array, timesteps: Array) -> Array:
@@ -52,16 +55,13 @@ def defect_only(
     """Guides the defect's prediction and leaves the background's alone.
 
     Guidance on the background term, or in the inversion, would break the background's
-    reconstruction; the paper shows no guidance at all (`guidance_scale` = 1).
+    reconstruction; arXiv 2411.16767 shows no guidance at all (`guidance_scale` = 1).
 
     Args:
-      noise_pair_fn: as `inversion.compose_sample` takes it.
-      null_noise_fn: the defect branch with its defect tokens replaced by the hole's;
-        B rows more per step.
-      guidance_scale: a Python float.
-
-    Returns:
-      A noise pair function.
+      noise_pair_fn: As `inversion.compose_sample` takes it.
+      null_noise_fn: The defect branch with its defect tokens replaced by the hole's; it
+        costs B rows more per step.
+      guidance_scale: A Python float.
     """
     if guidance_scale == 1.0:
         return noise_pair_fn

@@ -1,10 +1,10 @@
 """Latents to noise and back, with the background walked apart from the defect.
 
-Background-aware defect generation, arXiv 2411.16767, Eqs. 8-9 as shown by the first
-author: a normal image is inverted with the defect region cut out, the region is filled
-with fresh noise, and sampling composes two noise predictions. The background's
-prediction never sees the defect, so the background of the result is a function of the
-inverted background alone: bitwise, for any weights, prompts and seeds.
+Background-aware defect generation, arXiv 2411.16767, Eqs. 8-9: a normal image is
+inverted with the defect region cut out, the region is filled with fresh noise, and
+sampling composes two noise predictions. The background's prediction never sees the
+defect, so the background of the result is a function of the inverted background alone:
+bitwise, for any weights, prompts and seeds.
 
 Masks are [B, h, w, 1] at the latents' resolution, 1 = defect, and binary: everything
 here selects by `mask > 0.5`. Selecting, rather than multiplying by {0, 1}, also keeps a
@@ -19,18 +19,16 @@ import jax.numpy as jnp
 
 from jaxanom.diffusion import ddim, multistep, schedules
 from jaxanom.diffusion.schedules import Table
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 from jaxanom.types import Array, NoiseFn, PRNGKey
 
 NoisePairFn = Callable[[Array, Array | None, Array], tuple[Array, Array | None]]
 """(latents, background_latents, timesteps [B]) -> (defect_noise, background_noise).
 
-All arrays but the timesteps are [B, h, w, C]. It is meant to be one network call on 2B
-rows. When the background is replayed, `background_latents` is None: only the defect
-rows are needed, and the second result is ignored.
+All arrays but the timesteps are [B, h, w, C]; one network call on 2B rows. When the
+background is replayed, `background_latents` is None and the second result is ignored.
 """
 
-BACKGROUNDS = ("recompute", "replay")
 SOLVERS = ("ddim", "dpmpp_2m")
 
 
@@ -54,15 +52,15 @@ def masked_invert(
     closer to the exact inverse of the sampling move; one network trace either way.
 
     Args:
-      noise_fn: the background branch, (latents, timesteps [B]) -> [B, h, w, C].
+      noise_fn: The background branch, (latents, timesteps [B]) -> [B, h, w, C].
       latents: [B, h, w, C], the clean latents of normal images.
       mask: [B, h, w, 1], binary, 1 = defect.
-      table: of `schedules.inversion_table`; S rows.
+      table: One of `schedules.inversion_table`; S rows.
       fixed_point_iterations: k >= 0, k + 1 network calls per move.
-      keep_trajectory: keep what `compose_sample(background="replay")` needs.
+      keep_trajectory: Keeps what `compose_sample` replays.
 
     Returns:
-      ([B, h, w, C] float32 at tau_S, trajectory): the trajectory is [S + 1, B, h, w, C]
+      ([B, h, w, C] float32 at tau_S, trajectory). The trajectory is [S + 1, B, h, w, C]
       float32, row i at tau_i, or None.
     """
     _check_shapes(latents, mask)
@@ -72,7 +70,7 @@ def masked_invert(
             f"fixed_point_iterations={fixed_point_iterations} must be at least 0"
         )
 
-    def attempt(scaled: Array, row: Table, seen: Array, timestep: Array) -> Array:
+    def move(scaled: Array, row: Table, seen: Array, timestep: Array) -> Array:
         noise_pred = hide_defect(ddim.predict(noise_fn, seen, timestep), mask)
         return ddim.scaled_move(scaled, noise_pred, row.sigma_from, row.sigma_to)
 
@@ -80,14 +78,14 @@ def masked_invert(
         def again(k: Array, reached: Array) -> Array:
             level = jnp.where(k == 0, row.alpha_from, row.alpha_to)
             timestep = jnp.where(k == 0, row.timesteps, row.timesteps_to)
-            return attempt(scaled, row, ddim.unscale(reached, level), timestep)
+            return move(scaled, row, ddim.unscale(reached, level), timestep)
 
         if fixed_point_iterations:
             # Round 0 starts from the level left, so the loop body is the only trace.
             reached = jax.lax.fori_loop(0, fixed_point_iterations + 1, again, scaled)
         else:
             seen = ddim.unscale(scaled, row.alpha_from)
-            reached = attempt(scaled, row, seen, row.timesteps)
+            reached = move(scaled, row, seen, row.timesteps)
         return reached, ddim.unscale(reached, row.alpha_to) if keep_trajectory else None
 
     start = hide_defect(latents.astype(jnp.float32), mask)
@@ -96,19 +94,18 @@ def masked_invert(
     return ddim.unscale(scaled, table.alpha_to[-1]), trajectory
 
 
-def start_latents(inverted: Array, mask: Array, key: PRNGKey) -> Array:
-    """Fills the hole with fresh noise: z_T* = z~_T^m + m * eps (Theorem 3.2's use).
+def start_latents(inverted: Array, mask: Array, noise: Array) -> Array:
+    """Fills the hole with fresh noise: z_T* = z~_T^m + m * eps.
+
+    That is what Theorem 3.2 of arXiv 2411.16767 is used for. The background is
+    `inverted`, bit for bit.
 
     Args:
       inverted: [B, h, w, C], from `masked_invert`.
       mask: [B, h, w, 1], binary.
-      key: of the draw.
-
-    Returns:
-      [B, h, w, C] float32; the background is `inverted`, bit for bit.
+      noise: [B, h, w, C], unit noise.
     """
     _check_shapes(inverted, mask)
-    noise = jax.random.normal(key, inverted.shape, jnp.float32)
     return jnp.where(mask > 0.5, noise, inverted.astype(jnp.float32))
 
 
@@ -117,7 +114,6 @@ def compose_sample(
     start: Array,
     mask: Array,
     table: Table,
-    background: str = "recompute",
     trajectory: Array | None = None,
     eta: float = 0.0,
     key: PRNGKey | None = None,
@@ -126,31 +122,41 @@ def compose_sample(
     """Samples a defect into an inverted background.
 
     arXiv 2411.16767, Eq. 9: the background moves by a prediction made from (1 - mask) *
-    latents, the defect by one made from all latents. "recompute" is the paper's reading
-    and carries the inversion's round-trip error; "replay" overwrites the background by
-    the inverted latents at every level, which has no error and leaves out the
-    background's network calls.
+    latents, the defect by one made from all latents. To recompute the background so is
+    the paper's reading and carries the inversion's round-trip error. To replay it, from
+    a trajectory, overwrites it by the inverted latents at every level, which has no
+    error and leaves out the background's network calls.
 
     Args:
-      noise_pair_fn: see `NoisePairFn`.
-      start: [B, h, w, C], of `start_latents`.
+      noise_pair_fn: Both branches, see `NoisePairFn`.
+      start: [B, h, w, C], from `start_latents`.
       mask: [B, h, w, 1], binary.
-      table: of `schedules.sampling_table`, on the levels of the inversion.
-      background: "recompute" or "replay".
-      trajectory: [S + 1, B, h, w, C], of `masked_invert`; for "replay" only.
-      eta: a Python float; 0 is DDIM. Noise is added inside the mask only.
-      key: of that noise; needed for eta > 0.
-      solver: of the defect's moves, "ddim" or "dpmpp_2m" (`multistep`; eta = 0 only).
-        The background's are DDIM's, which its inversion undoes, with either.
+      table: One of `schedules.sampling_table`, on the levels of the inversion.
+      trajectory: [S + 1, B, h, w, C], from `masked_invert` on the same levels, is
+        replayed; None recomputes the background.
+      eta: A Python float; 0 is DDIM. Noise is added inside the mask only.
+      key: Draws that noise; needed for eta > 0.
+      solver: What moves the defect, "ddim" or "dpmpp_2m" (`multistep`; eta = 0 only).
+        The background moves by DDIM, which its inversion undoes, with either.
 
     Returns:
       [B, h, w, C] float32 at tau_0.
     """
     _check_shapes(start, mask)
     schedules.check_direction(table, "sampling", "compose_sample")
-    _check_options(table, background, trajectory, start, eta, key, solver)
     num_steps = table.timesteps.shape[0]
-    replay = background == "replay"
+    replay = trajectory is not None
+    check_choice("solver", solver, SOLVERS)
+    if eta < 0 or (eta > 0) != (key is not None) or (eta and solver != "ddim"):
+        raise UserError(
+            f"eta={eta} with solver={solver!r} and {'no' if key is None else 'a'} key: "
+            "eta > 0 needs a key and solver='ddim', eta = 0 takes no key"
+        )
+    if replay and trajectory.shape != (num_steps + 1, *start.shape):
+        raise UserError(
+            f"trajectory has shape {trajectory.shape}, wanted "
+            f"{(num_steps + 1, *start.shape)}: invert and sample on the same levels"
+        )
     # Sampling move j leaves tau_{S-j}; row 0 of the trajectory is where it all ends.
     stored = trajectory[:0:-1].astype(jnp.float32) if replay else None
     keys = jax.random.split(key, num_steps) if eta else None
@@ -194,43 +200,4 @@ def _check_shapes(latents: Array, mask: Array) -> None:
         raise UserError(
             f"mask has shape {mask.shape}; latents of shape {latents.shape} want "
             f"{(*latents.shape[:3], 1)}: resize the mask to the latents' grid"
-        )
-
-
-def _check_options(
-    table: Table,
-    background: str,
-    trajectory: Array | None,
-    start: Array,
-    eta: float,
-    key: PRNGKey | None,
-    solver: str,
-) -> None:
-    for name, value, known in (
-        ("background", background, BACKGROUNDS),
-        ("solver", solver, SOLVERS),
-    ):
-        if value not in known:
-            raise UserError(f"{name}={value!r} is not one of {', '.join(known)}")
-    if eta and solver != "ddim":
-        raise UserError(
-            f"solver={solver!r} with eta={eta}: it draws no noise; set eta=0, or "
-            "solver='ddim'"
-        )
-    if (trajectory is not None) != (background == "replay"):
-        given = "none" if trajectory is None else "one"
-        raise UserError(
-            f"background={background!r} was given {given} for trajectory; pass that of "
-            "masked_invert(keep_trajectory=True) with 'replay', and only then"
-        )
-    wanted = (table.timesteps.shape[0] + 1, *start.shape)
-    if trajectory is not None and trajectory.shape != wanted:
-        raise UserError(
-            f"trajectory has shape {trajectory.shape}, wanted {wanted}: invert and "
-            "sample on the same levels"
-        )
-    if eta < 0 or (eta > 0) != (key is not None):
-        raise UserError(
-            f"eta={eta} with key={'None' if key is None else 'given'}: "
-            "eta > 0 needs a key, eta = 0 takes none"
         )

@@ -25,7 +25,7 @@ def change_weights(table: Table) -> Array:
     walk's error of second order.
 
     Args:
-      table: of `schedules.sampling_table`, S rows, on the host or traced.
+      table: One of `schedules.sampling_table`, S rows, on the host or traced.
     """
     sigma_from, sigma_to = jnp.asarray(table.sigma_from), jnp.asarray(table.sigma_to)
     ratio = sigma_to / sigma_from
@@ -37,14 +37,5 @@ def change_weights(table: Table) -> Array:
 
 
 def clean(scaled: Array, noise_pred: Array, sigma: Array) -> Array:
-    """Returns D = u - sigma * noise_pred, the guess at the clean latents.
-
-    Args:
-      scaled: [B, h, w, C] float32, u at the level of `sigma`.
-      noise_pred: [B, h, w, C] of any float type, the estimate there.
-      sigma: float32 scalar.
-
-    Returns:
-      [B, h, w, C] float32.
-    """
+    """Returns D = u - sigma * noise_pred [B, h, w, C], the guess at clean latents."""
     return scaled - sigma * noise_pred.astype(jnp.float32)

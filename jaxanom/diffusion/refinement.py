@@ -2,24 +2,15 @@
 
 arXiv 2411.16767 returns a refined mask m*, whose formula (Eq. 13) is not public; this
 is our reading. The generated image is compared with the same pipeline's output without
-a defect, so that autoencoder and inversion errors cancel, and m* = m AND (change >
-thr).
+a defect, so that autoencoder and inversion errors cancel: m* = m AND (change > thr).
 
 The threshold is Otsu's, over the pixels of the dilated mask: the ring outside the mask
 is unchanged by construction and supplies the second class even where all of m changed.
-Otsu always splits, however: where nothing was drawn it splits rounding noise in two and
-would keep about half of the mask. So the fixed threshold is a floor under Otsu's, not
-only its replacement: change that stays under it everywhere gives an empty mask.
-
-Where one defect has a strong middle and a weak rim, Otsu's threshold lies between the
-two, and pixels that changed visibly are called normal. The floor alone (`otsu` False)
-keeps all of them.
-
-Everything is jnp and batched except `drop_small`: connected regions have no fixed
-shape, and masks leave for the disk here anyway, so that part runs on the host.
+Otsu always splits, though, and would split rounding noise where nothing was drawn: so a
+fixed threshold is the floor under his. Where a defect has a strong middle and a weak
+rim he splits between the two, and pixels that changed visibly are called normal; the
+floor alone (`otsu` False) keeps them all.
 """
-
-from typing import NamedTuple
 
 import chex
 import jax
@@ -35,50 +26,6 @@ WINDOW = 5
 WINDOW_SIGMA = 1.1
 
 
-class Refined(NamedTuple):
-    """Masks of what was drawn, on the host.
-
-    Attributes:
-      mask: [B, H, W] bool, m*.
-      kept: [B] float32, |m*| / |m|; 0 where the requested mask was empty.
-      empty: [B] bool; such a pair shows no defect: label it normal or discard it.
-      threshold: [B] float32, the change that counted as drawn.
-    """
-
-    mask: np.ndarray
-    kept: np.ndarray
-    empty: np.ndarray
-    threshold: np.ndarray
-
-
-def refine(
-    generated: Array,
-    reference: Array,
-    mask: Array,
-    floor: float = 0.08,
-    dilation: int = 8,
-    min_fraction: float = 5e-4,
-    otsu: bool = True,
-) -> Refined:
-    """Returns the refined masks of a batch; waits for the device.
-
-    Args:
-      generated, reference: [B, H, W, 3] in [0, 1], with and without the defect.
-      mask: [B, H, W], binary, 1 = defect asked for.
-      floor: least change in [0, 1] intensity that counts as drawn.
-      dilation: pixels of unchanged ring for Otsu's second class; the default is one
-        cell of a latent grid eight times coarser than the image.
-      min_fraction: regions under this share of the image are dropped.
-      otsu: False takes the floor for the threshold.
-    """
-    found, threshold = changed(generated, reference, mask, floor, dilation, otsu)
-    asked = np.asarray(mask) > 0.5
-    kept_mask = drop_small(np.asarray(found), min_fraction)
-    area = kept_mask.sum((1, 2))
-    kept = area / np.maximum(asked.sum((1, 2)), 1)
-    return Refined(kept_mask, kept.astype(np.float32), area == 0, np.asarray(threshold))
-
-
 def changed(
     generated: Array,
     reference: Array,
@@ -87,7 +34,15 @@ def changed(
     dilation: int = 8,
     otsu: bool = True,
 ) -> tuple[Array, Array]:
-    """The part of `refine` that runs on the device: all but dropping small regions.
+    """Finds what was drawn: the refined masks but for `drop_small`, on the device.
+
+    Args:
+      generated, reference: [B, H, W, 3] in [0, 1], with and without the defect.
+      mask: [B, H, W], binary, 1 = where a defect was requested.
+      floor: Least change in [0, 1] intensity that counts as drawn.
+      dilation: Pixels of unchanged ring for Otsu's second class; the default is one
+        cell of a latent grid eight times coarser than the image.
+      otsu: False takes the floor for the threshold.
 
     Returns:
       ([B, H, W] bool, [B] float32 thresholds).
@@ -144,7 +99,7 @@ def otsu_threshold(values: Array, region: Array) -> Array:
 
     Args:
       values: [...] float32.
-      region: [...] bool; the values outside it are not looked at.
+      region: [...] bool; values outside it are not looked at.
 
     Returns:
       A float32 scalar; 0 for an empty region.
@@ -172,10 +127,7 @@ def drop_small(masks: np.ndarray, min_fraction: float = 5e-4) -> np.ndarray:
 
     Args:
       masks: [B, H, W] bool.
-      min_fraction: of H * W.
-
-    Returns:
-      [B, H, W] bool.
+      min_fraction: Least share of H * W that a region has to cover.
     """
     least = min_fraction * masks.shape[1] * masks.shape[2]
     kept = np.zeros(masks.shape, bool)

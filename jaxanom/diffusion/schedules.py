@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 from jaxanom.types import Array
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -49,7 +49,7 @@ def betas(
     diffusion models use it; "squaredcos_cap_v2" is arXiv 2102.09672, eq. 17, capped at
     0.999, and reads neither `beta_start` nor `beta_end`.
     """
-    _check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
+    check_choice("beta_schedule", beta_schedule, BETA_SCHEDULES)
     if num_train_timesteps < 1:
         raise UserError(f"num_train_timesteps={num_train_timesteps} must be at least 1")
     if beta_schedule == "squaredcos_cap_v2":
@@ -72,7 +72,7 @@ def alphas_cumprod(
     beta_end: float = 0.012,
     beta_schedule: str = "scaled_linear",
 ) -> np.ndarray:
-    """Returns the cumulative products of 1 - beta, float64 [T], decreasing."""
+    """Returns the cumulative products of 1 - beta, float64 [T]; see `betas`."""
     steps = betas(num_train_timesteps, beta_start, beta_end, beta_schedule)
     return np.cumprod(1 - steps)
 
@@ -97,13 +97,9 @@ def levels(
     Raises:
       UserError: the grid would repeat a level or leave [0, T - 1].
     """
-    _check_choice("spacing", spacing, SPACINGS)
+    check_choice("spacing", spacing, SPACINGS)
     most = num_train_timesteps - 1 if spacing == "linspace" else num_train_timesteps
-    if not 1 <= num_steps <= most:
-        raise UserError(
-            f"num_steps={num_steps} with spacing={spacing!r} and num_train_timesteps="
-            f"{num_train_timesteps}: wanted 1 <= num_steps <= {most}"
-        )
+    _check_steps(num_steps, most, spacing, num_train_timesteps)
     if steps_offset and spacing != "leading":
         raise UserError(
             f"steps_offset={steps_offset} has no meaning with spacing={spacing!r}; "
@@ -127,31 +123,23 @@ def levels(
 
 
 def log_snr_levels(alphas_cumprod: np.ndarray, num_steps: int) -> np.ndarray:
-    """Returns noise levels that are even in log sigma, int32 [S + 1].
+    """Returns noise levels that are even in log sigma, int32 [S + 1], for few moves.
 
     arXiv 2206.00927, Sec. 3.4: half the log of the signal-to-noise ratio, -log sigma,
-    is the time in which a solver's error is even; this is for walks of few moves. From
-    index 1 to T - 1, each level at the nearest index; where the training indices lie
-    wider apart than the levels, at the clean end, one after the other. tau_0 is index
-    0, as in `levels` with "linspace".
+    is the time in which a solver's error is even. From index 1 to T - 1, each level at
+    the nearest index; where the training indices lie wider apart than the levels, at
+    the clean end, one after the other. tau_0 is index 0, as with "linspace".
 
     Args:
-      alphas_cumprod: float64 [T], decreasing.
+      alphas_cumprod: Float64 [T], decreasing.
       num_steps: S, at most T - 1.
-
-    Raises:
-      UserError: S does not fit.
     """
     last = len(alphas_cumprod) - 1
-    if not 1 <= num_steps <= last:
-        raise UserError(
-            f"num_steps={num_steps} with spacing='log_snr' and num_train_timesteps="
-            f"{last + 1}: wanted 1 <= num_steps <= {last}"
-        )
+    _check_steps(num_steps, last, "log_snr", last + 1)
     alphas = np.asarray(alphas_cumprod, np.float64)[1:]
     log_sigma = 0.5 * np.log(1 / alphas - 1)  # of indices 1 to T - 1
-    wanted = np.linspace(log_sigma[-1], log_sigma[0], num_steps)[::-1]
-    nearest = 1 + np.abs(log_sigma - wanted[:, None]).argmin(1)
+    even = np.linspace(log_sigma[-1], log_sigma[0], num_steps)[::-1]
+    nearest = 1 + np.abs(log_sigma - even[:, None]).argmin(1)
     number = np.arange(1, num_steps + 1)
     # No level twice, and room for those that follow.
     grid = np.maximum.accumulate(nearest - number) + number
@@ -168,18 +156,18 @@ def inversion_table(
     """Returns the moves tau_0 -> tau_S, from clean latents to noise.
 
     Args:
-      alphas_cumprod: float64 [T].
-      levels: int [S + 1], strictly increasing, from `levels`.
-      inversion_time: which end of a move the network is told of. "source" is eq. 8 of
-        arXiv 2411.16767; "target" is what inverse schedulers commonly do, and has the
-        smaller round-trip error.
-      final_alpha: alpha at tau_0; "one" for exactly 1, "first" for alphas_cumprod[0].
+      alphas_cumprod: Float64 [T].
+      levels: Int [S + 1], strictly increasing, from `levels`.
+      inversion_time: The end of a move that the network is told of. "source" is eq. 8
+        of arXiv 2411.16767; "target" is what inverse schedulers commonly do, and has
+        the smaller round-trip error.
+      final_alpha: Alpha at tau_0; "one" for exactly 1, "first" for alphas_cumprod[0].
     """
-    _check_choice("inversion_time", inversion_time, INVERSION_TIMES)
+    check_choice("inversion_time", inversion_time, INVERSION_TIMES)
     alpha, sigma = _noise_levels(alphas_cumprod, levels, final_alpha)
     steps = _network_timesteps(levels)
-    told = steps[:-1] if inversion_time == "source" else steps[1:]
-    return Table(told, alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], steps[1:])
+    seen = steps[:-1] if inversion_time == "source" else steps[1:]
+    return Table(seen, alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], steps[1:])
 
 
 def sampling_table(
@@ -187,7 +175,7 @@ def sampling_table(
 ) -> Table:
     """Returns the moves tau_S -> tau_0, from noise to clean latents.
 
-    Args as in `inversion_table`; the network is told of the level it leaves.
+    Arguments are as in `inversion_table`; the network is told of the level it leaves.
     """
     alpha, sigma = _noise_levels(alphas_cumprod, levels, final_alpha)
     alpha, sigma = alpha[::-1], sigma[::-1]
@@ -195,23 +183,29 @@ def sampling_table(
     return Table(steps[:-1], alpha[:-1], alpha[1:], sigma[:-1], sigma[1:], steps[1:])
 
 
-def check_direction(table: Table, wanted: str, caller: str) -> None:
+def _check_steps(num_steps: int, most: int, spacing: str, total: int) -> None:
+    if not 1 <= num_steps <= most:
+        raise UserError(
+            f"num_steps={num_steps} with spacing={spacing!r} and num_train_timesteps="
+            f"{total}: wanted 1 <= num_steps <= {most}"
+        )
+
+
+def check_direction(table: Table, direction: str, caller: str) -> None:
     """Refuses a table that walks the other way; traced tables pass unseen.
 
-    Args:
-      table: of host arrays, or of tracers.
-      wanted: "inversion" (noise grows) or "sampling" (noise falls).
-      caller: named in the message.
+    `direction` is "inversion" (noise grows) or "sampling" (noise falls), and `caller`
+    is named in the message.
     """
     if not isinstance(table.sigma_from, np.ndarray):
         return
     first, last = table.sigma_from[0], table.sigma_to[-1]
-    found = "inversion" if last > first else "sampling"
-    if found != wanted and first != last:
+    actual = "inversion" if last > first else "sampling"
+    if actual != direction and first != last:
         raise UserError(
-            f"{caller} walks a table of {wanted} and was given one of {found} "
+            f"{caller} walks a table of {direction} and was given one of {actual} "
             f"(sigma {first:.4g} -> {last:.4g}); build it with "
-            f"schedules.{wanted}_table"
+            f"schedules.{direction}_table"
         )
 
 
@@ -219,22 +213,18 @@ def _noise_levels(
     alphas_cumprod: np.ndarray, levels: np.ndarray, final_alpha: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns alpha and sigma at every level, float32 [S + 1] each."""
-    _check_choice("final_alpha", final_alpha, FINAL_ALPHAS)
+    check_choice("final_alpha", final_alpha, FINAL_ALPHAS)
     alphas = np.asarray(alphas_cumprod, np.float64)
     grid = np.asarray(levels)
     if alphas.ndim != 1 or np.any(alphas <= 0) or np.any(alphas > 1):
         raise UserError(
             f"alphas_cumprod of shape {alphas.shape} must be one row within (0, 1]"
         )
-    if grid.ndim != 1 or grid.size < 2 or np.any(np.diff(grid) <= 0):
+    rises = grid.ndim == 1 and grid.size > 1 and np.all(np.diff(grid) > 0)
+    if not rises or grid[1] < 0 or grid[-1] >= alphas.size:
         raise UserError(
-            f"levels={grid.tolist()} must be at least two, strictly increasing; "
-            "build them with schedules.levels"
-        )
-    if grid[1] < 0 or grid[-1] >= alphas.size:
-        raise UserError(
-            f"levels run from {grid[1]} to {grid[-1]} after tau_0; alphas_cumprod has "
-            f"indices 0 to {alphas.size - 1}"
+            f"levels={grid.tolist()} must be at least two, strictly increasing and, "
+            f"after tau_0, within 0 to {alphas.size - 1}; see schedules.levels"
         )
     alpha = alphas[np.maximum(grid, 0)]
     alpha[0] = 1.0 if final_alpha == "one" else alphas[0]
@@ -247,8 +237,3 @@ def _noise_levels(
 def _network_timesteps(levels: np.ndarray) -> np.ndarray:
     # tau_0 may lie before the first training index, which no network knows.
     return np.maximum(levels, 0).astype(np.int32)
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"{name}={value!r} is not one of {', '.join(choices)}")

@@ -1,4 +1,4 @@
-"""What a noise network is trained on: timestep draws, noised latents, targets, weights.
+"""What a noise network is trained on: timesteps, noised latents, targets, weights.
 
 `alphas_cumprod` is always the float64 host array of `schedules.alphas_cumprod`. Square
 roots are taken before the cast to float32, because 1 - alpha loses four digits in
@@ -10,19 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.errors import UserError
-from jaxanom.types import Array, NoiseFn, PRNGKey
+from jaxanom.types import Array, PRNGKey
 
 
-def draw_timesteps(
-    key: PRNGKey, batch_size: int, num_train_timesteps: int, first: int = 0
-) -> Array:
-    """Draws training indices uniformly from [first, num_train_timesteps), int32 [B]."""
-    if not 0 <= first < num_train_timesteps:
-        raise UserError(
-            f"first={first} must lie in [0, num_train_timesteps={num_train_timesteps})"
-        )
-    return jax.random.randint(key, (batch_size,), first, num_train_timesteps)
+def draw_timesteps(key: PRNGKey, batch_size: int, num_train_timesteps: int) -> Array:
+    """Draws training indices uniformly from [0, num_train_timesteps), int32 [B]."""
+    return jax.random.randint(key, (batch_size,), 0, num_train_timesteps)
 
 
 def add_noise(
@@ -31,7 +24,7 @@ def add_noise(
     """Returns sqrt(alpha_t) latents + sqrt(1 - alpha_t) noise, float32.
 
     Args:
-      latents, noise: [B, h, w, C].
+      latents, noise: [B, h, w, C]; the latents are clean.
       timesteps: [B] int32.
       alphas_cumprod: [T] float64, on the host.
     """
@@ -45,7 +38,7 @@ def velocity(
 ) -> Array:
     """Returns the velocity target sqrt(alpha_t) noise - sqrt(1 - alpha_t) latents.
 
-    arXiv 2202.00512, section 4. Args as in `add_noise`; the latents are clean.
+    arXiv 2202.00512, section 4; the arguments are those of `add_noise`.
     """
     chex.assert_equal_shape([latents, noise])
     signal, spread = _scales(alphas_cumprod, timesteps, latents.ndim)
@@ -62,40 +55,6 @@ def noise_from_velocity(
     chex.assert_equal_shape([velocity_pred, noised_latents])
     signal, spread = _scales(alphas_cumprod, timesteps, noised_latents.ndim)
     return signal * velocity_pred.astype(jnp.float32) + spread * noised_latents
-
-
-def clean_from_noise(
-    noise_pred: Array,
-    noised_latents: Array,
-    timesteps: Array,
-    alphas_cumprod: np.ndarray,
-) -> Array:
-    """Returns (z_t - sqrt(1 - alpha_t) noise_pred) / sqrt(alpha_t), float32."""
-    chex.assert_equal_shape([noise_pred, noised_latents])
-    signal, spread = _scales(alphas_cumprod, timesteps, noised_latents.ndim)
-    return (noised_latents - spread * noise_pred.astype(jnp.float32)) / signal
-
-
-def noise_fn_from_velocity(velocity_fn: NoiseFn, alphas_cumprod: np.ndarray) -> NoiseFn:
-    """Makes a velocity network a noise function, so walks need no second form."""
-
-    def noise_fn(latents: Array, timesteps: Array) -> Array:
-        velocity_pred = velocity_fn(latents, timesteps)
-        return noise_from_velocity(velocity_pred, latents, timesteps, alphas_cumprod)
-
-    return noise_fn
-
-
-def min_snr_weights(
-    timesteps: Array, alphas_cumprod: np.ndarray, gamma: float = 5.0
-) -> Array:
-    """Returns min(snr, gamma) / snr per row, [B] float32, for noise regression.
-
-    arXiv 2303.09556, eq. 9 in the noise parametrisation; snr = alpha / (1 - alpha).
-    """
-    alphas = np.asarray(alphas_cumprod, np.float64)
-    weights = np.minimum(1.0, gamma * (1 - alphas) / alphas)
-    return jnp.asarray(weights, jnp.float32)[timesteps]
 
 
 def velocity_weights(timesteps: Array, alphas_cumprod: np.ndarray) -> Array:

@@ -12,9 +12,9 @@ class Threshold(NamedTuple):
     """Where an image starts to count as anomalous.
 
     Attributes:
-      value: an image with a higher score is called anomalous.
-      false_alarm_rate: bound on the probability that a new normal image is, in (0, 1].
-      num_normal: normal images it rests on.
+      value: An image with a higher score is called anomalous.
+      false_alarm_rate: Bound on the probability that a new normal image is, in (0, 1].
+      num_normal: Normal images it rests on.
     """
 
     value: float
@@ -31,11 +31,11 @@ def from_normals(image_score: np.ndarray, false_alarm_rate: float = 0.05) -> Thr
     the highest score of n bounds it by 1 / (n + 1), and that is then what is returned.
 
     Args:
-      image_score: [n] of normal images that nothing was trained on.
-      false_alarm_rate: wanted bound, in (0, 1).
+      image_score: [n], scores of normal images that nothing was trained on.
+      false_alarm_rate: The bound that is aimed at, in (0, 1).
 
     Raises:
-      UserError: no score, one that is no number, or a rate outside (0, 1).
+      UserError: No score, one that is no number, or a rate outside (0, 1).
     """
     values = np.sort(np.asarray(image_score, np.float64).ravel())
     if not 0 < false_alarm_rate < 1:

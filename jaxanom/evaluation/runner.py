@@ -33,14 +33,15 @@ def evaluate(
     there only if no category defines it.
 
     Args:
-      predict: batch -> predictions; compiled and bound to parameters by the caller.
-      batches: padded batches (types.py).
-      metrics: by any name; the results carry the names that `finalize` gives.
-      categories: names by `category_id`; numbers are used by default.
-      curves: functions of the state of the metric of the same name.
-      keep_indices: values of `index` whose pictures are returned, at most 64.
+      predict: From a batch to predictions; compiled, and bound to parameters.
+      batches: Padded batches (types.py).
+      metrics: Metrics by any name; results carry the names that `finalize` gives.
+      categories: Names by `category_id`; numbers are used by default.
+      curves: Functions of the state of the metric of the same name.
+      keep_indices: Values of `index` whose pictures are returned, at most 64.
       gather: (predictions, batch) -> the same on the host. Needed on several
         processes; otherwise each metric fetches what it reads.
+      pooled: Images of all categories count together, as the category "all".
 
     Returns:
       `mean`: {metric: float}; `per_category`: {category: {metric: float}};
@@ -76,22 +77,22 @@ def evaluate(
     if not states:
         raise UserError("no batch holds a valid image; the split is empty")
 
-    shown = sorted({example["category_id"] for example in examples})
-    of_example = _names(shown, categories) if shown else {}
-    names = {0: "all"} if pooled else _names(sorted(states), categories)
+    numbers = sorted(states)
+    names = ["all"] if pooled else [_name(number, categories) for number in numbers]
+    named = dict(zip(names, numbers, strict=True))
     per_category = {
-        names[number]: _finalize(metrics, states[number]) for number in sorted(states)
+        name: _finalize(metrics, states[number]) for name, number in named.items()
     }
     order = {index: place for place, index in enumerate(keep_indices)}
     for example in examples:
-        example["category"] = of_example[example.pop("category_id")]
+        example["category"] = _name(example.pop("category_id"), categories)
     return {
         "mean": mean_over_categories(per_category),
         "per_category": per_category,
-        "num_images": {names[number]: num_images[number] for number in sorted(states)},
+        "num_images": {name: num_images[number] for name, number in named.items()},
         "curves": {
-            names[number]: _curves(curves or {}, states[number])
-            for number in sorted(states)
+            name: _curves(curves or {}, states[number])
+            for name, number in named.items()
         },
         "examples": sorted(examples, key=lambda example: order[example["index"]]),
     }
@@ -115,11 +116,11 @@ def _finalize(
 ) -> dict[str, float]:
     results: dict[str, float] = {}
     for name, metric in metrics.items():
-        found = metric.finalize(states[name])
-        twice = sorted(results.keys() & found.keys())
+        values = metric.finalize(states[name])
+        twice = sorted(results.keys() & values.keys())
         if twice:
             raise UserError(f"two metrics report {twice}; drop one of them")
-        results.update(found)
+        results.update(values)
     return results
 
 
@@ -137,11 +138,11 @@ def _curves(
 def _kept(
     predictions: Predictions, batch: Batch, keep_indices: Collection[int]
 ) -> list[dict[str, Any]]:
-    """Copies the chosen valid rows of a batch to the host."""
+    """Copies valid rows of a batch that are to be kept to the host."""
     if len(keep_indices) == 0:
         return []
     indices = np.asarray(batch["index"])
-    chosen = np.isin(indices, list(keep_indices)) & np.asarray(batch["valid"], bool)
+    kept = np.isin(indices, list(keep_indices)) & np.asarray(batch["valid"], bool)
     mask, std = batch.get("mask"), predictions.anomaly_map_std
     return [
         {
@@ -154,16 +155,16 @@ def _kept(
             "anomaly_map_std": None if std is None else np.array(std[row]),
             "image_score": float(predictions.image_score[row]),
         }
-        for row in np.flatnonzero(chosen)
+        for row in np.flatnonzero(kept)
     ]
 
 
-def _names(numbers: Sequence[int], categories: Sequence[str] | None) -> dict[int, str]:
+def _name(number: int, categories: Sequence[str] | None) -> str:
     if categories is None:
-        return {number: str(number) for number in numbers}
-    if numbers[0] < 0 or numbers[-1] >= len(categories):
+        return str(number)
+    if not 0 <= number < len(categories):
         raise UserError(
-            f"category_id {numbers[0]} to {numbers[-1]}, but {len(categories)} "
-            "categories were named; pass Dataset.categories"
+            f"category_id is {number}, but {len(categories)} categories were named; "
+            "pass Dataset.categories"
         )
-    return {number: categories[number] for number in numbers}
+    return categories[number]

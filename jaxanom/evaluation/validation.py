@@ -17,15 +17,10 @@ from jaxanom.types import Frozen, Params
 def labelled(
     dataset: catalog.Dataset, numbers: Sequence[int], categories: Sequence[str]
 ) -> tuple[int, ...]:
-    """Picks the records of some categories.
-
-    Args:
-      dataset: of the records.
-      numbers: to pick from, such as those a run is tested on.
-      categories: wanted; each must be there.
+    """Picks the records of some categories from `numbers`, such as a run's test images.
 
     Raises:
-      UserError: a category without images among `numbers`.
+      UserError: A category has no images among `numbers`.
     """
     present = {dataset.records[number].category for number in numbers}
     missing = sorted(set(categories) - present)
@@ -50,11 +45,11 @@ def make_measure(
 
     Args:
       predict: {phase name: how that phase predicts}.
-      dataset, numbers: labelled images.
+      dataset, numbers: The labelled images.
       metrics: {phase name: a metric of images or pixels}.
-      batch_size: of prediction.
-      mesh: that batches are spread over.
-      seed: of the draws of prediction, the same at every call.
+      batch_size: Rows of every batch.
+      mesh: The mesh over which batches are spread.
+      seed: Decides the draws of prediction, the same at every call.
     """
     source = catalog.source(dataset, numbers)
     compiled = {phase: jax.jit(function) for phase, function in predict.items()}
@@ -71,12 +66,11 @@ def make_measure(
             for batch in pipeline.finite_batches(source, batch_size)
         )
         apply, level = compiled[phase], metrics[phase].split("_")[0]
-        found = runner.evaluate(
+        results = runner.evaluate(
             lambda batch: apply(params, frozen, batch, key),
             batches,
             {level: known[level]},
-            categories=dataset.categories,
         )
-        return found["mean"][metrics[phase]]
+        return results["mean"][metrics[phase]]
 
     return measure

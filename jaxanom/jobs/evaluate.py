@@ -54,8 +54,7 @@ def evaluate(
     protocol = protocols.image_detection(rescale)
     without_masks = sorted(catalog.unmasked(dataset, division.test))
     if not without_masks:
-        protocol = protocols.few_shot_supervised(rescale=rescale)
-        protocol = protocols.with_spread(protocol)
+        protocol = protocols.few_shot_supervised(rescale)
     protocol, pooled = protocols.with_classes(protocol, prepared.method.target)
     source = catalog.source(dataset, division.test)
     size = prepared.config.data.batch_size

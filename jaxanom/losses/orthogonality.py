@@ -3,6 +3,7 @@
 import chex
 import jax.numpy as jnp
 
+from jaxanom.losses import denoising
 from jaxanom.types import Array
 
 
@@ -18,12 +19,7 @@ def squared_cosine(features: Array, valid: Array | None = None) -> Array:
     """
     chex.assert_rank(features, 3)
     features = features.astype(jnp.float32)
-    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    unit = features / norms
+    unit = features / jnp.linalg.norm(features, axis=-1, keepdims=True)
     cosine = jnp.einsum("nbd,ncd->nbc", unit, unit)
     apart = 1 - jnp.eye(features.shape[1])
-    per_row = jnp.mean(cosine**2 * apart, (1, 2))  # [N]
-    if valid is None:
-        return jnp.mean(per_row)
-    total = jnp.sum(jnp.where(valid, per_row, 0.0))
-    return total / jnp.maximum(jnp.sum(valid), 1)
+    return denoising.row_mean(jnp.mean(cosine**2 * apart, (1, 2)), valid)

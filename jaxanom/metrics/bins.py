@@ -22,8 +22,8 @@ def bin_index(values: Array, mantissa_bits: int = MANTISSA_BITS) -> Array:
     meaning as near 0. Negative values mirror the positive ones; -0 and 0 are one bin.
 
     Args:
-      values: any shape, cast to float32.
-      mantissa_bits: bits of the mantissa that are kept.
+      values: Any shape, cast to float32.
+      mantissa_bits: Bits of the mantissa that are kept.
 
     Returns:
       int32 of the same shape in [0, num_bins); NaN lies above infinity.

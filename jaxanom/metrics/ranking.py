@@ -2,17 +2,16 @@
 
 All three depend on the scores only through their order, so they are functions of
 `Counts`: how many positives and negatives share each score, highest score first.
-`exact` keeps every score on the host (images), `pixels` too while they fit; `histogram`
-counts scores in fixed bins on the device, where scores that share a bin count as tied,
-in every metric alike.
+`images` keeps every score on the host, `pixels` too while they fit; `histogram` counts
+scores in fixed bins on the device, where scores that share a bin count as tied, in
+every metric alike.
 
 NaN is an answer: it says that a quantity is undefined. Without positives all three are
 NaN, without negatives AUROC is. A NaN *score* is an error.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,6 @@ from jaxanom.errors import UserError
 from jaxanom.metrics import bins
 from jaxanom.types import Array, Batch, Predictions
 
-Level = Literal["image", "pixel"]
 Rescale = Callable[[np.ndarray], np.ndarray]
 """Score parts [N, K] of all images of a category -> scores [N]."""
 
@@ -53,7 +51,7 @@ class Curve(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """State of `exact`: [N] float32 scores and [N] bool, True = positive.
+    """State of `images`: [N] float32 scores and [N] bool, True = positive.
 
     With `rescale`, [N, K] parts of scores instead.
     """
@@ -110,12 +108,11 @@ def average_precision(counts: Counts) -> float:
 
 def f1_max(counts: Counts) -> float:
     """The largest F1 over all thresholds."""
-    num_positives = counts.positives.sum()
-    if num_positives == 0:
-        return float("nan")
     hits = np.cumsum(counts.positives)
+    if not counts.positives.any():
+        return float("nan")
     flagged = hits + np.cumsum(counts.negatives)
-    return float(np.max(2 * hits / (flagged + num_positives)))
+    return float(np.max(2 * hits / (flagged + hits[-1])))
 
 
 def curves(counts: Counts) -> dict[str, Curve]:
@@ -127,17 +124,16 @@ def curves(counts: Counts) -> dict[str, Curve]:
         point, so that the steps enclose the average precision.
     """
     num_positives, num_negatives = counts.positives.sum(), counts.negatives.sum()
-    found = {}
+    by_name = {}
     if num_positives and num_negatives:
         x = np.append(0, np.cumsum(counts.negatives)) / num_negatives
         y = np.append(0, np.cumsum(counts.positives)) / num_positives
-        found["roc"] = thin(x, y)
+        by_name["roc"] = thin(x, y)
     if num_positives:
         precision, recall = _precision_recall(counts)
-        found["precision_recall"] = thin(
-            np.append(0, recall), np.append(precision[:1], precision)
-        )
-    return found
+        steps = np.append(0, recall), np.append(precision[:1], precision)
+        by_name["precision_recall"] = thin(*steps)
+    return by_name
 
 
 def thin(x: np.ndarray, y: np.ndarray, limit: int = CURVE_POINTS) -> Curve:
@@ -184,50 +180,36 @@ def count_pixels(state: Pixels | Histogram) -> Counts:
 
 
 def count_histogram(state: Histogram) -> Counts:
-    """Reads the occupied bins.
-
-    Raises:
-      UserError: some scores were NaN.
-    """
+    """Reads the occupied bins; a NaN among the scores is a UserError."""
     low, high = (np.asarray(digit, dtype=np.int64) for digit in state)
     total = low + (high << _DIGIT_BITS)
-    octave = (total.shape[1] - 1) // 534
-    infinity = (256 + 22 + 255) * octave + 1  # NaN has larger bit patterns
+    infinity = int(bins.bin_index(jnp.inf))  # NaN has larger bit patterns
     refuse_nan(int(total[:, infinity + 1 :].sum()))
     occupied = np.flatnonzero(total.sum(axis=0))[::-1]
     return Counts(positives=total[1, occupied], negatives=total[0, occupied])
 
 
-def exact(level: Level, rescale: Rescale | None = None) -> Metric:
-    """AUROC, AP and F1-max of all scores, kept on the host (5 bytes a sample).
+def images(rescale: Rescale | None = None) -> Metric:
+    """AUROC, AP and F1-max of `image_score` by `label`; keeps all scores on the host.
 
     Args:
-      level: "image" ranks `image_score` by `label`; "pixel" ranks `anomaly_map` by
-        `mask` >= 0.5, and skips batches without a mask.
-      rescale: `Method.rescale`, for images only: what is ranked is its result on the
-        `score_parts` of all images, a transductive protocol.
+      rescale: `Method.rescale`; what is ranked is its result on the `score_parts` of
+        all images, a transductive protocol.
     """
 
     def init() -> Scores:
         return Scores(np.zeros(0, np.float32), np.zeros(0, bool))
 
     def update(state: Scores, predictions: Predictions, batch: Batch) -> Scores:
-        if _targets(level, batch) is None:
-            return state
-        valid = np.asarray(batch["valid"], bool)
-        scores, positive = _select(level, predictions, batch)
-        scores = np.asarray(scores, np.float32)[valid].ravel()
-        if rescale is not None:
-            scores = np.asarray(predictions.score_parts, np.float32)[valid]  # [B, K]
-        refuse_nan(int(np.isnan(scores).sum()))
+        positive = _positives("image", predictions.image_score, batch["label"])
+        parts = predictions.image_score if rescale is None else predictions.score_parts
+        scores, positive = _valid_rows(parts, positive, batch)
         before = state.scores.reshape(-1, *scores.shape[1:])
-        return Scores(
-            np.concatenate([before, scores]),
-            np.append(state.positive, np.asarray(positive)[valid].ravel()),
-        )
+        positive = np.append(state.positive, positive)
+        return Scores(np.concatenate([before, scores]), positive)
 
     def finalize(state: Scores) -> dict[str, float]:
-        return _summary(level, count_scores(rescaled(state, rescale)))
+        return _summary("image", count_scores(rescaled(state, rescale)))
 
     return Metric(init, update, finalize)
 
@@ -242,14 +224,14 @@ def rescaled(state: Scores, rescale: Rescale | None) -> Scores:
 def pixels(limit: int = PIXEL_LIMIT) -> Metric:
     """AUROC, AP and F1-max of pixels: exact up to `limit` of them, then from counts.
 
-    Equal to `exact("pixel")`; on a CPU it takes about twice the time of `histogram`. A
-    category of more pixels is counted by `histogram`, all of them, so memory stays
-    bounded.
+    Batches without a mask are skipped. On a CPU it takes about twice the time of
+    `histogram`. A category of more pixels is counted by `histogram`, all of them, so
+    memory stays bounded.
 
     Args:
-      limit: pixels that are kept on the host, 4 bytes each.
+      limit: Pixels that are kept on the host, 4 bytes each.
     """
-    counted = histogram("pixel")
+    counted = histogram()
 
     def init() -> Pixels:
         return Pixels((), ())
@@ -259,13 +241,11 @@ def pixels(limit: int = PIXEL_LIMIT) -> Metric:
     ) -> Pixels | Histogram:
         if isinstance(state, Histogram):
             return counted.update(state, predictions, batch)
-        if _targets("pixel", batch) is None:
+        if batch.get("mask") is None:
             return state
-        valid = np.asarray(batch["valid"], bool)
-        scores, positive = _select("pixel", predictions, batch)
-        scores = np.asarray(scores, np.float32)[valid]
-        positive = np.asarray(positive)[valid]
-        refuse_nan(int(np.isnan(scores).sum()))
+        values = predictions.anomaly_map
+        positive = _positives("pixel", values, batch["mask"])
+        scores, positive = _valid_rows(values, positive, batch)
         state = Pixels(
             (*state.positives, scores[positive]), (*state.negatives, scores[~positive])
         )
@@ -275,31 +255,26 @@ def pixels(limit: int = PIXEL_LIMIT) -> Metric:
     return Metric(init, update, lambda state: _summary("pixel", count_pixels(state)))
 
 
-def histogram(level: Level, mantissa_bits: int = bins.MANTISSA_BITS) -> Metric:
-    """AUROC, AP and F1-max from integer counts in `bins.num_bins` bins.
+def histogram() -> Metric:
+    """AUROC, AP and F1-max of pixels from integer counts in `bins.num_bins` bins.
 
-    One pass, jittable, constant memory (4.4 MB by default), no range to set: see
-    `bins.bin_index`. Equal to `exact` on scores rounded to `mantissa_bits`. A batch
-    must hold fewer than 2**30 samples, all of them together fewer than 2**61 a bin.
-
-    Args:
-      level: as in `exact`.
-      mantissa_bits: 1 to 12; every further bit halves bins and doubles memory.
+    One pass, jittable, 4.4 MB, no range to set: see `bins.bin_index`. Scores of a bin
+    count as tied. Batches without a mask are skipped. A batch must hold fewer than
+    2**30 pixels, all of them together fewer than 2**61 a bin.
     """
-    if not 1 <= mantissa_bits <= 12:
-        raise UserError(f"mantissa_bits={mantissa_bits}; choose 1 to 12")
-    shape = (2, bins.num_bins(mantissa_bits))
+    shape = (2, bins.num_bins())
 
     def init() -> Histogram:
         return Histogram(np.zeros(shape, np.int32), np.zeros(shape, np.int32))
 
     def update(state: Histogram, predictions: Predictions, batch: Batch) -> Histogram:
-        if _targets(level, batch) is None:
+        if batch.get("mask") is None:
             return state
-        values, positive = _select(level, predictions, batch)
-        return _add(state, values, positive, batch["valid"], mantissa_bits)
+        values = predictions.anomaly_map
+        positive = _positives("pixel", values, batch["mask"])
+        return _add(state, values, positive, batch["valid"])
 
-    return Metric(init, update, lambda state: _summary(level, count_histogram(state)))
+    return Metric(init, update, lambda state: _summary("pixel", count_histogram(state)))
 
 
 def refuse_nan(number: int) -> None:
@@ -310,16 +285,14 @@ def refuse_nan(number: int) -> None:
         )
 
 
-@functools.partial(jax.jit, static_argnames="mantissa_bits")
-def _add(
-    state: Histogram, values: Array, positive: Array, valid: Array, mantissa_bits: int
-) -> Histogram:
+@jax.jit
+def _add(state: Histogram, values: Array, positive: Array, valid: Array) -> Histogram:
     """Adds one batch; values [B, ...], positive [B, ...] bool, valid [B]."""
     if values.size >= 2**_DIGIT_BITS:
         raise UserError(f"{values.size} samples in one batch; use fewer than 2**30")
-    count = bins.num_bins(mantissa_bits)
+    count = bins.num_bins()
     valid = jnp.asarray(valid, bool).reshape((-1,) + (1,) * (values.ndim - 1))
-    index = bins.bin_index(values, mantissa_bits) + count * positive.astype(jnp.int32)
+    index = bins.bin_index(values) + count * positive.astype(jnp.int32)
     ones = jnp.broadcast_to(valid, values.shape).astype(jnp.int32)
     counts = jnp.zeros(2 * count, jnp.int32).at[index.ravel()].add(ones.ravel())
     low = state.low + counts.reshape(2, count)  # < 2**31: both terms are < 2**30
@@ -329,7 +302,7 @@ def _add(
 
 def _in_bins(state: Pixels) -> Histogram:
     """Counts what was kept, in pieces of one size, as counting compiles for a size."""
-    found = histogram("pixel").init()
+    counted = histogram().init()
     for target, chunks in enumerate(state):
         scores = _joined(chunks)
         for start in range(0, len(scores), _PIECE):
@@ -337,28 +310,32 @@ def _in_bins(state: Pixels) -> Histogram:
             valid = np.arange(_PIECE) < len(piece)
             piece = np.pad(piece, (0, _PIECE - len(piece)))
             positive = np.full(_PIECE, target == 0)
-            found = _add(found, piece, positive, valid, bins.MANTISSA_BITS)
-    return found
+            counted = _add(counted, piece, positive, valid)
+    return counted
 
 
 def _joined(chunks: tuple[np.ndarray, ...]) -> np.ndarray:
     return np.concatenate(chunks) if chunks else np.zeros(0, np.float32)
 
 
-def _targets(level: Level, batch: Batch) -> Any:
-    return batch["label"] if level == "image" else batch.get("mask")
-
-
-def _select(level: Level, predictions: Predictions, batch: Batch) -> tuple[Any, Any]:
-    """Returns scores and, of the same shape, which of them are positives."""
-    targets = _targets(level, batch)
-    values = predictions.image_score if level == "image" else predictions.anomaly_map
+def _positives(what: str, values: Any, targets: Any) -> Any:
+    """Says which of the scores, of the same shape as their targets, are positives."""
     if values.shape != targets.shape:
         raise UserError(
-            f"{level} scores have shape {values.shape}, targets {targets.shape}; "
+            f"{what} scores have shape {values.shape}, targets {targets.shape}; "
             "predict at the size of the mask"
         )
-    return values, targets >= 0.5
+    return targets >= 0.5
+
+
+def _valid_rows(
+    values: Any, positive: Any, batch: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scores and positives of valid rows on the host."""
+    valid = np.asarray(batch["valid"], bool)
+    scores = np.asarray(values, np.float32)[valid]
+    refuse_nan(int(np.isnan(scores).sum()))
+    return scores, np.asarray(positive)[valid]
 
 
 def _precision_recall(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
@@ -366,7 +343,7 @@ def _precision_recall(counts: Counts) -> tuple[np.ndarray, np.ndarray]:
     return hits / (hits + np.cumsum(counts.negatives)), hits / hits[-1]
 
 
-def _summary(level: Level, counts: Counts) -> dict[str, float]:
+def _summary(level: str, counts: Counts) -> dict[str, float]:
     return {
         f"{level}_auroc": auroc(counts),
         f"{level}_ap": average_precision(counts),

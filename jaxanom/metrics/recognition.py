@@ -15,6 +15,9 @@ from jaxanom.types import Batch, Predictions
 NUM_BINS = 15
 
 
+NAMES = ("accuracy", "nll", "ece", "mutual_information")
+
+
 class Answers(NamedTuple):
     """State of `exact`: one entry per valid image.
 
@@ -31,12 +34,11 @@ class Answers(NamedTuple):
     disagreement: np.ndarray
 
 
-def exact(target: str, num_bins: int = NUM_BINS) -> Metric:
+def exact(target: str) -> Metric:
     """Accuracy, NLL in nats, calibration error and mutual information of images.
 
     Args:
-      target: batch entry that holds the class, [B] int.
-      num_bins: of the calibration error.
+      target: The batch entry that holds the class, [B] int.
     """
 
     def init() -> Answers:
@@ -44,21 +46,21 @@ def exact(target: str, num_bins: int = NUM_BINS) -> Metric:
 
     def update(state: Answers, predictions: Predictions, batch: Batch) -> Answers:
         valid = np.asarray(batch["valid"], bool)
-        wanted = np.asarray(batch[target])[valid]
+        truth = np.asarray(batch[target])[valid]
         probability = np.asarray(predictions.classes.probability, np.float64)[valid]
         if np.isnan(probability).any():
             raise UserError("a class probability is NaN; the parameters are damaged")
-        rows = np.arange(len(wanted))
+        rows = np.arange(len(truth))
         # A float32 probability of 0 stands for one below its smallest number.
         floor = np.finfo(np.float32).tiny
-        found = Answers(
-            probability.argmax(-1) == wanted,
+        answers = Answers(
+            probability.argmax(-1) == truth,
             probability.max(-1),
-            np.log(np.maximum(probability[rows, wanted], floor)),
+            np.log(np.maximum(probability[rows, truth], floor)),
             np.asarray(predictions.classes.mutual_information, np.float64)[valid],
         )
         return Answers(
-            *(np.concatenate(pair) for pair in zip(state, found, strict=True))
+            *(np.concatenate(pair) for pair in zip(state, answers, strict=True))
         )
 
     def finalize(state: Answers) -> dict[str, float]:
@@ -67,14 +69,11 @@ def exact(target: str, num_bins: int = NUM_BINS) -> Metric:
         return {
             "accuracy": float(state.hits.mean()),
             "nll": float(-state.log_likelihood.mean()),
-            "ece": calibration_error(state.confidence, state.hits, num_bins),
+            "ece": calibration_error(state.confidence, state.hits),
             "mutual_information": float(state.disagreement.mean()),
         }
 
     return Metric(init, update, finalize)
-
-
-NAMES = ("accuracy", "nll", "ece", "mutual_information")
 
 
 def calibration_error(
@@ -88,10 +87,10 @@ def calibration_error(
     Args:
       confidence: [N] in [0, 1].
       hits: [N] bool.
-      num_bins: n.
+      num_bins: Number n of bins.
 
     Returns:
-      In [0, 1]; NaN of no images.
+      In [0, 1]; NaN without images.
     """
     confidence, hits = np.asarray(confidence, np.float64), np.asarray(hits, np.float64)
     if not len(hits):

@@ -21,7 +21,7 @@ from jaxanom.metrics import bins, ranking
 from jaxanom.types import Batch, Predictions
 
 FPR_LIMIT = 0.3
-_bin_index = jax.jit(bins.bin_index, static_argnames="mantissa_bits")
+_bin_index = jax.jit(bins.bin_index)
 
 
 class Regions(NamedTuple):
@@ -30,7 +30,7 @@ class Regions(NamedTuple):
     Attributes:
       negatives: [num_bins] int64, pixels outside every defect.
       overlap: [num_bins] float64, region pixels, each with weight 1 / area.
-      num_regions: connected defect regions seen so far.
+      num_regions: Connected defect regions seen so far.
     """
 
     negatives: np.ndarray
@@ -38,42 +38,36 @@ class Regions(NamedTuple):
     num_regions: int
 
 
-def region_weights(mask: np.ndarray, diagonal: bool = True) -> tuple[np.ndarray, int]:
+def region_weights(mask: np.ndarray) -> tuple[np.ndarray, int]:
     """Finds connected regions and weighs each of their pixels by 1 / area.
+
+    Pixels that touch at a corner belong together (8-connectivity).
 
     Args:
       mask: [H, W] bool.
-      diagonal: pixels that touch at a corner belong together (8-connectivity).
 
     Returns:
       [H, W] float64 weights, 0 outside, which sum to the number of regions; and that.
     """
-    structure = np.ones((3, 3)) if diagonal else None
-    region_ids, num_regions = ndimage.label(mask, structure=structure)
+    region_ids, num_regions = ndimage.label(mask, structure=np.ones((3, 3)))
     areas = np.bincount(region_ids.ravel(), minlength=num_regions + 1)
     weights = 1 / np.maximum(areas, 1)
     weights[0] = 0
     return weights[region_ids], num_regions
 
 
-def per_region_overlap(
-    diagonal: bool = True,
-    fpr_limit: float = FPR_LIMIT,
-    mantissa_bits: int = bins.MANTISSA_BITS,
-) -> Metric:
+def per_region_overlap(fpr_limit: float = FPR_LIMIT) -> Metric:
     """`pixel_aupro` as a streamed metric; runs on the host, image by image.
 
     NaN without a region or without a defect-free pixel: it is undefined. Batches
     without a mask are skipped; mask pixels are defects from 0.5 on.
 
     Args:
-      diagonal: see `region_weights`.
-      fpr_limit: in (0, 1].
-      mantissa_bits: width of the bins, see `ranking.histogram`.
+      fpr_limit: Rate up to which the curve is integrated, in (0, 1].
     """
     if not 0 < fpr_limit <= 1:
         raise UserError(f"fpr_limit={fpr_limit}; choose a rate in (0, 1]")
-    num_bins = bins.num_bins(mantissa_bits)
+    num_bins = bins.num_bins()
 
     def init() -> Regions:
         return Regions(np.zeros(num_bins, np.int64), np.zeros(num_bins), 0)
@@ -90,13 +84,13 @@ def per_region_overlap(
         valid = np.asarray(batch["valid"], bool)
         anomaly_map = np.asarray(predictions.anomaly_map, np.float32)
         ranking.refuse_nan(int(np.isnan(anomaly_map[valid]).sum()))
-        places = np.asarray(_bin_index(anomaly_map, mantissa_bits))
+        places = np.asarray(_bin_index(anomaly_map))
         negatives, overlap = state.negatives.copy(), state.overlap.copy()
         num_regions = state.num_regions
         for mask, place in zip(masks[valid], places[valid], strict=True):
             if mask.any():
-                weights, found = region_weights(mask, diagonal)
-                num_regions += found
+                weights, count = region_weights(mask)
+                num_regions += count
                 np.add.at(overlap, place[mask], weights[mask])
             np.add.at(negatives, place[~mask], 1)
         return Regions(negatives, overlap, num_regions)
@@ -113,12 +107,9 @@ def area(rate: np.ndarray, overlap: np.ndarray, limit: float) -> float:
     The curve is cut at the limit by linear interpolation, so the result is exact.
 
     Args:
-      rate: [K] non-decreasing from 0 to 1; empty if undefined.
+      rate: [K] non-decreasing from 0 to 1; empty if undefined, then the area is NaN.
       overlap: [K] in [0, 1].
-      limit: in (0, 1].
-
-    Returns:
-      Area in [0, 1], NaN for an empty curve.
+      limit: End of the integral, in (0, 1].
     """
     if len(rate) == 0:
         return float("nan")

@@ -25,19 +25,19 @@ def error_detection(
     detector without any has no result.
 
     Args:
-      threshold: a pixel with a higher value is called anomalous.
-      prefix: results are `<prefix>_auroc`, `<prefix>_auroc_of_mean` and
+      threshold: A pixel with a higher value is called anomalous.
+      prefix: Results are `<prefix>_auroc`, `<prefix>_auroc_of_mean` and
         `<prefix>_rate`, the share of wrong pixels.
     """
-    ranked = ranking.histogram("pixel")
+    ranked = ranking.histogram()
 
     def update(state, predictions: Predictions, batch: Batch):
         if predictions.anomaly_map_std is None or batch.get("mask") is None:
             return state
-        found = jnp.asarray(predictions.anomaly_map)
-        wrong = (found > threshold) != (jnp.asarray(batch["mask"]) >= 0.5)
+        anomaly_map = jnp.asarray(predictions.anomaly_map)
+        wrong = (anomaly_map > threshold) != (jnp.asarray(batch["mask"]) >= 0.5)
         marked = {**batch, "mask": wrong.astype(jnp.float32)}
-        by = (predictions.anomaly_map_std, -jnp.abs(found - threshold))
+        by = (predictions.anomaly_map_std, -jnp.abs(anomaly_map - threshold))
         before = state or (ranked.init(), ranked.init())
         return tuple(
             ranked.update(one, predictions._replace(anomaly_map=values), marked)

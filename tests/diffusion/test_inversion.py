@@ -97,11 +97,9 @@ def invert(normal, mask, table, fixed_point_iterations=0):
     )
 
 
-@functools.partial(jax.jit, static_argnames=("background", "eta"))
-def sample(start, mask, table, background="recompute", trajectory=None, **noise):
-    return inversion.compose_sample(
-        pair_fn, start, mask, table, background, trajectory, **noise
-    )
+@functools.partial(jax.jit, static_argnames="eta")
+def sample(start, mask, table, trajectory=None, **noise):
+    return inversion.compose_sample(pair_fn, start, mask, table, trajectory, **noise)
 
 
 @functools.partial(jax.jit, static_argnames=("leak",))
@@ -121,7 +119,9 @@ def generate(normal, mask, key, context, leak=None):
     """The whole of Algorithm 1; `leak` breaks it in one of two ways."""
     up, down = tables()
     inverted, _ = invert(normal, mask, up)
-    start = inversion.start_latents(inverted, mask, key)
+    start = inversion.start_latents(
+        inverted, mask, jax.random.normal(key, inverted.shape)
+    )
     return compose(start, mask, down, context, leak)
 
 
@@ -197,8 +197,10 @@ def test_replay_returns_the_background_bit_for_bit(normal, mask):
     # "first" makes alpha(tau_0) < 1, so that scaling back and forth would round.
     up, down = tables(50, final_alpha="first")
     inverted, trajectory = invert(normal, mask, up)
-    start = inversion.start_latents(inverted, mask, jax.random.key(0))
-    replayed = sample(start, mask, down, "replay", trajectory)
+    start = inversion.start_latents(
+        inverted, mask, jax.random.normal(jax.random.key(0), inverted.shape)
+    )
+    replayed = sample(start, mask, down, trajectory)
     assert outside(mask, replayed - normal) == 0
     recomputed = sample(start, mask, down)
     assert outside(mask, recomputed - normal) > 1e-3  # negative control
@@ -219,9 +221,11 @@ def test_replay_and_recompute_agree_when_the_inversion_is_exact(normal, mask):
     inverted, trajectory = inversion.masked_invert(
         noise_fn, normal, mask, up, keep_trajectory=True
     )
-    start = inversion.start_latents(inverted, mask, jax.random.key(0))
+    start = inversion.start_latents(
+        inverted, mask, jax.random.normal(jax.random.key(0), inverted.shape)
+    )
     recomputed = inversion.compose_sample(both, start, mask, down)
-    replayed = inversion.compose_sample(both, start, mask, down, "replay", trajectory)
+    replayed = inversion.compose_sample(both, start, mask, down, trajectory)
     # Equal but for the order of float32 sums of numbers up to sigma_S = 14.6.
     np.testing.assert_allclose(recomputed, replayed, atol=1e-4)
 
@@ -230,7 +234,9 @@ def test_start_latents_are_unit_noise_in_the_hole_only(normal):
     mask = jnp.zeros((BATCH, SIZE, SIZE, 1)).at[:, :4].set(1.0)
     wide = jnp.tile(normal, (32, 1, 1, 1))  # [64, 8, 8, 4]
     masks = jnp.tile(mask, (32, 1, 1, 1))
-    start = inversion.start_latents(wide, masks, jax.random.key(0))
+    start = inversion.start_latents(
+        wide, masks, jax.random.normal(jax.random.key(0), wide.shape)
+    )
     np.testing.assert_array_equal(start[:, 4:], wide[:, 4:])
     # 8192 draws: the mean scatters by 0.011, the deviation by 0.008; 4 sigma.
     assert abs(float(start[:, :4].mean())) < 0.044
@@ -264,7 +270,9 @@ def test_both_loops_match_a_transcription_of_the_equations(normal, mask):
     key = jax.random.key(3)
     up, down = tables(50)
     inverted, _ = invert(normal, mask, up)
-    start = inversion.start_latents(inverted, mask, key)
+    start = inversion.start_latents(
+        inverted, mask, jax.random.normal(key, inverted.shape)
+    )
     found = jax.jit(lambda start: inversion.compose_sample(pair_fn, start, mask, down))(
         start
     )
@@ -311,7 +319,9 @@ def test_one_trace_per_shape_and_number_of_steps(normal, mask):
     @jax.jit
     def run(normal, mask, key, up, down):
         inverted, _ = inversion.masked_invert(counted, normal, mask, up, 2)
-        start = inversion.start_latents(inverted, mask, key)
+        start = inversion.start_latents(
+            inverted, mask, jax.random.normal(key, inverted.shape)
+        )
         return inversion.compose_sample(counted_pair, start, mask, down)
 
     def count(*inputs):
@@ -358,13 +368,17 @@ def test_empty_full_and_single_masks(normal, mask):
     up, down = tables(50)
     for masks, batch in [(mask * 0, 2), (mask * 0 + 1, 2), (mask[:1], 1)]:
         inverted, trajectory = invert(normal[:batch], masks, up)
-        start = inversion.start_latents(inverted, masks, jax.random.key(0))
+        start = inversion.start_latents(
+            inverted, masks, jax.random.normal(jax.random.key(0), inverted.shape)
+        )
         found = sample(start, masks, down)
-        replayed = sample(start, masks, down, "replay", trajectory)
+        replayed = sample(start, masks, down, trajectory)
         assert np.isfinite(found).all() and found.shape == normal[:batch].shape
         assert outside(masks, replayed - normal[:batch]) == 0
     empty, _ = invert(normal, mask * 0, up)
-    kept = inversion.start_latents(empty, mask * 0, jax.random.key(0))
+    kept = inversion.start_latents(
+        empty, mask * 0, jax.random.normal(jax.random.key(0), empty.shape)
+    )
     np.testing.assert_array_equal(kept, empty)
     full, _ = invert(normal, mask * 0 + 1, up)
     assert np.all(np.asarray(full) == 0)

@@ -47,17 +47,7 @@ def test_eta_reproduces_the_spread_of_gaussian_data():
             "resize the mask",
         ),
         (
-            lambda z, m, u, d: inversion.compose_sample(unused, z, m, d, "blend"),
-            "background='blend'",
-        ),
-        (
-            lambda z, m, u, d: inversion.compose_sample(unused, z, m, d, "replay"),
-            "trajectory",
-        ),
-        (
-            lambda z, m, u, d: inversion.compose_sample(
-                unused, z, m, d, "replay", z[None]
-            ),
+            lambda z, m, u, d: inversion.compose_sample(unused, z, m, d, z[None]),
             "same levels",
         ),
         (

@@ -1,3 +1,5 @@
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,9 +22,20 @@ def scene(noise=0.01, drawn=0.3, seed=0):
     return np.clip(generated, 0, 1).astype(np.float32), reference, mask, left, right
 
 
+def refine(generated, reference, mask, **options):
+    """Refined masks without specks, with their share of the requested ones."""
+    drawn, threshold = refinement.changed(generated, reference, mask, **options)
+    kept = refinement.drop_small(np.asarray(drawn))
+    area = kept.sum((1, 2))
+    share = area / np.maximum((mask > 0.5).sum((1, 2)), 1)
+    return types.SimpleNamespace(
+        mask=kept, kept=share, empty=area == 0, threshold=np.asarray(threshold)
+    )
+
+
 def test_a_blob_in_which_nothing_was_drawn_vanishes():
     generated, reference, mask, left, right = scene()
-    refined = refinement.refine(generated, reference, mask)
+    refined = refine(generated, reference, mask)
     assert refined.mask[0][left].mean() > 0.95  # smoothing may round its corners
     assert not refined.mask[0][right].any()
     assert refined.kept[0] == pytest.approx(0.5, abs=0.03)
@@ -31,16 +44,16 @@ def test_a_blob_in_which_nothing_was_drawn_vanishes():
 
 def test_no_change_gives_an_empty_mask_and_not_split_noise():
     generated, reference, mask, *_ = scene(drawn=0.0)
-    refined = refinement.refine(generated, reference, mask)
+    refined = refine(generated, reference, mask)
     assert refined.empty[0] and refined.kept[0] == 0 and not refined.mask.any()
     # Negative control: Otsu without the floor keeps much of the noise.
-    bare = refinement.refine(generated, reference, mask, floor=0.0)
+    bare = refine(generated, reference, mask, floor=0.0)
     assert bare.kept[0] > 0.2 and not bare.empty[0]
 
 
 def test_identical_images_give_an_empty_mask_even_without_a_floor():
     _, reference, mask, *_ = scene()
-    refined = refinement.refine(reference, reference, mask, floor=0.0)
+    refined = refine(reference, reference, mask, floor=0.0)
     assert refined.empty[0]
 
 
@@ -48,7 +61,7 @@ def test_a_fully_drawn_mask_is_kept_whole():
     """The ring outside the mask is Otsu's second class."""
     generated, reference, mask, _, right = scene()
     generated[0][right] += np.float32(0.3)
-    refined = refinement.refine(generated, reference, mask)
+    refined = refine(generated, reference, mask)
     assert refined.kept[0] > 0.95
 
 
@@ -58,17 +71,17 @@ def test_a_weak_rim_around_a_strong_middle_is_kept_by_the_floor_alone():
     rim = np.zeros(mask.shape, bool)
     rim[0][left] = True
     rim[0, 12:28, 10:22] = False
-    plain = refinement.refine(generated, reference, mask, otsu=False)
+    plain = refine(generated, reference, mask, otsu=False)
     # Smoothing rounds its corners.
     assert plain.mask[rim].mean() > 0.9 and plain.threshold[0] == np.float32(0.08)
-    split = refinement.refine(generated, reference, mask)  # the control
+    split = refine(generated, reference, mask)  # the control
     assert split.mask[rim].mean() < 0.1 and split.threshold[0] > 0.15
 
 
 def test_change_outside_the_mask_is_never_kept():
     generated, reference, mask, *_ = scene()
     generated[0, :6] = 1.0
-    refined = refinement.refine(generated, reference, mask)
+    refined = refine(generated, reference, mask)
     assert not (refined.mask & (mask < 0.5)).any()
 
 
@@ -77,8 +90,8 @@ def test_empty_masks_and_mixed_batches_are_refined_row_by_row():
     images = np.concatenate([generated, generated, reference])
     references = np.concatenate([reference] * 3)
     masks = np.concatenate([mask, mask * 0, mask])
-    refined = refinement.refine(images, references, masks)
-    alone = refinement.refine(generated, reference, mask)
+    refined = refine(images, references, masks)
+    alone = refine(generated, reference, mask)
     np.testing.assert_array_equal(refined.mask[:1], alone.mask)
     assert refined.empty.tolist() == [False, True, True]
     assert refined.kept[1] == 0 and np.isfinite(refined.threshold).all()

@@ -79,10 +79,11 @@ def background_error(toy, num_steps, inversion_time, iterations, replay=False):
         )
         return inversion.compose_sample(
             toy.pair_fn,
-            inversion.start_latents(noised, toy.mask, jax.random.key(0)),
+            inversion.start_latents(
+                noised, toy.mask, jax.random.normal(jax.random.key(0), noised.shape)
+            ),
             toy.mask,
             down,
-            "replay" if replay else "recompute",
             trajectory,
         )
 

@@ -20,24 +20,33 @@ def test_columns_are_exactly_what_the_metrics_report(protocol):
     for name, metric in protocol.metrics.items():
         state = metric.update(metric.init(), predictions, batch)
         reported += metric.finalize(state)
-        assert protocol.curves[name](state)
-    assert reported == list(protocol.columns)
+        assert name == "errors" or protocol.curves[name](state)
+    shown = protocols.columns_of([{"mean": reported}])
+    assert reported == list(shown)
 
 
 def test_curves_belong_to_metrics():
     protocol = protocols.few_shot_supervised()
-    assert protocol.curves.keys() == protocol.metrics.keys()
+    assert list(protocol.curves) == ["image", "pixel", "regions"]
+    assert protocol.curves.keys() <= protocol.metrics.keys()
 
 
 def test_a_spread_is_measured_where_there_is_one():
-    protocol = protocols.with_spread(protocols.few_shot_supervised())
-    metric = protocol.metrics["errors"]
+    metric = protocols.few_shot_supervised().metrics["errors"]
     maps = np.random.default_rng(0).random((4, 8, 8)).astype(np.float32)
     batch = {"mask": (maps > 0.7).astype(np.float32), "valid": np.ones(4, bool)}
     alone = Predictions(maps, maps.max((1, 2)))
     assert metric.finalize(metric.update(metric.init(), alone, batch)) == {}
     both = alone._replace(anomaly_map_std=maps)
     found = metric.finalize(metric.update(metric.init(), both, batch))
-    shown = [key for key in protocol.columns if key in found]
-    assert shown == ["pixel_error_auroc", "pixel_error_auroc_of_mean"]
+    shown = ["pixel_error_auroc", "pixel_error_auroc_of_mean"]
     assert list(protocols.columns_of([{"mean": found}])) == shown
+
+
+@pytest.mark.parametrize("target", [None, "defect_id", "category_id"])
+def test_categories_as_classes_leave_detection_out(target):
+    detection = protocols.image_detection()
+    protocol, pooled = protocols.with_classes(detection, target)
+    names = {"image"} if target is None else {"image", "classes"}
+    assert pooled == (target == "category_id")
+    assert set(protocol.metrics) == names - ({"image"} if pooled else set())

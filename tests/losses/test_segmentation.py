@@ -45,11 +45,11 @@ def test_focal_of_known_probabilities():
     )
 
 
-def test_binary_focal_is_focal_on_the_difference_of_logits(case):
+def test_focal_of_log_odds_is_focal_on_the_difference_of_logits(case):
     logits, mask = case
     for balanced in (False, True):
         pair = segmentation.focal(logits, mask, class_balanced=balanced)
-        single = segmentation.binary_focal(
+        single = segmentation.focal(
             logits[..., 1] - logits[..., 0], mask, class_balanced=balanced
         )
         assert float(single) == pytest.approx(float(pair), rel=1e-5)
@@ -58,7 +58,7 @@ def test_binary_focal_is_focal_on_the_difference_of_logits(case):
 def test_confident_mistakes_keep_value_and_gradient_finite():
     logits = jnp.array([[[200.0, -200.0]]])
     mask = jnp.ones((1, 1, 2)).at[0, 0, 1].set(0)
-    value, grads = jax.value_and_grad(segmentation.binary_focal)(-logits, mask)
+    value, grads = jax.value_and_grad(segmentation.focal)(-logits, mask)
     assert float(value) == pytest.approx(200, rel=1e-6)
     np.testing.assert_allclose(grads, [[[-0.5, 0.5]]], rtol=1e-5)
     # Negative control: the logarithm of a float32 probability would be infinite.
@@ -75,36 +75,24 @@ def test_dice_of_known_overlaps():
     assert float(segmentation.dice(nothing, nothing)) == 0
 
 
-def test_dice_per_image_differs_from_dice_of_the_batch():
-    mask = jnp.zeros((2, 2, 2)).at[0].set(1)
-    guess = jnp.zeros((2, 2, 2)).at[1, 0, 0].set(1)  # misses one, false in the other
-    per_image = segmentation.dice(guess, mask, per_image=True)
-    batch = segmentation.dice(guess.at[0].set(1.0), mask)
-    assert float(per_image) == pytest.approx(1, abs=1e-5)
-    assert float(batch) == pytest.approx(1 - 8 / 9, rel=1e-4)
-
-
 @pytest.mark.parametrize("options", [{}, {"class_balanced": True}])
-def test_padding_rows_and_zero_weights_change_nothing(case, options):
+def test_padding_rows_change_nothing(case, options):
     logits, mask = case
     valid = jnp.array([True, True, False])
-    weights = jnp.ones(mask.shape).at[2].set(0.0)
     alone = segmentation.focal(logits[:2], mask[:2], **options)
-    for given in ({"valid": valid}, {"weights": weights}):
-        found = segmentation.focal(logits, mask, **options, **given)
-        assert float(found) == pytest.approx(float(alone), rel=1e-5)
+    found = segmentation.focal(logits, mask, **options, valid=valid)
+    assert float(found) == pytest.approx(float(alone), rel=1e-5)
     assert float(segmentation.focal(logits, mask, **options)) != pytest.approx(
         float(alone), rel=1e-3
     )
 
 
-@pytest.mark.parametrize("per_image", [False, True])
-def test_padding_rows_do_not_enter_dice(case, per_image):
+def test_padding_rows_do_not_enter_dice(case):
     logits, mask = case
     guess = jax.nn.softmax(logits)[..., 1]
     valid = jnp.array([True, True, False])
-    found = segmentation.dice(guess, mask, per_image=per_image, valid=valid)
-    alone = segmentation.dice(guess[:2], mask[:2], per_image=per_image)
+    found = segmentation.dice(guess, mask, valid=valid)
+    alone = segmentation.dice(guess[:2], mask[:2])
     assert float(found) == pytest.approx(float(alone), rel=1e-5)
 
 

@@ -9,13 +9,14 @@ def gaussian(seed, num, mean, scale, dim=3):
     return mean + rng.normal(size=(num, dim)) * scale
 
 
-def image_distance(first, second):
-    return np.abs(first - second).mean(axis=(1, 2, 3))
+def levels(*values):
+    """One-dimensional features."""
+    return np.asarray(values)[:, None]
 
 
-def constant_images(levels, side=4):
-    levels = np.asarray(levels, np.float32)
-    return np.broadcast_to(levels[:, None, None, None], (len(levels), side, side, 3))
+def diversity(generated, real, **options):
+    to_real, among = (generation.distances(generated, x) for x in (real, generated))
+    return generation.cluster_diversity(to_real, among, **options)
 
 
 def test_frechet_distance_of_gaussians_is_the_closed_form():
@@ -75,16 +76,15 @@ def test_kernel_distance_equals_the_double_sum():
                    for j, y in enumerate(second) if i != j])
         - 2 * np.mean([similarity(x, y) for x in first for y in second])
     )  # fmt: skip
-    mean, spread = generation.kernel_distance(first, second)
-    assert mean == pytest.approx(expected, rel=1e-12)
-    assert spread == 0
+    found = generation.kernel_distance(first, second)
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_kernel_distance_is_centred_on_zero_for_equal_laws_and_positive_otherwise():
     draws = [
         generation.kernel_distance(
             gaussian(seed, 30, 0.0, 1.0), gaussian(seed + 100, 30, 0.0, 1.0)
-        )[0]
+        )
         for seed in range(60)
     ]
     # Unbiased: the mean of 60 draws lies within 3 standard errors of 0.
@@ -93,64 +93,51 @@ def test_kernel_distance_is_centred_on_zero_for_equal_laws_and_positive_otherwis
     far = generation.kernel_distance(
         gaussian(0, 30, 0.0, 1.0), gaussian(1, 30, 1.0, 1.0)
     )
-    assert far[0] > max(draws)  # negative control: a shift is seen
+    assert far > max(draws)  # negative control: a shift is seen
 
 
-def test_subsets_are_seeded_and_agree_with_the_whole():
-    first, second = gaussian(9, 200, 0.0, 1.0), gaussian(10, 200, 1.0, 1.0)
-    options = {"num_subsets": 20, "subset_size": 50}
-    one = generation.kernel_distance(first, second, **options)
-    assert one == generation.kernel_distance(first, second, **options)
-    assert one != generation.kernel_distance(first, second, **options, seed=1)
-    whole = generation.kernel_distance(first, second)[0]
-    assert abs(one[0] - whole) < 3 * one[1] / np.sqrt(20)  # 3 standard errors
+def test_precision_is_the_share_inside_the_real_set_and_recall_the_other():
+    """Worked by hand on a line, with the first neighbour."""
+    real = levels(0.0, 1.0, 3.0)  # reach 1, 1 and 2: [-1, 1], [0, 2] and [1, 5]
+    generated = levels(4.9, 5.1, -0.9, 9.0)  # reach 0.2, 0.2, 5.8 and 3.9
+    precision, recall = generation.precision_recall(generated, real, neighbours=1)
+    assert precision == 2 / 4  # 4.9 and -0.9
+    assert recall == 1  # all within 5.8 of -0.9
+    one_place = levels(2.0, 2.1, 2.2)
+    assert generation.precision_recall(one_place, real, 1) == (1, 0)
+    assert generation.precision_recall(real, real, 1) == (1, 1)
+
+
+def test_precision_and_recall_of_equal_laws_are_high_and_of_others_fall():
+    real, same = gaussian(0, 200, 0.0, 1.0), gaussian(1, 200, 0.0, 1.0)
+    assert min(generation.precision_recall(same, real)) > 0.8
+    narrow = generation.precision_recall(gaussian(2, 200, 0.0, 0.1), real)
+    assert narrow[0] > 0.9 and narrow[1] < 0.1
+    wide = generation.precision_recall(gaussian(3, 200, 0.0, 10.0), real)
+    assert wide[0] < 0.1 and wide[1] > 0.8
+    far = gaussian(4, 200, 20.0, 1.0)
+    assert generation.precision_recall(far, real) == (0, 0)
 
 
 def test_cluster_diversity_has_the_value_counted_by_hand():
-    real = constant_images([0.0, 1.0])
-    generated = constant_images([0.0, 0.1, 0.3, 0.9, 0.7])
-    result = generation.cluster_diversity(generated, real, image_distance)
+    generated = levels(0.0, 0.1, 0.3, 0.9, 0.7)
     # Around 0: |0-.1|, |0-.3|, |.1-.3| have mean 0.2; around 1: |.9-.7| = 0.2.
-    assert result["cluster_diversity"] == pytest.approx(0.2, abs=1e-6)  # float32 images
-    assert result["nearest_distance"] == pytest.approx(
-        (0.0 + 0.1 + 0.3 + 0.1 + 0.3) / 5, abs=1e-6
-    )
-    assert result["num_clusters"] == 2
+    assert diversity(generated, levels(0.0, 1.0)) == pytest.approx(0.2)
 
 
 def test_copies_of_the_training_images_have_no_diversity():
-    real = constant_images([0.0, 0.5, 1.0])
+    real = levels(0.0, 0.5, 1.0)
     copies = np.concatenate([real, real])
-    result = generation.cluster_diversity(copies, real, image_distance)
-    assert result["cluster_diversity"] == 0 == result["nearest_distance"]
+    assert diversity(copies, real) == 0
     # Negative control: without clusters the set looks diverse.
-    pairs = [image_distance(copies[:1], copies[k : k + 1])[0] for k in range(6)]
-    assert np.mean(pairs) > 0.3
+    assert generation.distances(copies[:1], copies).mean() > 0.3
 
 
 def test_cluster_size_is_capped_and_lone_members_are_undefined():
-    real = constant_images([0.0])
-    generated = constant_images([0.1, 0.2, 0.9])
-    capped = generation.cluster_diversity(generated, real, image_distance, 2)
-    assert capped["cluster_diversity"] == pytest.approx(0.1, abs=1e-6)
-    lone = generation.cluster_diversity(generated[:1], real, image_distance)
-    assert np.isnan(lone["cluster_diversity"]) and lone["num_clusters"] == 0
-
-
-def test_batches_have_one_size_and_do_not_change_the_result():
-    sizes = []
-
-    def extract(images):
-        sizes.append(len(images))
-        return images.reshape(len(images), -1)
-
-    images = np.random.default_rng(0).random((7, 2, 2, 3))
-    features = generation.extract_features(extract, images, batch_size=3)
-    assert sizes == [3, 3, 3]
-    np.testing.assert_array_equal(features, images.reshape(7, -1))
-    real = images[:2]
-    small = generation.cluster_diversity(images, real, image_distance, batch_size=2)
-    assert small == generation.cluster_diversity(images, real, image_distance)
+    generated = levels(0.1, 0.2, 0.9)
+    capped = diversity(generated, levels(0.0), max_per_cluster=2)
+    assert capped == pytest.approx(0.1)
+    assert np.isnan(diversity(generated[:1], levels(0.0)))
 
 
 def test_too_few_samples_and_unlike_features_are_refused():
@@ -158,7 +145,5 @@ def test_too_few_samples_and_unlike_features_are_refused():
         generation.frechet_distance(np.zeros((1, 3)), np.zeros((5, 3)))
     with pytest.raises(ValueError, match="same network"):
         generation.kernel_distance(np.zeros((4, 3)), np.zeros((4, 2)))
-    with pytest.raises(ValueError, match="choose 2 to 4"):
-        generation.kernel_distance(np.zeros((4, 3)), np.zeros((5, 3)), subset_size=5)
-    with pytest.raises(ValueError, match="0 images"):
-        generation.extract_features(lambda x: x, np.zeros((0, 2, 2, 3)))
+    with pytest.raises(ValueError, match="3 and 5 samples; at least 4"):
+        generation.precision_recall(np.zeros((3, 3)), np.zeros((5, 3)))

@@ -11,12 +11,7 @@ from jaxanom.types import Predictions
 KEYS = ("auroc", "ap", "f1_max")
 
 
-def kept(level):
-    assert level == "pixel"
-    return ranking.pixels()
-
-
-PIXEL_FORMS = [ranking.exact, ranking.histogram, kept]
+PIXEL_FORMS = [ranking.histogram, ranking.pixels]
 
 
 def batch_of(maps, masks, valid=None):
@@ -36,6 +31,18 @@ def run(metric, *batches):
     for predictions, batch in batches:
         state = metric.update(state, predictions, batch)
     return metric.finalize(state)
+
+
+def truth(*batches):
+    """What is measured of all pixels at once, each by its own score."""
+    scores = np.concatenate([predictions.anomaly_map for predictions, _ in batches])
+    positive = np.concatenate([batch["mask"] for _, batch in batches]) > 0
+    counts = ranking.count_scores(ranking.Scores(scores.ravel(), positive.ravel()))
+    return {
+        "pixel_auroc": ranking.auroc(counts),
+        "pixel_ap": ranking.average_precision(counts),
+        "pixel_f1_max": ranking.f1_max(counts),
+    }
 
 
 def random_maps(seed, num=4, side=16, shift=1.0):
@@ -114,7 +121,7 @@ def test_exact_form_agrees_with_scikit_learn(kind):
 
 @pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_random_scores_stay_in_bounds(form):
-    metric = form("pixel")
+    metric = form()
     for seed, shift in itertools.product(range(4), (-3.0, 0.0, 30.0)):
         maps, masks = random_maps(seed, num=1, side=8, shift=shift)
         for value in run(metric, batch_of(maps, masks)).values():
@@ -127,19 +134,19 @@ def test_histogram_differs_from_exact_by_no_more_than_its_ties_allow(squash):
     if squash:
         maps = (1 / (1 + np.exp(-6 * maps))).astype(np.float32)
     batch = batch_of(maps, masks)
-    metric = ranking.histogram("pixel")
+    metric = ranking.histogram()
     counts = ranking.count_histogram(metric.update(metric.init(), *batch))
-    truth = run(ranking.exact("pixel"), batch)
+    exact = truth(batch)
     # A pair that shares a bin counts 1/2 instead of 0 or 1: wrong by 1/2 at most.
     shared = np.sum(counts.positives * counts.negatives, dtype=np.float64)
     bound = shared / 2 / counts.positives.sum() / counts.negatives.sum()
     assert bound < 2e-3  # 512 bins an octave, densities spread over a few octaves
-    assert abs(ranking.auroc(counts) - truth["pixel_auroc"]) <= bound
+    assert abs(ranking.auroc(counts) - exact["pixel_auroc"]) <= bound
     # Thresholds between bins are the only ones lost.
-    assert ranking.f1_max(counts) <= truth["pixel_f1_max"] + 1e-12
-    assert ranking.f1_max(counts) == pytest.approx(truth["pixel_f1_max"], abs=2e-3)
+    assert ranking.f1_max(counts) <= exact["pixel_f1_max"] + 1e-12
+    assert ranking.f1_max(counts) == pytest.approx(exact["pixel_f1_max"], abs=2e-3)
     assert ranking.average_precision(counts) == pytest.approx(
-        truth["pixel_ap"], abs=2e-3
+        exact["pixel_ap"], abs=2e-3
     )
 
 
@@ -147,7 +154,7 @@ def test_histogram_is_exact_on_scores_that_have_bins_of_their_own():
     maps, masks = random_maps(1)
     maps = np.round(maps * 4) / 4  # at most 5 mantissa bits are used below 8
     batch = batch_of(maps, masks)
-    assert run(ranking.histogram("pixel"), batch) == run(ranking.exact("pixel"), batch)
+    assert run(ranking.histogram(), batch) == truth(batch)
 
 
 def test_coarse_bins_lose_the_ranking_that_fine_bins_keep():
@@ -155,11 +162,17 @@ def test_coarse_bins_lose_the_ranking_that_fine_bins_keep():
     maps, masks = random_maps(2)
     maps = 0.3 + 1e-2 * maps / np.abs(maps).max()
     batch = batch_of(maps, masks)
-    truth = run(ranking.exact("pixel"), batch)["pixel_auroc"]
-    coarse = run(ranking.histogram("pixel", mantissa_bits=1), batch)["pixel_auroc"]
-    fine = run(ranking.histogram("pixel", mantissa_bits=12), batch)["pixel_auroc"]
+
+    def in_bins(bits):
+        scores = np.asarray(binning.bin_index(maps, bits), np.float32)
+        return truth(batch_of(scores, masks))["pixel_auroc"]
+
+    exact = truth(batch)["pixel_auroc"]
+    counted = run(ranking.histogram(), batch)["pixel_auroc"]
+    assert counted == in_bins(binning.MANTISSA_BITS)
+    coarse, fine = in_bins(1), in_bins(12)
     assert coarse == 0.5
-    assert abs(fine - truth) < 5e-3 < abs(coarse - truth)
+    assert abs(fine - exact) < 5e-3 < abs(coarse - exact)
 
 
 def test_bins_never_reverse_an_order():
@@ -188,9 +201,8 @@ def test_bins_tell_apart_probabilities_close_to_one_as_well_as_close_to_zero():
     assert zeros[0] == zeros[1]
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
-@pytest.mark.parametrize("level", ["image", "pixel"])
-def test_padding_changes_nothing(form, level):
+@pytest.mark.parametrize("form", [ranking.images, *PIXEL_FORMS])
+def test_padding_changes_nothing(form):
     maps, masks = random_maps(4)
     masks[0] = False
     padded = batch_of(
@@ -198,7 +210,7 @@ def test_padding_changes_nothing(form, level):
         np.concatenate([masks, np.ones_like(masks[:2])]),
         valid=[True] * len(maps) + [False] * 2,
     )
-    metric = form(level)
+    metric = form()
     assert run(metric, padded) == run(metric, batch_of(maps, masks))
     wrong = padded[0]._replace(
         anomaly_map=np.nan_to_num(padded[0].anomaly_map, nan=-9.0),
@@ -211,9 +223,9 @@ def test_padding_changes_nothing(form, level):
 @pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_splitting_or_reordering_batches_changes_nothing(form):
     maps, masks = random_maps(5, num=6)
-    whole = run(form("pixel"), batch_of(maps, masks))
+    whole = run(form(), batch_of(maps, masks))
     parts = [batch_of(maps[i : i + 2], masks[i : i + 2]) for i in (4, 0, 2)]
-    assert run(form("pixel"), *parts) == whole
+    assert run(form(), *parts) == whole
 
 
 @pytest.mark.parametrize("kind", ["plain", "tied", "constant", "inverted"])
@@ -222,7 +234,7 @@ def test_pixels_that_are_kept_are_ranked_exactly(kind):
     scores[1, 2, :2] = 0.0, -0.0
     scores[2, 3, :2] = np.inf, -np.inf
     parts = [batch_of(scores[i : i + 2], labels[i : i + 2]) for i in (2, 0, 4)]
-    wanted = run(ranking.exact("pixel"), *parts)
+    wanted = truth(*parts)
     found = run(ranking.pixels(), *parts)
     assert found == pytest.approx(wanted, abs=1e-14)  # sums in another order
     moved = scores + 1e-3 * labels
@@ -250,7 +262,7 @@ def test_pixels_past_the_limit_are_counted_in_bins(piece, monkeypatch):
     second = metric.update(first, *parts[1])
     assert isinstance(first, ranking.Pixels)
     assert isinstance(second, ranking.Histogram)
-    binned = run(ranking.histogram("pixel"), *parts)
+    binned = run(ranking.histogram(), *parts)
     assert run(metric, *parts) == binned
     assert run(ranking.pixels(limit=3 * size), *parts) != binned  # negative control
 
@@ -258,14 +270,14 @@ def test_pixels_past_the_limit_are_counted_in_bins(piece, monkeypatch):
 def test_histogram_update_compiles_as_part_of_a_larger_function():
     maps, masks = random_maps(6)
     predictions, batch = batch_of(maps, masks)
-    metric = ranking.histogram("pixel")
+    metric = ranking.histogram()
     state = jax.jit(metric.update)(metric.init(), predictions, batch)
     assert metric.finalize(state) == run(metric, (predictions, batch))
 
 
 def test_histogram_counts_past_thirty_two_bits():
-    metric = ranking.histogram("pixel", mantissa_bits=1)
-    bins = binning.num_bins(1)
+    metric = ranking.histogram()
+    bins = binning.num_bins()
     start = ranking.Histogram(
         np.full((2, bins), 2**30 - 1, np.int32), np.full((2, bins), 7, np.int32)
     )
@@ -277,28 +289,26 @@ def test_histogram_counts_past_thirty_two_bits():
     assert total.max() == before + 16 > 2**32
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", [ranking.images, *PIXEL_FORMS])
 def test_without_positives_everything_is_undefined(form):
     maps, _ = random_maps(0)
-    for level in ("image", "pixel"):
-        result = run(form(level), batch_of(maps, np.zeros_like(maps)))
-        assert all(np.isnan(result[f"{level}_{key}"]) for key in KEYS)
+    result = run(form(), batch_of(maps, np.zeros_like(maps)))
+    assert len(result) == len(KEYS) and all(map(np.isnan, result.values()))
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", [ranking.images, *PIXEL_FORMS])
 def test_without_negatives_only_auroc_is_undefined(form):
     maps, _ = random_maps(0)
-    result = run(form("image"), batch_of(maps, np.ones_like(maps)))
-    assert np.isnan(result["image_auroc"])
-    assert result["image_ap"] == result["image_f1_max"] == 1
+    found, *others = run(form(), batch_of(maps, np.ones_like(maps))).values()
+    assert np.isnan(found) and others == [1, 1]
 
 
-@pytest.mark.parametrize("form", [ranking.exact, ranking.histogram])
+@pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_one_image_has_pixel_metrics_but_no_image_auroc(form):
     maps, masks = random_maps(0, num=1)
     batch = batch_of(maps, masks)
-    assert 0.5 < run(form("pixel"), batch)["pixel_auroc"] < 1
-    assert np.isnan(run(form("image"), batch)["image_auroc"])
+    assert 0.5 < run(form(), batch)["pixel_auroc"] < 1
+    assert np.isnan(run(ranking.images(), batch)["image_auroc"])
 
 
 @pytest.mark.parametrize("form", PIXEL_FORMS)
@@ -308,17 +318,17 @@ def test_without_masks_pixel_metrics_are_undefined(form, missing):
     del batch["mask"]
     if missing == "none":
         batch["mask"] = None
-    assert all(np.isnan(v) for v in run(form("pixel"), (predictions, batch)).values())
+    assert all(np.isnan(v) for v in run(form(), (predictions, batch)).values())
 
 
 def test_shuffled_scores_rank_at_chance_level():
     maps, masks = random_maps(8, num=8, side=64)
     shuffled = np.random.default_rng(0).permutation(maps.ravel()).reshape(maps.shape)
-    result = run(ranking.histogram("pixel"), batch_of(shuffled, masks))
+    result = run(ranking.histogram(), batch_of(shuffled, masks))
     # Standard error sqrt((P + N + 1) / (12 P N)) is 0.005 for 3,300 positives.
     assert abs(result["pixel_auroc"] - 0.5) < 0.02
     assert abs(result["pixel_ap"] - masks.mean()) < 0.02
-    assert run(ranking.histogram("pixel"), batch_of(maps, masks))["pixel_auroc"] > 0.7
+    assert run(ranking.histogram(), batch_of(maps, masks))["pixel_auroc"] > 0.7
 
 
 @pytest.mark.parametrize("form", PIXEL_FORMS)
@@ -327,33 +337,26 @@ def test_nan_scores_are_refused(form):
     maps[1, 2, 3] = np.nan
     maps[2, 3, 4] = -np.nan
     with pytest.raises(ValueError, match="2 scores are NaN"):
-        run(form("pixel"), batch_of(maps, masks))
+        run(form(), batch_of(maps, masks))
 
 
 def test_infinite_scores_are_ranked():
     maps, masks = random_maps(0)
     maps[masks] = np.inf
     maps[0, 0, 0] = -np.inf
-    assert run(ranking.histogram("pixel"), batch_of(maps, masks))["pixel_auroc"] == 1
+    assert run(ranking.histogram(), batch_of(maps, masks))["pixel_auroc"] == 1
 
 
 @pytest.mark.parametrize("form", PIXEL_FORMS)
 def test_maps_of_another_size_than_the_mask_are_refused(form):
     maps, masks = random_maps(0)
     with pytest.raises(ValueError, match="predict at the size of the mask"):
-        run(form("pixel"), batch_of(maps[:, ::2, ::2], masks))
-
-
-def test_bin_width_out_of_range_is_refused():
-    with pytest.raises(ValueError, match="mantissa_bits=13"):
-        ranking.histogram("pixel", mantissa_bits=13)
+        run(form(), batch_of(maps[:, ::2, ::2], masks))
 
 
 def test_curves_are_short_and_keep_their_ends_and_area():
     maps, masks = random_maps(9, num=8, side=64)
-    predictions, batch = batch_of(maps, masks)
-    metric = ranking.exact("pixel")
-    counts = ranking.count_scores(metric.update(metric.init(), predictions, batch))
+    counts = ranking.count_scores(ranking.Scores(maps.ravel(), masks.ravel()))
     curves = ranking.curves(counts)
     roc = curves["roc"]
     assert len(roc.x) <= ranking.CURVE_POINTS
@@ -391,8 +394,8 @@ def test_rescaled_scores_are_ranked_over_all_batches_of_a_category():
             predictions = Predictions(None, image_score, score_parts=parts[rows])
             yield predictions, {"label": labels[rows], "valid": np.ones(2, bool)}
 
-    found = run(ranking.exact("image", rescale), *batches())
+    found = run(ranking.images(rescale), *batches())
     # Rescaled: 1.0, 1.0, 0.9, 1.2; the positives win 3 of 4 pairs and tie in one.
     assert found["image_auroc"] == pytest.approx(3.5 / 4)
     # Negative control: without it the scores, all zero, are ranked.
-    assert run(ranking.exact("image"), *batches())["image_auroc"] == 0.5
+    assert run(ranking.images(), *batches())["image_auroc"] == 0.5

@@ -18,16 +18,15 @@ def run(maps, masks, valid=None, splits=1, **options):
     return metric.finalize(state)["pixel_aupro"]
 
 
-def by_definition(maps, masks, limit=0.3, diagonal=True):
+def by_definition(maps, masks, limit=0.3):
     """Loops over every threshold, image and region; nothing is accumulated."""
-    structure = np.ones((3, 3)) if diagonal else None
     rates, overlaps = [0.0], [0.0]
     for threshold in np.unique(maps)[::-1]:
         flagged = maps >= threshold
         rates.append(np.mean(flagged[~masks]))
         shares = []
         for image, mask in zip(flagged, masks, strict=True):
-            ids, number = ndimage.label(mask, structure=structure)
+            ids, number = ndimage.label(mask, structure=np.ones((3, 3)))
             shares += [np.mean(image[ids == k]) for k in range(1, number + 1)]
         overlaps.append(np.mean(shares))
     grid = np.unique(np.concatenate([np.linspace(0, limit, 2), rates]))
@@ -51,14 +50,13 @@ def example(seed, num=3, side=12, shift=1.0):
 
 
 @pytest.mark.parametrize("limit", [0.05, 0.3, 1.0])
-@pytest.mark.parametrize("diagonal", [True, False])
-def test_one_pass_equals_the_definition(limit, diagonal):
+def test_one_pass_equals_the_definition(limit):
     for seed in range(3):
         maps, masks = example(seed)
         # Scores are multiples of 1/8 below 8 and have bins of their own, so only
         # float64 rounding of some hundred terms differs.
-        assert run(maps, masks, fpr_limit=limit, diagonal=diagonal) == pytest.approx(
-            by_definition(maps, masks, limit, diagonal), abs=1e-12
+        assert run(maps, masks, fpr_limit=limit) == pytest.approx(
+            by_definition(maps, masks, limit), abs=1e-12
         )
 
 
@@ -85,7 +83,7 @@ def test_every_region_weighs_the_same():
     maps[0, :10, :10] = 1  # finds 100 of 101 defect pixels but one of two regions
     # Overlap rises linearly from 1/2 at rate 0 to 1 at rate 1.
     assert run(maps, masks, fpr_limit=1.0) == pytest.approx(0.75, abs=1e-12)
-    pixel = ranking.exact("pixel")
+    pixel = ranking.pixels()
     state = pixel.update(
         pixel.init(),
         Predictions(maps, maps.max((1, 2))),
@@ -94,12 +92,9 @@ def test_every_region_weighs_the_same():
     assert pixel.finalize(state)["pixel_auroc"] > 0.99
 
 
-def test_corner_contact_joins_regions_only_with_diagonal_connectivity():
-    mask = np.eye(3, dtype=bool)
-    weights, number = regions.region_weights(mask, diagonal=True)
+def test_corner_contact_joins_regions():
+    weights, number = regions.region_weights(np.eye(3, dtype=bool))
     assert number == 1 and weights[0, 0] == pytest.approx(1 / 3)
-    weights, number = regions.region_weights(mask, diagonal=False)
-    assert number == 3 and weights.sum() == 3
     weights, number = regions.region_weights(np.zeros((3, 3), bool))
     assert number == 0 and weights.sum() == 0
 
@@ -170,7 +165,7 @@ def test_without_masks_the_result_is_undefined_and_no_curve_is_drawn():
 
 def test_curve_is_short_monotone_and_ends_at_one():
     maps, masks = example(1, num=8, side=48)
-    metric = regions.per_region_overlap(mantissa_bits=12)
+    metric = regions.per_region_overlap()
     predictions = Predictions(maps, maps.max((1, 2)))
     batch = {"mask": masks, "valid": np.ones(8, bool)}
     curve = regions.curves(metric.update(metric.init(), predictions, batch))["pro"]

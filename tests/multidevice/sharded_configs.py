@@ -1,7 +1,6 @@
 """Batches that do not divide by the mesh are refused before anything is compiled."""
 
 import jax
-import ml_collections
 import pytest
 
 from jaxanom.jobs import config_file, prepare
@@ -37,7 +36,8 @@ def test_microbatches_must_divide_as_well():
 
 
 def test_drawing_names_the_batch_size_of_its_own_section():
-    settings = ml_collections.ConfigDict({"batch_size": 6, "num_images": 3})
+    settings = config_file.load("configs/defect_generation/foundry.py").generate
+    settings.batch_size = 6
     with pytest.raises(ValueError, match=r"config\.generate\.batch_size=6.*=8"):
         drawing.check(settings, 3, meshes.make_mesh())
     settings.batch_size = 8

@@ -64,7 +64,7 @@ def evaluate(params, frozen, devices):
             placement.place_batch(batch, devices)
             for batch in pipeline.finite_batches(source(), BATCH_SIZE, rows)
         ),
-        {"image": ranking.exact("image")},
+        {"image": ranking.images()},
         gather=placement.to_host if jax.process_count() > 1 else None,
     )
 

@@ -15,7 +15,7 @@ import numpy as np
 import jaxanom
 from benchmarks.quality.defects import measures
 from jaxanom.diffusion import inversion, schedules
-from jaxanom.methods.defect_generation import model, objective
+from jaxanom.methods.defect_generation import model, objective, options
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
 from jaxanom.types import Array
@@ -83,13 +83,11 @@ def _moves(
     apply = backbones.noise_apply(module, settings.model.directory)
     grids = unet.attention_resolutions(module.config, *mask.shape[1:])
     ids = jnp.asarray(defect_id, jnp.int32)
+    training = options.read_training(settings.defect_generation)
 
     def background(params, contexts) -> tuple[Callable[..., Array], Array]:
         told = model.Contexts(**contexts)
-        options = objective.Options()
-        prompt = objective.prompted(
-            told, mask, ids, jnp.zeros_like(ids), options, grids
-        )
+        prompt = model.prompted(told, mask, ids, jnp.zeros_like(ids), training, grids)
         return objective.background_noise(apply, params, prompt), prompt.mask
 
     @jax.jit

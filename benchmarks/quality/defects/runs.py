@@ -14,7 +14,7 @@ import jaxanom
 from jaxanom import record
 from jaxanom.data.foundry import render
 from jaxanom.jobs import config_file, load
-from jaxanom.methods.defect_generation import model, predict
+from jaxanom.methods.defect_generation import drawing, model
 
 # The towers were trained on foundry seed 1; no experiment may see those images again.
 DATA_SEED = 100
@@ -194,7 +194,7 @@ def drawer(
         pooled = model.pool_mask(jax.numpy.asarray(rows["mask"]), grid, pooling)
         return {
             **joined,
-            "mask": predict.final_masks(joined["mask"]),
+            "mask": drawing.final_masks(joined["mask"]),
             "latent_mask": np.asarray(pooled),
         }
 

@@ -37,7 +37,7 @@ from benchmarks import harness
 from benchmarks.quality.defects import background, experiments, measures, runs
 from jaxanom import record
 from jaxanom.diffusion import inversion, schedules
-from jaxanom.methods.defect_generation import model, objective
+from jaxanom.methods.defect_generation import model, objective, options
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
 from jaxanom.report import tables
@@ -94,12 +94,12 @@ def subject(run: jaxanom.Run, num_images: int, seed: int) -> Subject:
     latents, small = background.latents_of(run, image, mask, defect_id)
     module = backbones.load_unet(directory).module
     ids = jnp.asarray(defect_id, jnp.int32)
-    prompt = objective.prompted(
+    prompt = model.prompted(
         model.Contexts(**run.frozen["contexts"]),
         small,
         ids,
         jnp.zeros_like(ids),
-        objective.Options(),
+        options.read_training(run.prepared.config.defect_generation),
         unet.attention_resolutions(module.config, *small.shape[1:]),
     )
     params = jax.tree.map(jnp.asarray, run.params["unet"])
@@ -173,7 +173,6 @@ def drawn(
             start,
             subject.mask,
             table,
-            "replay",
             trajectory,
             solver=solver,
         )

@@ -63,9 +63,9 @@ def measured(found: Predictions, masks: np.ndarray, images_only: bool) -> dict:
         "label": masks.any((1, 2)).astype(np.int32),
         "valid": np.ones(len(masks), bool),
     }
-    wanted = [ranking.exact("image")]
+    wanted = [ranking.images()]
     if not images_only:
-        wanted += [ranking.histogram("pixel"), regions.per_region_overlap()]
+        wanted += [ranking.histogram(), regions.per_region_overlap()]
     values: dict[str, float] = {}
     for metric in wanted:
         values |= metric.finalize(metric.update(metric.init(), found, batch))

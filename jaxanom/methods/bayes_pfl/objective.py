@@ -215,7 +215,7 @@ def segmentation_terms(
     """
 
     def both(one: Array) -> tuple[Array, Array]:
-        focal = segmentation.binary_focal(one, mask, class_balanced=True, valid=valid)
+        focal = segmentation.focal(one, mask, class_balanced=True, valid=valid)
         dice = segmentation.dice(jax.nn.sigmoid(one), mask, valid=valid)
         if dice_background:
             dice += segmentation.dice(jax.nn.sigmoid(-one), 1 - mask, valid=valid)

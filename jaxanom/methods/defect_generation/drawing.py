@@ -8,47 +8,50 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxanom.contracts import Drawing
+from jaxanom import trees
+from jaxanom.contracts import Drawing, Drawn
 from jaxanom.data import catalog, generated
+from jaxanom.diffusion import refinement
 from jaxanom.errors import UserError
-from jaxanom.methods.defect_generation import predict
+from jaxanom.methods.defect_generation.options import Generation
+from jaxanom.methods.defect_generation.placement import Request, plan
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
 
-Pictures = dict[str, np.ndarray]
+
+def sets(generation: Generation, prompt: str) -> Drawing:
+    """Returns how whole sets are drawn.
+
+    Args:
+      generation: How many rows a call has, how defects are drawn, and the seed.
+      prompt: Template with {defect}, for the manifest.
+    """
+    return Drawing(
+        check=functools.partial(check, generation),
+        pairs=functools.partial(pairs, generation, prompt),
+    )
 
 
-def rows(
+def pairs(
+    generation: Generation,
+    prompt: str,
     generate: Callable[..., dict[str, Any]],
     params: Params,
     frozen: Frozen,
     dataset: catalog.Dataset,
     num_images: int,
-    *,
-    prompt: str,
-    seed: int,
-    batch_size: int,
     mesh: Mesh,
-    per_image: int = 1,
-    least_kept: float = 0.0,
-    refine: bool = True,
-    paste: bool = False,
-) -> Iterator[tuple[generated.GeneratedRow, Pictures]]:
-    """Yields generated pairs with what a report shows of how they came about.
+) -> Iterator[Drawn]:
+    """Yields generated pairs with pictures of how they came about.
 
     Args:
-      generate: `Method.generate`, jitted or not.
-      params, frozen: of the run.
-      dataset: the training part; normal images and masks are drawn from it.
-      num_images: rows to yield, see `predict.plan`.
-      prompt: template with {defect}, for the manifest.
-      seed: of the plan and of the noise.
-      batch_size: rows of every call; the last batch is filled up.
-      mesh: rows are spread over it.
-      per_image: see `predict.plan`; a batch holds `batch_size` / `per_image` images.
-      least_kept, refine: see `predict.final_masks`.
-      paste: see `predict.Options`; here for what `final_masks` drops.
+      generation, prompt: See `sets`.
+      generate: `Method.generate`, jitted or not; its last batch is filled up.
+      params, frozen: The run's parameters and frozen weights.
+      dataset: The training part; normal images and masks are drawn from it.
+      num_images: How many pairs to draw.
+      mesh: The mesh over which rows are spread.
 
     Yields:
       (row, {"normal" and "reference" [H, W, 3] in [0, 1], "inverted" [h, w, C],
@@ -56,35 +59,35 @@ def rows(
     """
     from tqdm import tqdm
 
-    requests = predict.plan(dataset, num_images, seed, per_image)
+    per_image = generation.per_image
+    requests = plan(dataset, num_images, generation.seed, per_image)
     source = catalog.source(dataset)
-    key = jax.random.key(seed)
+    key = jax.random.key(generation.seed)
     with tqdm(total=num_images, desc="generate", unit="image", disable=None) as bar:
-        for start in range(0, num_images, batch_size):
-            chosen = requests[start : start + batch_size]
-            padded = chosen + chosen[-1:] * (batch_size - len(chosen))
-            batch = _batch(dataset, source, padded, per_image)
+        for numbers, count in trees.fixed_batches(num_images, generation.batch_size):
+            filled = [requests[number] for number in numbers]
+            batch = _batch(dataset, source, filled, per_image)
             placed = placement.place_batch(placement.own_rows(batch, mesh), mesh)
-            found = placement.to_host(generate(params, frozen, placed, key))
-            asked = np.stack([request.mask for request in padded])
-            masks = predict.final_masks(found["mask"], asked, least_kept, refine)
-            for number, request in enumerate(chosen):
-                pictures = {
-                    name: found[name][number]
-                    for name in ("reference", "inverted", "change")
-                }
+            drawn = placement.to_host(generate(params, frozen, placed, key))
+            requested = np.stack([request.mask for request in filled])
+            masks = final_masks(
+                drawn["mask"], requested, generation.least_kept, generation.refine
+            )
+            for number, request in enumerate(filled[:count]):
+                names = ("reference", "inverted", "change")
+                pictures = {name: drawn[name][number] for name in names}
                 pictures["normal"] = batch["image"][number // per_image]
-                image, mask = found["image"][number], masks[number]
-                if paste:
+                image, mask = drawn["image"][number], masks[number]
+                if generation.paste:
                     image = np.where(mask[..., None], image, pictures["normal"])
                 yield _row(dataset, request, prompt, image, mask), pictures
-            bar.update(len(chosen))
+            bar.update(count)
 
 
 def _batch(
     dataset: catalog.Dataset,
     source: catalog.Source,
-    requests: Sequence[predict.Request],
+    requests: Sequence[Request],
     per_image: int,
 ) -> dict[str, np.ndarray]:
     once = requests[::per_image]
@@ -104,7 +107,7 @@ def _batch(
 
 def _row(
     dataset: catalog.Dataset,
-    request: predict.Request,
+    request: Request,
     prompt: str,
     image: np.ndarray,
     mask: np.ndarray,
@@ -121,49 +124,43 @@ def _row(
     )
 
 
-def of_config(config: Any) -> Drawing:
-    """Returns how whole sets are drawn with section `generate` of a config."""
-    settings = config.generate
-
-    def pairs(generate, params, frozen, dataset, num_images, mesh):
-        return rows(
-            generate,
-            params,
-            frozen,
-            dataset,
-            num_images,
-            prompt=config.defect_generation.defect_prompt,
-            seed=settings.seed,
-            batch_size=settings.batch_size,
-            mesh=mesh,
-            per_image=settings.per_image,
-            least_kept=settings.least_kept,
-            refine=settings.refine,
-            paste=settings.paste,
-        )
-
-    return Drawing(functools.partial(check, settings), pairs)
-
-
-def check(settings: Any, num_images: int, mesh: Mesh) -> None:
-    """Raises UserError where a set cannot be drawn in equal batches.
+def final_masks(
+    masks: np.ndarray,
+    requested: np.ndarray | None = None,
+    least_kept: float = 0.0,
+    refine: bool = True,
+) -> np.ndarray:
+    """Drops specks from refined masks, and defects that were hardly drawn; on the host.
 
     Args:
-      settings: section `generate` of a config.
-      num_images: rows asked for.
-      mesh: rows are spread over it.
+      masks: [B, H, W] of 0 and 1.
+      requested: [B, H, W]; needed with `least_kept`.
+      least_kept: Least share of the requested mask that counts as drawn.
+      refine: Masks that were not refined keep their small parts.
+
+    Returns:
+      [B, H, W] bool.
     """
-    if num_images < 1:
-        raise UserError(f"config.generate.num_images={num_images}; wanted at least 1")
-    shards = meshes.num_batch_shards(mesh)
-    per_image = settings.per_image
-    if per_image < 1:
-        raise UserError(f"config.generate.per_image={per_image}; wanted at least 1")
-    if settings.batch_size < 1 or settings.batch_size % (shards * per_image):
+    kept = np.asarray(masks) > 0.5
+    if refine:
+        kept = refinement.drop_small(kept)
+    if requested is None or not least_kept:
+        return kept
+    share = kept.sum((1, 2)) / np.maximum((requested > 0.5).sum((1, 2)), 1)
+    return kept & (share >= least_kept)[:, None, None]
+
+
+def check(generation: Generation, num_images: int, mesh: Mesh) -> None:
+    """Raises UserError where `num_images` cannot be drawn in equal batches."""
+    per_image, shards = generation.per_image, meshes.num_batch_shards(mesh)
+    for key, value in (("num_images", num_images), ("per_image", per_image)):
+        if value < 1:
+            raise UserError(f"config.generate.{key}={value}; wanted at least 1")
+    if generation.batch_size < 1 or generation.batch_size % (shards * per_image):
         images = (
             f" times config.generate.per_image={per_image}" if per_image > 1 else ""
         )
         raise UserError(
-            f"config.generate.batch_size={settings.batch_size} is not a positive "
+            f"config.generate.batch_size={generation.batch_size} is not a positive "
             f"multiple of mesh axes data*fsdp={shards}{images}"
         )

@@ -1,4 +1,4 @@
-"""Masks on the latent grid, masked cross-attention, and the two prompt contexts.
+"""Masks on the latent grid, masked cross-attention, and the prompts of both branches.
 
 arXiv 2411.16767, Eqs. 10-11: cross-attention normalises each group of tokens on its own
 and every query reads one group, chosen by the mask. One softmax over both groups with a
@@ -8,29 +8,105 @@ bias of minus infinity on the other group is the same function.
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxanom.errors import UserError
+from jaxanom.data import catalog
+from jaxanom.errors import UserError, check_choice
+from jaxanom.methods.defect_generation.options import POOLINGS, Training
+from jaxanom.models import backbones
 from jaxanom.types import Array
 
 FORBIDDEN = -1e9
-POOLINGS = ("max", "nearest", "area")
 
 
 class Contexts(NamedTuple):
     """Text-tower outputs, one row a prompt.
 
     Attributes:
-      defect: [K, L, D], row k for defect type k; row 0 ("good") is the hole's prompt.
+      defect: [K, L, D], row k for defect type k; row 0 ("good") is the hole's prompt,
+        what the masked part is called in the background branch.
       background: [C, L, D], row c for category c.
-      hole: [L, D], what the masked part is called in the background branch.
     """
 
     defect: Array
     background: Array
-    hole: Array
+
+
+class Prompted(NamedTuple):
+    """What the two branches are told besides latents and timestep.
+
+    Attributes:
+      defect: Context of the defect branch, C1 [B, L', D].
+      background: Context of the background branch, C2 [B, L', D].
+      null: C1 with its defect tokens replaced by the hole's, for guidance.
+      bias: {queries: [B, queries, L']} of masked cross-attention, or None.
+      mask: [B, h, w, 1] binary.
+    """
+
+    defect: Array
+    background: Array
+    null: Array
+    bias: dict[int, Array] | None
+    mask: Array
+
+
+def encode_prompts(
+    text: backbones.TextEncoder, dataset: catalog.Dataset, training: Training
+) -> Contexts:
+    """Encodes one prompt per defect type and per category, and the hole's."""
+    defects = [training.hole_prompt] + [
+        _fill("defect_prompt", training.defect_prompt, defect=name)
+        for name in dataset.defect_types[1:]
+    ]
+    categories = [
+        _fill("background_prompt", training.background_prompt, category=name)
+        for name in dataset.categories
+    ]
+    states = jnp.asarray(text.encode(defects + categories))
+    return Contexts(states[: len(defects)], states[len(defects) :])
+
+
+def _fill(key: str, template: str, **names: str) -> str:
+    words = {field: name.replace("_", " ") for field, name in names.items()}
+    try:
+        return template.format(**words)
+    except (KeyError, IndexError, ValueError) as error:
+        raise UserError(
+            f"config.defect_generation.{key}={template!r}: the one field it may hold "
+            f"is {{{next(iter(names))}}}"
+        ) from error
+
+
+def prompted(
+    contexts: Contexts,
+    mask: Array,
+    defect_id: Array,
+    category_id: Array,
+    training: Training,
+    grids: Sequence[tuple[int, int]],
+) -> Prompted:
+    """Looks the prompts up and spreads the mask over the cross-attention layers.
+
+    With masked cross-attention C1 = [defect; background] and C2 = [hole; background],
+    without it the plain prompts.
+
+    Args:
+      contexts: Prompt rows.
+      mask: [B, h, w] binary, on the latent grid.
+      defect_id, category_id: [B] int32.
+      training: How the UNet is prompted.
+      grids: (rows, columns) of every cross-attention layer.
+    """
+    defect = contexts.defect[defect_id]  # [B, L, D]
+    background = contexts.background[category_id]
+    null = jnp.broadcast_to(contexts.defect[0], defect.shape)
+    bias = None
+    if training.masked_attention:
+        lengths = defect.shape[1], background.shape[1]
+        bias = attention_bias(mask, *lengths, grids, training.attention_pooling)
+        defect = jnp.concatenate([defect, background], 1)  # [B, 2L, D]
+        background = null = jnp.concatenate([null, background], 1)
+    return Prompted(defect, background, null, bias, mask[..., None])
 
 
 def pool_mask(mask: Array, grid: tuple[int, int], how: str = "max") -> Array:
@@ -46,8 +122,7 @@ def pool_mask(mask: Array, grid: tuple[int, int], how: str = "max") -> Array:
       [B, h, w] float32 of 0 and 1. The loss and the sampler are only right for binary
       masks, so nothing in between ever leaves this function.
     """
-    if how not in POOLINGS:
-        raise UserError(f"mask pooling {how!r}; choose one of {POOLINGS}")
+    check_choice("mask pooling", how, POOLINGS)
     batch, height, width = mask.shape
     rows, columns = grid
     if height % rows or width % columns:
@@ -72,14 +147,14 @@ def attention_bias(
     grids: Sequence[tuple[int, int]],
     how: str = "max",
 ) -> dict[int, Array]:
-    """Which tokens each query of each cross-attention layer may read.
+    """Says which tokens each query of each cross-attention layer may read.
 
     Args:
       mask: [B, h, w] binary, on the latent grid.
-      num_inside: tokens (first in the context) for queries inside the mask.
-      num_outside: tokens (after them) for queries outside.
+      num_inside: Tokens (first in the context) for queries inside the mask.
+      num_outside: Tokens (after them) for queries outside.
       grids: (rows, columns) of every cross-attention layer.
-      how: pooling to a layer's grid, see `pool_mask`.
+      how: Pooling to a layer's grid, see `pool_mask`.
 
     Returns:
       {rows * columns: [B, rows * columns, num_inside + num_outside] float32}, 0 where a
@@ -92,76 +167,3 @@ def attention_bias(
         allowed = (pooled > 0.5) == inside
         biases[rows * columns] = jnp.where(allowed, 0.0, FORBIDDEN)
     return biases
-
-
-def paired_context(
-    contexts: Contexts, defect_id: Array, category_id: Array, grouped: bool
-) -> tuple[Array, Array]:
-    """Returns the contexts of the defect branch C1 and of the background branch C2.
-
-    Args:
-      contexts: prompt rows.
-      defect_id, category_id: [B] int32.
-      grouped: with masked cross-attention C1 = [defect; background] and C2 = [hole;
-        background], [B, 2L, D] each; without it the plain prompts, [B, L, D] each.
-    """
-    defect = contexts.defect[defect_id]
-    background = contexts.background[category_id]
-    if not grouped:
-        return defect, background
-    hole = jnp.broadcast_to(contexts.hole, background.shape)
-    return (
-        jnp.concatenate([defect, background], 1),
-        jnp.concatenate([hole, background], 1),
-    )
-
-
-def draw_masks(bank: Array, num_masks: int, key: Array) -> Array:
-    """Draws masks from p(m): training masks, randomly flipped and shifted.
-
-    arXiv 2411.16767 draws masks independently of the image they go on. A shift moves a
-    mask by whole cells and never over the border, so it keeps its area.
-
-    Args:
-      bank: [M, h, w] binary, none of them empty.
-      num_masks: how many to draw.
-      key: random key.
-
-    Returns:
-      [num_masks, h, w] float32 binary.
-    """
-
-    def draw(key: Array) -> Array:
-        key_row, key_flip, key_rows, key_columns = jax.random.split(key, 4)
-        mask = bank[jax.random.randint(key_row, (), 0, bank.shape[0])]
-        flips = jax.random.bernoulli(key_flip, 0.5, (2,))
-        mask = jnp.where(flips[0], mask[::-1], mask)
-        mask = jnp.where(flips[1], mask[:, ::-1], mask)
-        mask = jnp.roll(mask, _free_shift(mask.any(1), key_rows), axis=0)
-        return jnp.roll(mask, _free_shift(mask.any(0), key_columns), axis=1)
-
-    return jax.vmap(draw)(jax.random.split(key, num_masks)).astype(jnp.float32)
-
-
-def _free_shift(occupied: Array, key: Array) -> Array:
-    """Draws a shift that keeps the occupied stretch [n] inside 0..n-1."""
-    size = occupied.shape[0]
-    first = jnp.argmax(occupied)
-    last = size - 1 - jnp.argmax(occupied[::-1])
-    return jax.random.randint(key, (), -first, size - last)
-
-
-def mask_bank(masks: Sequence[np.ndarray], limit: int = 512) -> np.ndarray:
-    """Stacks the non-empty masks of a training set, [M, H, W] uint8, evenly thinned.
-
-    Raises:
-      UserError: there is none.
-    """
-    found = [np.asarray(mask, np.uint8) for mask in masks if np.any(mask)]
-    if not found:
-        raise UserError(
-            "no training defect has a mask, so there is no p(m) to draw from; "
-            "add ground_truth/<defect>/<image>_mask.png"
-        )
-    keep = np.linspace(0, len(found) - 1, min(limit, len(found))).round().astype(int)
-    return np.stack([found[number] for number in keep])

@@ -1,115 +1,21 @@
 """The disentanglement loss, arXiv 2411.16767 Eqs. 5-7, as a trainer's loss function."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.contracts import LossFn
-from jaxanom.diffusion import targets
-from jaxanom.errors import UserError
+from jaxanom.diffusion import inversion, targets
 from jaxanom.losses import disentanglement
-from jaxanom.methods.defect_generation import model
+from jaxanom.methods.defect_generation import model, placement
+from jaxanom.methods.defect_generation.options import Training
 from jaxanom.types import Array, Batch, Frozen, Metrics, Params, PRNGKey
-
-BACKGROUND_INPUTS = ("masked", "full")
-
-
-class Options(NamedTuple):
-    """What the objective can do differently; the defaults are the paper's reading.
-
-    Attributes:
-      background_weight: factor of the second term; 0 is the ablation without it.
-      background_input: "masked" feeds (1-m) z_t to the background branch, "full" z_t.
-      masked_attention: queries read only their own group of tokens.
-      hide_background: the defect branch sees m z_t alone (the blinded control of B3).
-      area_balanced: each term is a mean over its own elements.
-      attention_pooling: latent mask -> layer grid, see `model.pool_mask`.
-      draw_normal_masks: normal images get a mask from p(m), and the hole's prompt.
-      refusal_share: of those masks, the share told some defect's prompt instead. The
-        network then learns from normal images too where a defect does not occur. Not in
-        the paper, which has 0.
-    """
-
-    background_weight: float = 1.0
-    background_input: str = "masked"
-    masked_attention: bool = True
-    hide_background: bool = False
-    area_balanced: bool = False
-    attention_pooling: str = "max"
-    draw_normal_masks: bool = True
-    refusal_share: float = 0.0
-
-
-def check(options: Options) -> None:
-    """Raises UserError for a choice that does not exist, naming its config key."""
-    for key, value, known in (
-        ("background_input", options.background_input, BACKGROUND_INPUTS),
-        ("attention_pooling", options.attention_pooling, model.POOLINGS),
-    ):
-        if value not in known:
-            raise UserError(
-                f"config.defect_generation.{key}={value!r}; choose one of {known}"
-            )
-    share = options.refusal_share
-    if not 0 <= share <= 1 or (share and not options.draw_normal_masks):
-        raise UserError(
-            f"config.defect_generation.refusal_share={share}; wanted 0 to 1, and 0 "
-            "without draw_normal_masks"
-        )
-
-
-class Prompted(NamedTuple):
-    """What the two branches are told besides latents and timestep.
-
-    Attributes:
-      defect: context of the defect branch, C1 [B, L', D].
-      background: context of the background branch, C2 [B, L', D].
-      null: C1 with its defect tokens replaced by the hole's, for guidance.
-      bias: {queries: [B, queries, L']} of masked cross-attention, or None.
-      mask: [B, h, w, 1] binary.
-    """
-
-    defect: Array
-    background: Array
-    null: Array
-    bias: dict[int, Array] | None
-    mask: Array
-
-
-def prompted(
-    contexts: model.Contexts,
-    mask: Array,
-    defect_id: Array,
-    category_id: Array,
-    options: Options,
-    grids: tuple,
-) -> Prompted:
-    """Looks the prompts up and spreads the mask over the cross-attention layers.
-
-    Args:
-      contexts: prompt rows.
-      mask: [B, h, w] binary, on the latent grid.
-      defect_id, category_id: [B] int32.
-      options: see `Options`.
-      grids: (rows, columns) of every cross-attention layer.
-    """
-    grouped = options.masked_attention
-    defect, background = model.paired_context(contexts, defect_id, category_id, grouped)
-    null, _ = model.paired_context(
-        contexts, jnp.zeros_like(defect_id), category_id, grouped
-    )
-    bias = None
-    if grouped:
-        lengths = contexts.defect.shape[1], contexts.background.shape[1]
-        bias = model.attention_bias(mask, *lengths, grids, options.attention_pooling)
-    return Prompted(defect, background, null, bias, mask[..., None])
 
 
 def defect_noise(
-    unet_apply: Callable, params: Params, prompt: Prompted, hide_background: bool
+    unet_apply: Callable, params: Params, prompt: model.Prompted, hide_background: bool
 ) -> Callable[..., Array]:
     """Returns the defect branch, (latents, timesteps, context=C1) -> noise_pred."""
 
@@ -122,7 +28,7 @@ def defect_noise(
 
 
 def background_noise(
-    unet_apply: Callable, params: Params, prompt: Prompted
+    unet_apply: Callable, params: Params, prompt: model.Prompted
 ) -> Callable[[Array, Array], Array]:
     """Returns the background branch; its caller has cut the defect out."""
 
@@ -133,8 +39,8 @@ def background_noise(
 
 
 def pair_noise(
-    unet_apply: Callable, params: Params, prompt: Prompted, hide_background: bool
-) -> Callable[[Array, Array | None, Array], tuple[Array, Array | None]]:
+    unet_apply: Callable, params: Params, prompt: model.Prompted, hide_background: bool
+) -> inversion.NoisePairFn:
     """Returns both branches of Eq. 5 as ONE network call on 2B rows.
 
     GroupNorm and attention are per row, so stacking does not mix the branches. With the
@@ -155,7 +61,7 @@ def pair_noise(
             jnp.concatenate([prompt.defect, prompt.background]),
             jax.tree.map(double, prompt.bias),
         )
-        return disentanglement.split_rows(noise_pred)
+        return tuple(jnp.split(noise_pred, 2))
 
     return noise_fn
 
@@ -164,7 +70,7 @@ def loss_fn(
     unet_apply: Callable,
     read_params: Callable,
     alphas_cumprod: np.ndarray,
-    options: Options,
+    training: Training,
     grids: tuple,
     is_velocity: bool = False,
 ) -> LossFn:
@@ -177,29 +83,27 @@ def loss_fn(
       unet_apply: (params, latents, timesteps, context, context_bias) -> noise_pred.
       read_params: (params, frozen) -> the UNet's parameter tree (merges LoRA updates).
       alphas_cumprod: [T] float64, on the host.
-      options, grids: see `prompted`.
-      is_velocity: regress the velocity, as a network made to predict it was trained;
+      training, grids: See `model.prompted`.
+      is_velocity: Regresses the velocity, as a network made to predict it was trained;
         `unet_apply` returns the noise its estimate implies either way.
     """
-    check(options)
 
     def loss(
         params: Params, frozen: Frozen, batch: Batch, key: PRNGKey
     ) -> tuple[Array, Metrics]:
         key_mask, key_noise, key_timestep = jax.random.split(key, 3)
-        latents, mask = batch["latents"], batch["latent_mask"]
+        latents, label = batch["latents"], batch["label"]
         rows = latents.shape[0]
-        if options.draw_normal_masks:
-            drawn = model.draw_masks(frozen["latent_bank"], rows, key_mask)
-            mask = jnp.where(batch["label"][:, None, None] > 0, mask, drawn)
+        drawn = placement.draw_masks(frozen["latent_bank"], rows, key_mask)
+        mask = jnp.where(label[:, None, None] > 0, batch["latent_mask"], drawn)
         contexts = model.Contexts(**frozen["contexts"])
         defect_id = batch["defect_id"]
-        if options.refusal_share:
+        if training.refusal_share:
             key_refusal = jax.random.fold_in(key, 1)
-            asked = _asked_of_normals(contexts, defect_id, options, key_refusal)
-            defect_id = jnp.where(batch["label"] > 0, defect_id, asked)
-        prompt = prompted(
-            contexts, mask, defect_id, batch["category_id"], options, grids
+            of_normals = refused(contexts, defect_id, training, key_refusal)
+            defect_id = jnp.where(label > 0, defect_id, of_normals)
+        prompt = model.prompted(
+            contexts, mask, defect_id, batch["category_id"], training, grids
         )
         noise = jax.random.normal(key_noise, latents.shape)
         timesteps = targets.draw_timesteps(key_timestep, rows, len(alphas_cumprod))
@@ -207,19 +111,19 @@ def loss_fn(
         weights = None
         if is_velocity:
             weights = targets.velocity_weights(timesteps, alphas_cumprod)
-        stacked = disentanglement.stack_inputs(
-            noisy, prompt.mask, hide_defect=options.background_input == "masked"
-        )
+        background = noisy
+        if training.background_input == "masked":
+            background = inversion.hide_defect(noisy, prompt.mask)
         noise_fn = pair_noise(
-            unet_apply, read_params(params, frozen), prompt, options.hide_background
+            unet_apply, read_params(params, frozen), prompt, training.hide_background
         )
-        predictions = noise_fn(*disentanglement.split_rows(stacked), timesteps)
+        predictions = noise_fn(noisy, background, timesteps)
         value, parts = disentanglement.loss(
             noise,
             *predictions,
             prompt.mask,
-            area_balanced=options.area_balanced,
-            background_weight=options.background_weight,
+            area_balanced=training.area_balanced,
+            background_weight=training.background_weight,
             weights=weights,
         )
         gap = disentanglement.gap(*predictions, prompt.mask)
@@ -228,13 +132,12 @@ def loss_fn(
     return loss
 
 
-def _asked_of_normals(
-    contexts: model.Contexts, defect_id: Array, options: Options, key: PRNGKey
+def refused(
+    contexts: model.Contexts, defect_id: Array, training: Training, key: PRNGKey
 ) -> Array:
     """Returns [B] ids: a defect's with probability `refusal_share`, else unchanged."""
     key_share, key_defect = jax.random.split(key)
     rows = defect_id.shape
     drawn = jax.random.randint(key_defect, rows, 1, len(contexts.defect))
-    return jnp.where(
-        jax.random.uniform(key_share, rows) < options.refusal_share, drawn, defect_id
-    )
+    share = training.refusal_share
+    return jnp.where(jax.random.uniform(key_share, rows) < share, drawn, defect_id)

@@ -10,11 +10,11 @@ from that code:
 
 | there                                 | here                                     |
 |---------------------------------------|------------------------------------------|
-| batch normalisation                   | group normalisation (`models/segmenter`) |
+| batch normalisation                   | group normalisation (`model.Segmenter`)  |
 | pixels enter in [0, 1]                | centred on grey inside the network       |
-| focal loss, gamma 2                   | same; `dice_weight` adds a Dice term     |
+| focal loss, gamma 2                   | same                                     |
 | 21x21 zero-padded mean pool, then max | same at 256 px, scaled with the image    |
-| augmentation in the data loader       | in the jitted loss, by key; default none |
+| augmentation in the data loader       | in the jitted loss, by key               |
 | best epoch chosen on the test set     | not decided here                         |
 
 Pinned by tests/methods/detector.
@@ -22,27 +22,46 @@ Pinned by tests/methods/detector.
 
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxanom.contracts import Method, Phase
-from jaxanom.methods.detector import model, objective, predict
+from jaxanom.errors import UserError
+from jaxanom.methods.detector import model, objective, options, predict
+from jaxanom.models.ops import initialise
 
 
 def make(config: Any, dataset: Any) -> Method:
-    """Builds the detector from `config.detector`; see `model.Options` for its keys.
+    """Builds the detector from `config.detector`.
 
     Args:
-      config: run config; only the section `detector` is read.
-      dataset: `categories` and `image_size` are read.
+      config: The run's config, of which only the section `detector` is read.
+      dataset: Its `categories` and `image_size` are read.
 
     Raises:
-      UserError: an unknown key, an unknown category, or an image size the depth does
+      UserError: An unknown key, an unknown category, or an image size the depth does
         not divide.
     """
-    options = model.read_options(config.detector)
-    segmenter = model.build(options, dataset.image_size)
-    fixed = model.fixed_category_ids(options, dataset.categories)
+    settings = options.read(config.detector)
+    unknown = sorted(set(settings.orientation_fixed) - set(dataset.categories))
+    if unknown:
+        raise UserError(
+            f"config.detector.orientation_fixed names {unknown}; the dataset has "
+            f"{list(dataset.categories)}"
+        )
+    fixed = tuple(dataset.categories.index(name) for name in settings.orientation_fixed)
+    model.check_size(dataset.image_size, settings.depth)
+    segmenter = model.Segmenter(
+        settings.width, settings.depth, jnp.dtype(settings.dtype)
+    )
+
+    def init(key):
+        side = 2**settings.depth  # the smallest image will do
+        return initialise.parameters(segmenter, key, jnp.zeros((1, side, side, 3))), {}
+
+    loss_fn = objective.make_loss(segmenter, settings, fixed)
     return Method(
-        learns_pixels=True,
-        init=lambda key: model.init(segmenter, key),
-        phases=(Phase("segment", objective.make_loss(segmenter, options, fixed)),),
+        init=init,
+        phases=(Phase("segment", loss_fn),),
         predict=predict.make_predict(segmenter),
+        learns_pixels=True,
     )

@@ -1,91 +1,83 @@
-"""Options of the detector and the network they ask for."""
+"""A small supervised U-Net: image -> normal and defect logits of every pixel."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import math
+from typing import Any
 
+import chex
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
-from jaxanom import sections
 from jaxanom.errors import UserError
-from jaxanom.methods.detector import segmenter as segmenters
-from jaxanom.models.ops import initialise
-from jaxanom.types import Params, PRNGKey
+from jaxanom.models.latent import layers
+from jaxanom.types import Array
+
+_MAX_GROUPS = 8
+_MAX_WIDENING = 8
+_EPSILON = 1e-5
 
 
-class Options(NamedTuple):
-    """Keys of `config.detector`; a key left out has the value below.
+class Segmenter(nn.Module):
+    """U-Net in the shape of DRAEM's discriminative network (arXiv 2108.07610).
+
+    Two 3x3 convolutions a level, max-pooling down, bilinear resizing up, channels
+    doubling from `width` to eight times that. DRAEM itself is width 64, depth 5.
+
+    Group normalisation stands where DRAEM has batch normalisation: its statistics
+    belong to one image, so a prediction does not depend on the batch it came in nor on
+    padding rows, nothing is averaged across devices, and no running state is kept.
 
     Attributes:
-      width, depth, dtype: of `models.segmenter.Segmenter`.
-      gamma: focal exponent; 0 is plain cross-entropy.
-      class_balanced: defect and normal pixels weigh the same as two groups, however
-        few the former; else every pixel weighs the same.
-      dice_weight: factor of the Dice term; 0 leaves it out.
-      flip_horizontal, flip_vertical: mirror half of the rows, image and mask alike.
-      orientation_fixed: category names whose rows are never mirrored.
-      brightness: images shift by up to this much of [0, 1].
-      contrast: deviations from the image's mean grow or shrink by up to this fraction.
+      width: Channels of the first level.
+      depth: How often the resolution is halved; H and W are multiples of 2**depth.
+      dtype: What convolutions compute in; norms reduce in float32, weights stay so.
     """
 
-    width: int = 32
-    depth: int = 4
-    dtype: str = "float32"
-    gamma: float = 2.0
-    class_balanced: bool = False
-    dice_weight: float = 0.0
-    flip_horizontal: bool = False
-    flip_vertical: bool = False
-    orientation_fixed: tuple[str, ...] = ()
-    brightness: float = 0.0
-    contrast: float = 0.0
+    width: int
+    depth: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, image: Array) -> Array:
+        """Returns logits [B, H, W, 2] float32, channel 1 = defect.
+
+        Args:
+          image: [B, H, W, 3] in [0, 1].
+        """
+        chex.assert_shape(image, (None, None, None, 3))
+        check_size(image.shape[1:3], self.depth)
+        channels = [
+            self.width * min(2**level, _MAX_WIDENING) for level in range(self.depth + 1)
+        ]
+        x = (2 * image - 1).astype(self.dtype)
+        skips = []
+        for level, width in enumerate(channels):
+            if level:
+                x = nn.max_pool(x, (2, 2), strides=(2, 2))  # [B, H/2, W/2, C]
+            x = self._convolve(x, width, f"down_{level}_conv1")
+            x = self._convolve(x, width, f"down_{level}_conv2")
+            skips.append(x)
+        for level in reversed(range(self.depth)):
+            skip, width = skips[level], channels[level]
+            x = jax.image.resize(x, (*skip.shape[:3], x.shape[-1]), "bilinear")
+            x = self._convolve(x, width, f"up_{level}_conv0")
+            x = jnp.concatenate([x, skip], axis=-1)
+            x = self._convolve(x, width, f"up_{level}_conv1")
+            x = self._convolve(x, width, f"up_{level}_conv2")
+        # [B, H, W, 2]
+        return layers.conv3x3(2, "logits", jnp.float32)(x.astype(jnp.float32))
+
+    def _convolve(self, x: Array, width: int, name: str) -> Array:
+        x = layers.conv3x3(width, name, self.dtype, use_bias=False)(x)
+        groups = math.gcd(width, _MAX_GROUPS)
+        norm = layers.GroupNorm(groups, _EPSILON, self.dtype, name=f"{name}_norm")
+        return nn.relu(norm(x))
 
 
-def read_options(section: Mapping[str, Any]) -> Options:
-    """Reads `config.detector`, each key once.
-
-    Raises:
-      UserError: a key that is not an option, or a value out of range.
-    """
-    options = Options(**sections.given(section, Options._fields, "config.detector"))
-    options = options._replace(orientation_fixed=tuple(options.orientation_fixed))
-    if options.gamma < 0 or options.dice_weight < 0:
+def check_size(image_size: tuple[int, int], depth: int) -> None:
+    """Raises UserError unless (H, W) can be halved `depth` times."""
+    if any(side % 2**depth for side in image_size):
         raise UserError(
-            f"config.detector.gamma={options.gamma}, dice_weight="
-            f"{options.dice_weight}; neither can be negative"
+            f"image_size={tuple(image_size)} is not a multiple of 2**depth="
+            f"{2**depth}; set config.data.image_size or config.detector.depth"
         )
-    for name in ("brightness", "contrast"):
-        if not 0 <= getattr(options, name) < 1:
-            raise UserError(
-                f"config.detector.{name}={getattr(options, name)}; wanted in [0, 1)"
-            )
-    return options
-
-
-def fixed_category_ids(options: Options, categories: Sequence[str]) -> tuple[int, ...]:
-    """Returns the ids of `options.orientation_fixed`.
-
-    Raises:
-      UserError: a name the dataset does not have.
-    """
-    unknown = sorted(set(options.orientation_fixed) - set(categories))
-    if unknown:
-        raise UserError(
-            f"config.detector.orientation_fixed names {unknown}; the dataset has "
-            f"{list(categories)}"
-        )
-    return tuple(categories.index(name) for name in options.orientation_fixed)
-
-
-def build(options: Options, image_size: tuple[int, int]) -> segmenters.Segmenter:
-    """Returns the segmenter; raises UserError on a size its depth does not divide."""
-    segmenters.check_size(image_size, options.depth)
-    return segmenters.Segmenter(
-        width=options.width, depth=options.depth, dtype=jnp.dtype(options.dtype)
-    )
-
-
-def init(segmenter: segmenters.Segmenter, key: PRNGKey) -> tuple[Params, Params]:
-    """Returns (params, frozen); the smallest image will do, nothing is frozen."""
-    side = 2**segmenter.depth
-    image = jnp.zeros((1, side, side, 3))
-    return initialise.parameters(segmenter, key, image), {}

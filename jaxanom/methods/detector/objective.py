@@ -9,19 +9,19 @@ import jax.numpy as jnp
 
 from jaxanom.contracts import LossFn
 from jaxanom.losses import segmentation
-from jaxanom.methods.detector import model
+from jaxanom.methods.detector.options import Options
 from jaxanom.types import Array, PRNGKey
 
 
 def make_loss(
-    segmenter: nn.Module, options: model.Options, fixed_category_ids: Sequence[int]
+    segmenter: nn.Module, options: Options, fixed_category_ids: Sequence[int]
 ) -> LossFn:
-    """Returns the loss: focal, plus Dice if asked for, over pixels of valid rows.
+    """Returns the focal loss over the pixels of valid rows.
 
     Args:
-      segmenter: image -> logits.
-      options: loss and augmentation options.
-      fixed_category_ids: categories whose rows are never mirrored.
+      segmenter: Network from images to logits.
+      options: The focal exponent, and how images are augmented.
+      fixed_category_ids: Categories whose rows are never mirrored.
     """
 
     def loss_fn(params, frozen, batch, key):
@@ -30,32 +30,23 @@ def make_loss(
         mirrors = ~jnp.isin(batch["category_id"], fixed)
         image, mask = augment(key, batch["image"], batch["mask"], mirrors, options)
         logits = segmenter.apply({"params": params}, image)  # [B, H, W, 2]
-        valid = batch["valid"]
-        loss = segmentation.focal(
-            logits, mask, options.gamma, options.class_balanced, valid=valid
-        )
-        metrics = {"focal": loss}
-        if options.dice_weight:
-            probability = jax.nn.softmax(logits, axis=-1)[..., 1]  # [B, H, W]
-            # One ratio for the batch: normal images have no overlap of their own.
-            metrics["dice"] = segmentation.dice(probability, mask, valid=valid)
-            loss = loss + options.dice_weight * metrics["dice"]
-        return loss, metrics
+        loss = segmentation.focal(logits, mask, options.gamma, valid=batch["valid"])
+        return loss, {"focal": loss}
 
     return loss_fn
 
 
 def augment(
-    key: PRNGKey, image: Array, mask: Array, mirrors: Array, options: model.Options
+    key: PRNGKey, image: Array, mask: Array, mirrors: Array, options: Options
 ) -> tuple[Array, Array]:
     """Mirrors and recolours each row by draws of its own.
 
     Args:
-      key: of this step.
+      key: Decides this step's draws.
       image: [B, H, W, 3] in [0, 1].
       mask: [B, H, W].
       mirrors: [B] bool; False rows keep their orientation.
-      options: which axes, how much light; all off returns the input.
+      options: Which axes, how much light; all off returns the input.
 
     Returns:
       (image, mask), image still in [0, 1].
@@ -69,15 +60,15 @@ def augment(
 
 
 def _augment_row(
-    image: Array, mask: Array, mirrors: Array, draws: Array, options: model.Options
+    image: Array, mask: Array, mirrors: Array, draws: Array, options: Options
 ) -> tuple[Array, Array]:
     """One row: image [H, W, 3], mask [H, W], mirrors scalar, draws [4] in [0, 1)."""
     draw_vertical, draw_horizontal, draw_shift, draw_gain = draws
-    for axis, wanted, draw in (
+    for axis, enabled, draw in (
         (0, options.flip_vertical, draw_vertical),
         (1, options.flip_horizontal, draw_horizontal),
     ):
-        if wanted:
+        if enabled:
             flip = mirrors & (draw < 0.5)
             image = jnp.where(flip, jnp.flip(image, axis), image)
             mask = jnp.where(flip, jnp.flip(mask, axis), mask)

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxanom.contracts import Method
 from jaxanom.data import catalog
-from jaxanom.errors import UserError
+from jaxanom.errors import check_choice
 from jaxanom.methods.pretraining import autoencoder, contrastive, denoiser
 
 TOWERS = {
@@ -27,8 +27,5 @@ TOWERS = {
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the training of one tower, `config.pretraining.tower`."""
     tower = config.pretraining.tower
-    if tower not in TOWERS:
-        raise UserError(
-            f"config.pretraining.tower={tower!r}; choose one of {sorted(TOWERS)}"
-        )
+    check_choice("config.pretraining.tower", tower, TOWERS)
     return TOWERS[tower](config, dataset)

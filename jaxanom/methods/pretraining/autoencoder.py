@@ -1,12 +1,13 @@
 """A KL autoencoder from scratch (arXiv 2112.10752, section 3.1, without the critic)."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom import sections
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.models.checkpoints import pretrained
@@ -15,16 +16,27 @@ from jaxanom.models.ops import initialise
 from jaxanom.types import Array, PRNGKey
 
 
+class Options(NamedTuple):
+    """Section `pretraining`; configs/pretraining/base.py explains it."""
+
+    tower: str
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    latent_channels: int
+    norm_num_groups: int
+    kl_weight: float
+    crop: int
+
+
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the autoencoder's training; phase "autoencoder".
 
     The loss is the squared error plus a tenth of the absolute error plus `kl_weight`
     times the KL divergence from a unit Gaussian, all means over elements.
     """
-    settings = config.pretraining
-    channels = tuple(settings.block_out_channels)
+    settings = sections.read(config.pretraining, Options, "config.pretraining")
     tower = vae.VaeConfig(
-        block_out_channels=channels,
+        block_out_channels=settings.block_out_channels,
         layers_per_block=settings.layers_per_block,
         latent_channels=settings.latent_channels,
         norm_num_groups=settings.norm_num_groups,
@@ -34,15 +46,13 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         # on images, at a fraction of the cost.
         mid_block_add_attention=False,
     )
-    crop = settings.crop
     module = vae.AutoencoderKL(tower)
-    kl_weight = settings.kl_weight
 
     def loss_fn(params, frozen, batch, key):
         del frozen
         variables = {"params": params}
         key_crop, key_latents = jax.random.split(key)
-        image = random_crops(key_crop, batch["image"], crop)
+        image = random_crops(key_crop, batch["image"], settings.crop)
         moments = module.apply(variables, image, method="encode")
         latents = vae.sample(moments, key_latents)
         decoded = module.apply(variables, latents, clip=False, method="decode")
@@ -52,7 +62,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         divergence = 0.5 * jnp.mean(
             moments.mean**2 + jnp.exp(moments.log_variance) - moments.log_variance - 1.0
         )
-        loss = squared + 0.1 * absolute + kl_weight * divergence
+        loss = squared + 0.1 * absolute + settings.kl_weight * divergence
         psnr = -10 * jnp.log10(squared)
         return loss, {"psnr": psnr, "kl": divergence}
 

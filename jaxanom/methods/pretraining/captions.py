@@ -10,8 +10,10 @@ import numpy as np
 
 from jaxanom.data.foundry import captions
 
-STATE_GOOD = ("a photo of a flawless {category}", "a good {category}")
-STATE_DAMAGED = ("a photo of a damaged {category}", "a defective {category}")
+STATES = (
+    ("a photo of a flawless {category}", "a good {category}"),
+    ("a photo of a damaged {category}", "a defective {category}"),
+)
 NEUTRAL = "a photo of a {category}"
 DEFECT_ALONE = "a photo of {defect}"
 
@@ -33,6 +35,10 @@ class Table(NamedTuple):
     neutral: np.ndarray
     alone: np.ndarray
 
+    def numbers(self) -> dict[str, np.ndarray]:
+        """Returns all but the texts, by name."""
+        return {name: part for name, part in self._asdict().items() if name != "texts"}
+
 
 def table(categories: tuple[str, ...], defect_types: tuple[str, ...]) -> Table:
     """Writes the captions of every combination, whether the data holds it or not."""
@@ -41,32 +47,24 @@ def table(categories: tuple[str, ...], defect_types: tuple[str, ...]) -> Table:
     def number(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    count = len(captions.DEFECT_TEMPLATES)
+    templates = range(len(captions.DEFECT_TEMPLATES))
+    words = [captions.words(category) for category in categories]
     specific = [
         [
-            [number(captions.describe(category, defect, k)) for k in range(count)]
+            [number(captions.describe(c, defect, k)) for k in templates]
             for defect in defect_types
         ]
-        for category in categories
+        for c in categories
     ]
     state = [
         [
-            [
-                number(text.format(category=captions.words(category)))
-                for text in templates
-            ]
-            for templates in (STATE_GOOD, STATE_DAMAGED)
+            [number(text.format(category=word)) for text in texts_of]
+            for texts_of in STATES
         ]
-        for category in categories
+        for word in words
     ]
-    neutral = [number(NEUTRAL.format(category=captions.words(c))) for c in categories]
-    alone = [0] + [
-        number(
-            DEFECT_ALONE.format(defect=captions.with_article(captions.words(defect)))
-        )
-        for defect in defect_types[1:]
-    ]
-    return Table(
-        tuple(texts),
-        *(np.asarray(part, np.int32) for part in (specific, state, neutral, alone)),
-    )
+    neutral = [number(NEUTRAL.format(category=word)) for word in words]
+    names = [captions.with_article(captions.words(kind)) for kind in defect_types[1:]]
+    alone = [0] + [number(DEFECT_ALONE.format(defect=name)) for name in names]
+    parts = (np.asarray(part, np.int32) for part in (specific, state, neutral, alone))
+    return Table(tuple(texts), *parts)

@@ -1,13 +1,14 @@
 """CLIP from scratch on captions (arXiv 2103.00020) that are shared between images."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from jaxanom import sections
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.losses import contrastive
@@ -19,6 +20,21 @@ from jaxanom.models.ops import initialise
 from jaxanom.types import Array
 
 
+class Options(NamedTuple):
+    """Section `pretraining`; configs/pretraining/base.py explains it."""
+
+    tower: str
+    tokenizer: str
+    hidden_size: int
+    num_heads: int
+    num_text_layers: int
+    num_image_layers: int
+    patch_size: int
+    text_length: int
+    state_fraction: float
+    dense_weight: float
+
+
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds CLIP's training; phase "clip".
 
@@ -27,9 +43,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
     that it is true of. The dense term asks each patch token, projected like the pooled
     one, whether it lies nearer to "flawless" or to "damaged".
     """
-    settings = config.pretraining
+    settings = sections.read(config.pretraining, Options, "config.pretraining")
     tokenizer = Tokenizer(settings.tokenizer)
-    module = towers.CLIP(_config(settings, tokenizer, dataset.image_size[0]))
+    module = towers.CLIP(_sizes(settings, tokenizer, dataset.image_size[0]))
     table = captions.table(dataset.categories, dataset.defect_types)
     ids = tokenizer.encode(list(table.texts), settings.text_length)
     patch = settings.patch_size
@@ -52,7 +68,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         pictures = module.apply(variables, image, method="encode_image")
         texts = module.apply(variables, frozen["ids"][numbers], method="encode_text")
         scale = jnp.exp(jnp.minimum(params["logit_scale"], np.log(100.0)))
-        loss, metrics = contrastive.matched(
+        loss, metrics = contrastive.loss(
             pictures.image_features,
             texts.text_features,
             scale,
@@ -63,7 +79,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             named = module.apply(variables, states, method="encode_text").text_features
             named = towers.normalise(named).reshape(-1, 2, named.shape[-1])[category]
             tokens = module.apply(
-                variables, pictures.patch_tokens, method=_project_tokens
+                variables,
+                pictures.patch_tokens,
+                method=lambda tower, tokens: tower.image.project_tokens(tokens),
             )
             dense = _dense_loss(towers.normalise(tokens), named, scale, mask, patch)
             metrics["dense"] = dense
@@ -91,10 +109,8 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
 
     def export(params, frozen, directory, batch):
         del frozen, batch
-        settings = dataclasses.asdict(module.config)
-        pretrained.save_component(
-            directory, "clip", settings, params, "clip", np.float16
-        )
+        sizes = dataclasses.asdict(module.config)
+        pretrained.save_component(directory, "clip", sizes, params, "clip", np.float16)
 
     phases = (Phase("clip", loss_fn),)
     return Method(init=init, phases=phases, export=export, learns_pixels=True)
@@ -104,7 +120,7 @@ def positives(category: Array, label: Array, defect_id: Array, general: Array) -
     """Says which captions are true of which images.
 
     Args:
-      category, label, defect_id: [B] int32, of the images.
+      category, label, defect_id: [B] int32, what the images show.
       general: [B] bool; True where row j's caption names the state alone.
 
     Returns:
@@ -118,7 +134,9 @@ def positives(category: Array, label: Array, defect_id: Array, general: Array) -
     return (category[:, None] == category[None, :]) & agrees
 
 
-def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> towers.ClipConfig:
+def _sizes(
+    settings: Options, tokenizer: Tokenizer, image_size: int
+) -> towers.ClipConfig:
     shared = {
         "hidden_size": settings.hidden_size,
         "intermediate_size": 4 * settings.hidden_size,
@@ -145,10 +163,6 @@ def _config(settings: Any, tokenizer: Tokenizer, image_size: int) -> towers.Clip
     )
 
 
-def _project_tokens(module, tokens):
-    return module.image.project_tokens(tokens)
-
-
 def _flip(key, image, mask):
     """Mirrors half of the rows left to right, image and mask alike."""
     flip = jax.random.bernoulli(key, 0.5, (image.shape[0],))
@@ -164,9 +178,9 @@ def _dense_loss(tokens, named, scale, mask, patch):
     Args:
       tokens: [B, N, D] unit vectors.
       named: [B, 2, D] unit vectors, flawless and damaged.
-      scale: of the cosine.
+      scale: Factor of the cosine.
       mask: [B, H, W].
-      patch: pixels per side.
+      patch: Pixels per side.
     """
     rows, height, width = mask.shape
     cells = mask.reshape(rows, height // patch, patch, width // patch, patch)

@@ -1,16 +1,15 @@
 """A text-conditional latent UNet from scratch (arXiv 2112.10752)."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom import record
+from jaxanom import record, sections
 from jaxanom.contracts import Method, Phase
 from jaxanom.data import catalog
 from jaxanom.diffusion import schedules, targets
-from jaxanom.errors import UserError
 from jaxanom.losses import denoising
 from jaxanom.methods.pretraining import captions
 from jaxanom.models import backbones
@@ -25,16 +24,31 @@ SCHEDULE = {
 }
 
 
+class Options(NamedTuple):
+    """Section `pretraining`; configs/pretraining/base.py explains it."""
+
+    tower: str
+    autoencoder: str
+    text_encoder: str
+    variant: str
+    clip_act: str
+    block_out_channels: tuple[int, ...]
+    layers_per_block: int
+    num_heads: int
+    empty_fraction: float
+    hole_fraction: float
+
+
 def make(config: Any, dataset: catalog.Dataset) -> Method:
     """Builds the UNet's training; phase "unet".
 
-    Noise or velocity regression on cached latents. Each caption is drawn from: empty
+    Velocity regression on cached latents. Each caption is drawn from: empty
     (`empty_fraction`, for guidance), the defect alone, category and state, category and
     defect. `hole_fraction` of the rows have a random box cut out of the noisy latents,
     a caption of the category alone, and no loss inside the box.
     """
-    settings = config.pretraining
-    loading = sources.chosen(settings)
+    settings = sections.read(config.pretraining, Options, "config.pretraining")
+    loading = sources.chosen(config.pretraining)
     autoencoder = backbones.load_autoencoder(settings.autoencoder, loading)
     text = backbones.load_text_encoder(settings.text_encoder, loading)
     tower = backbones.small_unet(
@@ -43,16 +57,10 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         settings.block_out_channels,
         settings.layers_per_block,
         settings.num_heads,
-        settings.fine_self_attention,
+        fine_self_attention=False,
         sample_size=backbones.latent_grid(autoencoder, dataset.image_size)[0],
     )
     module = unet.UNet(tower)
-    prediction_type = settings.prediction_type
-    if prediction_type not in backbones.PREDICTION_TYPES:
-        raise UserError(
-            f"config.pretraining.prediction_type={prediction_type!r}; choose one of "
-            f"{backbones.PREDICTION_TYPES}"
-        )
     table = captions.table(dataset.categories, dataset.defect_types)
     alphas_cumprod = schedules.alphas_cumprod(**SCHEDULE)
 
@@ -80,19 +88,14 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             timesteps,
             frozen["states"][numbers],
         )
-        target = noise
-        if prediction_type == "v_prediction":
-            target = targets.velocity(latents, noise, timesteps, alphas_cumprod)
-        return denoising.masked_regression(target, prediction, ~hole), {}
+        target = targets.velocity(latents, noise, timesteps, alphas_cumprod)
+        return denoising.regression(target, prediction, ~hole), {}
 
     def init(key):
         frozen = {
             "vae": autoencoder.params,
             "states": jnp.asarray(text.encode(list(table.texts))),
-            "specific": jnp.asarray(table.specific),
-            "state": jnp.asarray(table.state),
-            "neutral": jnp.asarray(table.neutral),
-            "alone": jnp.asarray(table.alone),
+            **{name: jnp.asarray(part) for name, part in table.numbers().items()},
         }
         return backbones.new_unet(tower, key).params, frozen
 
@@ -108,7 +111,7 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
             "set_alpha_to_one": True,
             "steps_offset": 0,
             "timestep_spacing": "linspace",
-            "prediction_type": prediction_type,
+            "prediction_type": "v_prediction",
         }
         record.write_json(directory / "scheduler/scheduler_config.json", scheduler)
 

@@ -4,27 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_defect_generation import masks, training
 
-from jaxanom.methods.defect_generation import model
+from jaxanom.methods.defect_generation import model, options
 from jaxanom.models.latent import layers
 
 BATCH, GRID, WIDTH, HEADS = 2, (4, 4), 8, 2
 LENGTHS = (5, 3)  # tokens of the defect's and of the background's prompt
 
 
-def masks(seed=0, shape=(3, 16, 16)):
-    """Rectangles that touch no regular place, one a row."""
-    rng = np.random.default_rng(seed)
-    found = np.zeros(shape, np.float32)
-    height, width = shape[1] // 4, shape[2] // 4 + 1
-    for row in range(shape[0]):
-        top = rng.integers(0, shape[1] - height + 1)
-        left = rng.integers(0, shape[2] - width + 1)
-        found[row, top : top + height, left : left + width] = 1
-    return found
-
-
-@pytest.mark.parametrize("how", model.POOLINGS)
+@pytest.mark.parametrize("how", options.POOLINGS)
 @pytest.mark.parametrize("grid", [(16, 16), (8, 8), (4, 4), (2, 8)])
 def test_pooled_masks_are_binary(how, grid):
     pooled = np.asarray(model.pool_mask(jnp.asarray(masks()), grid, how))
@@ -156,78 +145,43 @@ def test_no_query_is_left_without_a_token_on_any_grid():
         assert set(np.unique(open_tokens)) <= set(LENGTHS)
 
 
-def contexts():
+@pytest.fixture
+def prompted():
+    """(masked_attention) -> (prompt rows, what two images are told)."""
     rng = np.random.default_rng(2)
-    return model.Contexts(
+    rows = model.Contexts(
         defect=jnp.asarray(rng.normal(size=(3, 4, 6)), jnp.float32),
         background=jnp.asarray(rng.normal(size=(2, 4, 6)), jnp.float32),
-        hole=jnp.asarray(rng.normal(size=(4, 6)), jnp.float32),
     )
 
+    def call(masked_attention):
+        prompt = model.prompted(
+            rows,
+            jnp.asarray(masks(shape=(2, *GRID))),
+            jnp.asarray([2, 1]),
+            jnp.asarray([1, 0]),
+            training(masked_attention=masked_attention),
+            (GRID,),
+        )
+        return rows, prompt
 
-def test_grouped_contexts_share_the_background_and_differ_in_the_first_group():
-    rows = contexts()
-    defect_id, category_id = jnp.asarray([2, 0]), jnp.asarray([1, 0])
-    first, second = model.paired_context(rows, defect_id, category_id, True)
-    assert first.shape == second.shape == (2, 8, 6)
-    np.testing.assert_array_equal(first[:, :4], rows.defect[defect_id])
-    np.testing.assert_array_equal(second[1, :4], rows.hole)
-    for context in (first, second):
-        np.testing.assert_array_equal(context[:, 4:], rows.background[category_id])
-
-
-def test_plain_contexts_are_the_single_prompts():
-    rows = contexts()
-    defect_id, category_id = jnp.asarray([2, 0]), jnp.asarray([1, 0])
-    first, second = model.paired_context(rows, defect_id, category_id, False)
-    np.testing.assert_array_equal(first, rows.defect[defect_id])
-    np.testing.assert_array_equal(second, rows.background[category_id])
+    return call
 
 
-def test_drawn_masks_keep_their_area_and_stay_binary():
-    bank = masks(4, (5, 8, 8))
-    bank[1] = 0
-    bank[1, 7, 0] = 1  # one cell in a corner
-    bank[2] = 1  # everything
-    for row in range(5):
-        alone = jnp.asarray(bank[row : row + 1])
-        drawn = np.asarray(model.draw_masks(alone, 64, jax.random.key(row)))
-        assert drawn.shape == (64, 8, 8) and set(np.unique(drawn)) <= {0.0, 1.0}
-        np.testing.assert_array_equal(drawn.sum((1, 2)), bank[row].sum())
+def test_grouped_contexts_share_the_background_and_differ_in_the_first_group(prompted):
+    rows, prompt = prompted(True)
+    assert prompt.defect.shape == prompt.background.shape == (2, 8, 6)
+    np.testing.assert_array_equal(prompt.defect[:, :4], rows.defect[jnp.array([2, 1])])
+    for told in (prompt.background, prompt.null):
+        np.testing.assert_array_equal(told[1, :4], rows.defect[0])  # the hole's
+    for told in (prompt.defect, prompt.background, prompt.null):
+        np.testing.assert_array_equal(told[:, 4:], rows.background[::-1])
+    assert sorted(prompt.bias) == [GRID[0] * GRID[1]]
 
 
-def test_drawn_masks_move_and_mirror_but_never_wrap_around():
-    bank = np.zeros((1, 8, 8), np.float32)
-    bank[0, 2, 1:4] = bank[0, 3, 1] = 1  # an L, unlike its mirror images
-    drawn = np.asarray(model.draw_masks(jnp.asarray(bank), 400, jax.random.key(0)))
-    shapes = set()
-    for mask in drawn:
-        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-        # A shape that wrapped around the border would be longer than 2 x 3.
-        assert rows[-1] - rows[0] == 1 and columns[-1] - columns[0] == 2
-        shapes.add(mask[np.ix_(rows, columns)].tobytes())
-    assert len(shapes) == 4
-    assert drawn.any((0,)).all(), "every cell is reached"
-
-
-def test_a_draw_depends_on_its_key_and_place_alone():
-    bank = jnp.asarray(masks(4, (5, 8, 8)))
-    first = model.draw_masks(bank, 6, jax.random.key(1))
-    np.testing.assert_array_equal(first, model.draw_masks(bank, 6, jax.random.key(1)))
-    assert np.any(first != model.draw_masks(bank, 6, jax.random.key(2)))
-
-
-def test_the_bank_leaves_out_empty_masks_and_thins_evenly():
-    found = [np.zeros((4, 4), np.uint8)]
-    for number in range(10):
-        mask = np.zeros((4, 4), np.uint8)
-        mask.flat[number] = 1
-        found.append(mask)
-    assert model.mask_bank(found).shape == (10, 4, 4)
-    thinned = model.mask_bank(found, limit=4)
-    assert [int(mask.argmax()) for mask in thinned] == [0, 3, 6, 9]
-
-
-def test_a_bank_without_any_mask_says_what_to_add():
-    with pytest.raises(ValueError, match="ground_truth"):
-        model.mask_bank([np.zeros((4, 4), np.uint8)])
+def test_plain_contexts_are_the_single_prompts(prompted):
+    rows, prompt = prompted(False)
+    np.testing.assert_array_equal(prompt.defect, rows.defect[jnp.array([2, 1])])
+    np.testing.assert_array_equal(prompt.background, rows.background[::-1])
+    np.testing.assert_array_equal(prompt.null[1], rows.defect[0])
+    assert prompt.bias is None

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny_defect_generation import training
 
 from jaxanom.diffusion import schedules
-from jaxanom.losses import disentanglement
 from jaxanom.methods.defect_generation import model, objective
 from jaxanom.models import backbones
 from jaxanom.models.latent import unet
@@ -41,9 +41,7 @@ def read_params(params, frozen):
 def contexts(seed=3):
     rng = np.random.default_rng(seed)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    return model.Contexts(
-        draw(3, TOKENS, WIDTH), draw(2, TOKENS, WIDTH), draw(TOKENS, WIDTH)
-    )
+    return model.Contexts(draw(3, TOKENS, WIDTH), draw(2, TOKENS, WIDTH))
 
 
 def inputs(seed=0):
@@ -66,8 +64,7 @@ def inputs(seed=0):
 
 
 def loss_with(apply=stand_in, **options):
-    options = objective.Options(**options)
-    return objective.loss_fn(apply, read_params, ALPHAS, options, GRIDS)
+    return objective.loss_fn(apply, read_params, ALPHAS, training(**options), GRIDS)
 
 
 def value(key=0, batch=None, **options):
@@ -78,7 +75,13 @@ def value(key=0, batch=None, **options):
     return float(loss), {name: float(part) for name, part in metrics.items()}
 
 
-def calls(**options):
+def defective():
+    """Both rows are defects, which keep their own masks, empty or not."""
+    rows, _ = inputs()
+    return rows | {"label": jnp.ones(BATCH, int)}
+
+
+def calls(batch=None, **options):
     """Returns what the network was given, as lists of arrays, one entry a call."""
     seen = []
 
@@ -87,7 +90,7 @@ def calls(**options):
         return stand_in(params, latents, timesteps, context, bias)
 
     rows, frozen = inputs()
-    loss_with(spy, **options)(PARAMS, frozen, rows, jax.random.key(0))
+    loss_with(spy, **options)(PARAMS, frozen, batch or rows, jax.random.key(0))
     return seen
 
 
@@ -104,7 +107,7 @@ def test_a_velocity_network_is_trained_on_its_velocity():
     key = jax.random.key(0)
 
     def total(is_velocity):
-        options = objective.Options()
+        options = training()
         loss = objective.loss_fn(
             stand_in, read_params, flat, options, GRIDS, is_velocity
         )
@@ -114,7 +117,7 @@ def test_a_velocity_network_is_trained_on_its_velocity():
 
 
 def test_one_network_call_sees_all_latents_and_the_same_ones_with_the_hole_cut_out():
-    ((latents, timesteps, context, bias),) = calls(draw_normal_masks=False)
+    ((latents, timesteps, context, bias),) = calls(defective())
     first, second = np.split(np.asarray(latents), 2)
     mask = np.asarray(inputs()[0]["latent_mask"])[..., None] > 0.5
     np.testing.assert_array_equal(second, np.where(mask, 0, first))
@@ -125,20 +128,20 @@ def test_one_network_call_sees_all_latents_and_the_same_ones_with_the_hole_cut_o
     rows = contexts()
     c1, c2 = np.split(np.asarray(context), 2)
     np.testing.assert_array_equal(c1[0, :TOKENS], rows.defect[2])
-    np.testing.assert_array_equal(c2[0, :TOKENS], rows.hole)
+    np.testing.assert_array_equal(c2[0, :TOKENS], rows.defect[0])
     np.testing.assert_array_equal(c1[0, TOKENS:], rows.background[1])
     np.testing.assert_array_equal(c2[:, TOKENS:], c1[:, TOKENS:])
 
 
-def test_normal_rows_get_a_drawn_mask_and_keep_none_if_told_so():
-    def hole(**options):
-        ((latents, *_),) = calls(**options)
+def test_normal_rows_get_a_drawn_mask_and_defects_keep_their_own():
+    def hole(batch):
+        ((latents, *_),) = calls(batch)
         first, second = np.split(np.asarray(latents), 2)
         return (first != second).any(-1)
 
     own = np.asarray(inputs()[0]["latent_mask"]) > 0.5
-    drawn, bare = hole(draw_normal_masks=True), hole(draw_normal_masks=False)
-    np.testing.assert_array_equal(drawn[0], own[0])  # a defect keeps its own mask
+    drawn, bare = hole(None), hole(defective())
+    np.testing.assert_array_equal(drawn[0], own[0])
     assert drawn[1].sum() == 1  # the bank's only mask has one cell
     np.testing.assert_array_equal(bare, own)
 
@@ -154,23 +157,19 @@ def test_a_share_of_the_normal_rows_is_asked_for_a_defect_and_defects_keep_their
     np.testing.assert_array_equal(always[0], rows.defect[2])
     assert any((always[1] == asked).all() for asked in np.asarray(rows.defect[1:]))
     # Half of many rows: 400 draws differ from 200 by 3 deviations of 10 at most.
-    asked = objective._asked_of_normals(
+    asked = objective.refused(
         rows,
         jnp.zeros(400, int),
-        objective.Options(refusal_share=0.5),
+        training(refusal_share=0.5),
         jax.random.key(0),
     )
     assert abs(int((asked > 0).sum()) - 200) <= 30
     assert set(np.asarray(asked)) == set(range(len(rows.defect)))
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"refusal_share": 1.5}, {"refusal_share": 0.5, "draw_normal_masks": False}],
-)
-def test_a_share_that_makes_no_sense_is_refused(wrong):
+def test_a_share_that_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match=r"config\.defect_generation\.refusal_share"):
-        objective.check(objective.Options(**wrong))
+        training(refusal_share=1.5)
 
 
 def test_full_background_input_cuts_nothing_out():
@@ -179,7 +178,7 @@ def test_full_background_input_cuts_nothing_out():
 
 
 def test_a_hidden_background_leaves_the_defect_branch_its_mask_only():
-    ((latents, *_),) = calls(hide_background=True, draw_normal_masks=False)
+    ((latents, *_),) = calls(defective(), hide_background=True)
     first = np.asarray(latents)[0]
     inside = np.asarray(inputs()[0]["latent_mask"])[0] > 0.5
     assert (first[~inside] == 0).all() and (first[inside] != 0).all()
@@ -205,7 +204,6 @@ def test_each_ablation_changes_the_loss_and_only_as_it_says():
         {"masked_attention": False},
         {"hide_background": True},
         {"area_balanced": True},
-        {"draw_normal_masks": False},
     ):
         assert value(**change)[0] != pytest.approx(loss, rel=1e-4), change
     # Hiding the background from the defect branch leaves the other branch alone.
@@ -264,7 +262,7 @@ def real(tiny_backbone):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
     width = config.cross_attention_dim
-    prompts = model.Contexts(draw(3, 4, width), draw(2, 4, width), draw(4, width))
+    prompts = model.Contexts(draw(3, 4, width), draw(2, 4, width))
 
     def apply(params, latents, timesteps, context, bias):
         return tower.module.apply({"params": params}, latents, timesteps, context, bias)
@@ -279,12 +277,12 @@ def real(tiny_backbone):
 
 
 def prompted(real, mask, defect_id=(2, 1), prompts=None):
-    return objective.prompted(
+    return model.prompted(
         real.contexts if prompts is None else prompts,
         jnp.asarray(mask),
         jnp.asarray(defect_id),
         jnp.asarray([1, 0]),
-        objective.Options(),
+        training(),
         real.grids,
     )
 
@@ -311,9 +309,6 @@ def test_two_branches_in_one_call_are_the_two_branches_called_apart(real):
         np.testing.assert_allclose(one, other, atol=1e-5)
     # Negative control: the branches are not the same function.
     assert float(jnp.abs(pair[0] - pair[1]).max()) > 1e-2
-    one, two = disentanglement.split_rows(jnp.concatenate(pair))
-    np.testing.assert_array_equal(one, pair[0])
-    np.testing.assert_array_equal(two, pair[1])
 
 
 def test_a_full_mask_makes_the_unet_deaf_to_the_background_text_and_none_to_the_defect(

@@ -12,16 +12,18 @@ from tiny_defect_generation import (
     PARAMS,
     SIDE,
     SIZE,
+    drawing,
     latent_mask,
     stand_in,
     stand_in_batch,
     stand_in_generator,
+    training,
 )
 
 from jaxanom.data import catalog, pools
 from jaxanom.diffusion import inversion, schedules
 from jaxanom.jobs import prepare
-from jaxanom.methods.defect_generation import model, objective, predict
+from jaxanom.methods.defect_generation import model, objective, options, predict
 from jaxanom.models import backbones
 from jaxanom.models.latent import noise_schedule, unet
 
@@ -139,12 +141,12 @@ def test_a_composition_that_breaks_the_rule_changes_the_background(generator):
 
     @jax.jit
     def sample(start, defect_id, which):
-        prompt = objective.prompted(
+        prompt = model.prompted(
             generator.contexts,
             mask[..., 0],
             defect_id,
             batch["category_id"],
-            objective.Options(),
+            training(),
             generator.grids,
         )
         pair = objective.pair_noise(
@@ -160,7 +162,10 @@ def test_a_composition_that_breaks_the_rule_changes_the_background(generator):
 
     inverted = jnp.asarray(first["inverted"])
     starts = [
-        inversion.start_latents(inverted, mask, jax.random.key(seed)) for seed in (1, 2)
+        inversion.start_latents(
+            inverted, mask, jax.random.normal(jax.random.key(seed), inverted.shape)
+        )
+        for seed in (1, 2)
     ]
     outside = np.broadcast_to(~latent_mask(batch), inverted.shape)
     ids = jnp.asarray([1, 2])
@@ -255,7 +260,7 @@ def test_guidance_and_fresh_noise_change_the_defect_and_not_the_background(optio
     assert np.abs(defect(base) - defect(found)).max() > 1e-2
 
 
-@pytest.mark.parametrize("background_mode", inversion.BACKGROUNDS)
+@pytest.mark.parametrize("background_mode", options.BACKGROUNDS)
 def test_the_second_order_solver_changes_the_defect_and_not_the_background(
     background_mode,
 ):
@@ -269,7 +274,7 @@ def test_the_second_order_solver_changes_the_defect_and_not_the_background(
 
 def test_the_second_order_solver_takes_no_fresh_noise():
     with pytest.raises(ValueError, match=r"generate\.solver='dpmpp_2m'.*generate\.eta"):
-        predict.check(predict.Options(solver="dpmpp_2m", eta=0.3))
+        drawing(solver="dpmpp_2m", eta=0.3)
 
 
 def test_fresh_noise_never_reaches_the_background():
@@ -285,7 +290,7 @@ def test_the_branches_hear_plain_prompts_where_attention_is_not_masked():
         lengths.add((context.shape[1], bias is None))
         return stand_in(params, latents, timesteps, context, bias)
 
-    drawn(listening, objective.Options(masked_attention=False))
+    drawn(listening, training(masked_attention=False))
     assert lengths == {(2, True)}
     lengths.clear()
     drawn(listening)
@@ -294,7 +299,7 @@ def test_the_branches_hear_plain_prompts_where_attention_is_not_masked():
 
 def test_a_hidden_background_does_not_reach_the_defect():
     """The defect branch is blind: other images give the same defect."""
-    blind = objective.Options(hide_background=True)
+    blind = training(hide_background=True)
     one, two = (defect(drawn(trained_as=blind, flipped=f)) for f in (False, True))
     # A mean over hidden pixels of exact zeros: only the order of sums may differ.
     np.testing.assert_allclose(one, two, atol=1e-6)
@@ -348,77 +353,12 @@ def test_refinement_keeps_a_part_of_the_mask_and_nothing_where_nothing_changed()
 def test_a_wrong_option_names_its_key(options):
     ((key, value),) = options.items()
     with pytest.raises(ValueError, match=rf"config\.generate\.{key}={value!r}"):
-        predict.check(predict.Options(**options))
+        drawing(**options)
 
 
 def test_more_moves_than_the_schedule_has_are_refused():
     with pytest.raises(ValueError, match="num_steps=1000"):
         drawn(num_steps=1000)
-
-
-# The plan: which image, which defect, where. ----------------------------------------
-
-
-def test_more_images_leave_the_first_ones_as_they_are(generator):
-    short = predict.plan(generator.dataset, 3, seed=5)
-    long = predict.plan(generator.dataset, 9, seed=5)
-    for one, other in zip(short, long, strict=False):
-        assert one[:4] == other[:4]
-        np.testing.assert_array_equal(one.mask, other.mask)
-    assert [request.number for request in long] == list(range(9))
-    assert any(
-        one.normal != other.normal or np.any(one.mask != other.mask)
-        for one, other in zip(long, predict.plan(generator.dataset, 9, 6), strict=True)
-    )
-
-
-def test_defect_types_take_turns_and_masks_come_from_their_own_training_masks(
-    generator,
-):
-    requests = predict.plan(generator.dataset, 6, seed=0)
-    kinds = [request.defect_type for request in requests]
-    assert kinds == ["dent", "scratch"] * 3
-    for request in requests:
-        record = generator.dataset.records[request.normal]
-        assert record.defect_type == "good" and record.category == request.category
-        assert request.mask.dtype == np.uint8 and request.mask.sum() == 20  # 5 x 4
-
-
-def test_a_defect_type_without_masks_is_left_out(generator):
-    def load(record):
-        image, mask = generator.dataset.load(record)
-        return image, np.zeros_like(mask) if record.defect_type == "dent" else mask
-
-    half = generator.dataset._replace(load=load)
-    assert {r.defect_type for r in predict.plan(half, 4, 0)} == {"scratch"}
-    none = half._replace(load=lambda r: (load(r)[0], np.zeros_like(load(r)[1])))
-    with pytest.raises(ValueError, match="no training defect has a mask"):
-        predict.plan(none, 4, 0)
-
-
-def test_final_masks_lose_their_specks():
-    mask = np.zeros((1, 64, 64), np.float32)
-    mask[0, 3, 3] = 1  # 1 pixel of 4096 is under 0.05 %
-    mask[0, 20:24, 20:24] = 1
-    found = predict.final_masks(mask)
-    assert found.dtype == bool and found.sum() == 16 and not found[0, 3, 3]
-
-
-def test_a_mask_that_was_not_refined_keeps_its_small_parts():
-    mask = np.zeros((1, 512, 512), np.float32)
-    mask[0, 100:111, 40:51] = 1  # 121 pixels of 262144 are under 0.05 %
-    assert not predict.final_masks(mask).any()
-    np.testing.assert_array_equal(predict.final_masks(mask, refine=False), mask > 0)
-
-
-def test_a_defect_of_which_hardly_anything_was_drawn_counts_as_none():
-    requested = np.zeros((2, 64, 64), np.float32)
-    requested[:, 20:30, 20:30] = 1
-    mask = requested.copy()
-    mask[1, 20:29] = 0  # a tenth is left
-    found = predict.final_masks(mask, requested, 0.3)
-    assert found[0].sum() == 100 and not found[1].any()
-    assert predict.final_masks(mask, requested, 0.05)[1].sum() == 10
 
 
 # Whose noise levels. ---------------------------------------------------------------
@@ -436,13 +376,13 @@ PUBLISHED = {
 
 def test_a_walk_visits_the_levels_the_checkpoints_scheduler_lays_out():
     schedule = noise_schedule.read(PUBLISHED, "published")
-    up, down = predict._tables(schedule, predict.Options(num_steps=50))
+    up, down = predict._tables(schedule, drawing(num_steps=50))
     np.testing.assert_array_equal(down.timesteps, np.arange(981, 0, -20))
     for end in (up.alpha_from[0], down.alpha_to[-1]):
         assert end == np.float32(ALPHAS[0])
     # With set_alpha_to_one, and with a spacing of one's own, the walk is another.
     ends_clean = noise_schedule.read({**PUBLISHED, "set_alpha_to_one": True}, "other")
-    _, other = predict._tables(ends_clean, predict.Options(num_steps=50))
+    _, other = predict._tables(ends_clean, drawing(num_steps=50))
     assert other.alpha_to[-1] == 1
-    _, even = predict._tables(schedule, predict.Options(50, spacing="linspace"))
+    _, even = predict._tables(schedule, drawing(num_steps=50, spacing="linspace"))
     assert even.timesteps[0] == 999

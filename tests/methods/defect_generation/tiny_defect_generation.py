@@ -5,10 +5,12 @@ import types
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom.methods.defect_generation import model, objective, predict
+from configs.defect_generation import base
+from jaxanom.methods.defect_generation import model, options, predict
 from jaxanom.models.latent import noise_schedule
 
 SIZE, SIDE = 16, 4
+DEFAULTS = base.config()
 SCHEDULE = noise_schedule.read({"timestep_spacing": "linspace"}, "stand-in")
 
 
@@ -36,7 +38,6 @@ def stand_in(params, latents, timesteps, context, bias):
 CONTEXTS = model.Contexts(
     jnp.asarray(np.random.default_rng(1).normal(size=(3, 2, 4)), jnp.float32),
     jnp.asarray(np.random.default_rng(2).normal(size=(1, 2, 4)), jnp.float32),
-    jnp.asarray(np.random.default_rng(3).normal(size=(2, 4)), jnp.float32),
 )
 FROZEN = {"vae": {"gain": jnp.asarray(2.0)}, "contexts": CONTEXTS._asdict()}
 PARAMS = {"gain": jnp.asarray(0.3)}
@@ -58,19 +59,40 @@ def stand_in_batch(seed=(3, 4)):
 
 
 def stand_in_generator(
-    network=stand_in, trained_as=None, final_alpha=SCHEDULE.final_alpha, **options
+    network=stand_in, trained_as=None, final_alpha=SCHEDULE.final_alpha, **changes
 ):
     return predict.generator(
         Blocks,
         network,
         lambda params, frozen: params,
         SCHEDULE._replace(final_alpha=final_alpha),
-        predict.Options(**({"num_steps": 4, "refine": False} | options)),
-        trained_as or objective.Options(),
+        drawing(**({"num_steps": 4, "refine": False} | changes)),
+        trained_as or training(),
         ((SIDE, SIDE),),
-        "max",
     )
+
+
+def training(**changes):
+    """Options of training: the defaults, with changes."""
+    return options.read_training({**DEFAULTS.defect_generation, **changes})
+
+
+def drawing(**changes):
+    """Options of drawing: the defaults, with changes."""
+    return options.read_generation({**DEFAULTS.generate, **changes})
 
 
 def latent_mask(batch):
     return np.asarray(model.pool_mask(batch["mask"], (SIDE, SIDE)))[..., None] > 0.5
+
+
+def masks(seed=0, shape=(3, 16, 16)):
+    """Rectangles that touch no regular place, one a row."""
+    rng = np.random.default_rng(seed)
+    found = np.zeros(shape, np.float32)
+    height, width = shape[1] // 4, shape[2] // 4 + 1
+    for row in range(shape[0]):
+        top = rng.integers(0, shape[1] - height + 1)
+        left = rng.integers(0, shape[2] - width + 1)
+        found[row, top : top + height, left : left + width] = 1
+    return found

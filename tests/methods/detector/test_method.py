@@ -9,17 +9,31 @@ import optax
 import pytest
 from scipy import ndimage
 
+from configs.detector import base
 from jaxanom import trees
 from jaxanom.methods import detector
-from jaxanom.methods.detector import model, objective, predict
+from jaxanom.methods.detector import model, objective, options, predict
 
 SIZE = (8, 12)
 DATASET = types.SimpleNamespace(image_size=SIZE, categories=("bolt", "nut", "cable"))
 SMALL = {"width": 8, "depth": 1}
 
 
+PLAIN = {  # no augmentation
+    **base.options(),
+    "flip_horizontal": False,
+    "flip_vertical": False,
+    "brightness": 0.0,
+    "contrast": 0.0,
+}
+
+
+def options_of(**changes):
+    return options.read({**PLAIN, **changes})
+
+
 def config(**options):
-    return ml_collections.ConfigDict({"detector": {**SMALL, **options}})
+    return ml_collections.ConfigDict({"detector": {**PLAIN, **SMALL, **options}})
 
 
 def make(**options):
@@ -58,10 +72,9 @@ def one_layer():
     kernel = jnp.asarray(rng.normal(size=(3, 3, 3, 2)), jnp.float32)
     params = {"logits": {"kernel": kernel, "bias": jnp.asarray([0.3, -0.2])}}
 
-    def loss(rows, key=3, **options):
-        options = model.read_options(options)
-        fixed = model.fixed_category_ids(options, DATASET.categories)
-        loss_fn = jax.jit(objective.make_loss(OneLayer(), options, fixed))
+    def loss(rows, key=3, fixed=(), **changes):
+        loss_fn = objective.make_loss(OneLayer(), options_of(**changes), fixed)
+        loss_fn = jax.jit(loss_fn)
         return loss_fn(params, {}, rows, jax.random.key(key))
 
     return loss, params
@@ -104,7 +117,7 @@ def test_the_loss_is_the_mean_focal_loss_by_hand():
 def test_the_made_method_trains_its_own_network_on_this_loss():
     method, rows = make(), batch()
     params, _ = method.init(jax.random.key(0))
-    segmenter = model.build(model.read_options(config().detector), SIZE)
+    segmenter = model.Segmenter(**SMALL)
     logits = jax.jit(segmenter.apply)({"params": params}, rows["image"])
     loss, _ = jax.jit(method.phases[0].loss_fn)(params, {}, rows, jax.random.key(0))
     # Two compiled programs of the same float32 network.
@@ -113,43 +126,17 @@ def test_the_made_method_trains_its_own_network_on_this_loss():
     )
 
 
-def test_dice_is_added_with_its_weight():
-    loss_of, _ = one_layer()
-    focal, _ = loss_of(batch())
-    loss, metrics = loss_of(batch(), dice_weight=0.25)
-    np.testing.assert_allclose(metrics["focal"], focal, rtol=1e-6)
-    assert 0 < float(metrics["dice"]) < 1
-    # One float32 addition.
-    np.testing.assert_allclose(loss, focal + 0.25 * metrics["dice"], rtol=1e-6)
-
-
-def test_balanced_classes_raise_the_share_of_few_defect_pixels():
-    loss_of, params = one_layer()
-    rows = batch()
-    rows["mask"] = jnp.zeros_like(rows["mask"]).at[0, 2, 3].set(1)  # One pixel.
-    logits = OneLayer().apply({"params": params}, rows["image"])
-    normal = focal_by_hand(logits, jnp.zeros_like(rows["mask"]), 2.0)
-    defect = focal_by_hand(logits[0, 2, 3], jnp.ones(()), 2.0)
-    plain, balanced = (loss_of(rows, class_balanced=flag)[0] for flag in (False, True))
-    # One pixel in 384 moves the plain mean by its share, and makes half of the other.
-    np.testing.assert_allclose(plain, normal, rtol=0.05)
-    np.testing.assert_allclose(balanced, normal + defect, rtol=0.05)
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"dice_weight": 0.5}, {"class_balanced": True}]
-)
-def test_padding_rows_change_nothing(options):
+def test_padding_rows_change_nothing():
     loss_of, _ = one_layer()
     rows = batch(3)
     padded = {name: jnp.concatenate([value, value[:2]]) for name, value in rows.items()}
     padded["image"] = padded["image"].at[3:].set(1 - padded["image"][3:])
     padded["mask"] = padded["mask"].at[3:].set(1)
-    counted = loss_of(padded, **options)[0]
+    counted = loss_of(padded)[0]
     padded["valid"] = padded["valid"].at[3:].set(False)
-    loss = loss_of(padded, **options)[0]
+    loss = loss_of(padded)[0]
     # Another batch size sums in another order.
-    np.testing.assert_allclose(loss, loss_of(rows, **options)[0], rtol=1e-5)
+    np.testing.assert_allclose(loss, loss_of(rows)[0], rtol=1e-5)
     # Negative control: the same rows, counted, are a hundred tolerances away.
     assert abs(float(counted - loss)) > 1e-3 * float(loss)
 
@@ -260,7 +247,7 @@ def mirrored(options, num_rows=64, mirrors=None):
     ],
 )
 def test_image_and_mask_are_mirrored_together_and_row_by_row(options, codes):
-    found = mirrored(model.Options(**options))
+    found = mirrored(options_of(**options))
     assert set(found) == codes
     # Fair coins: 64 draws leave [0.25, 0.75] of the mean less than once in 10^4.
     share = np.mean(found == 0) * len(codes)
@@ -268,7 +255,7 @@ def test_image_and_mask_are_mirrored_together_and_row_by_row(options, codes):
 
 
 def test_orientation_fixed_rows_are_never_mirrored():
-    options = model.Options(flip_horizontal=True, flip_vertical=True)
+    options = options_of(flip_horizontal=True, flip_vertical=True)
     found = mirrored(options, mirrors=jnp.arange(64) % 2 == 0)
     assert np.all(found[1::2] == 0) and np.any(found[::2] != 0)
 
@@ -277,18 +264,26 @@ def test_orientation_fixed_categories_reach_the_loss_by_name():
     loss_of, _ = one_layer()
     rows = batch(6)
     plain, _ = loss_of(rows)
-    everything = list(DATASET.categories)
-    fixed, _ = loss_of(rows, flip_horizontal=True, orientation_fixed=everything)
+    fixed, _ = loss_of(rows, flip_horizontal=True, fixed=(0, 1, 2))
     np.testing.assert_allclose(fixed, plain, rtol=1e-6)  # Two programs, one sum.
-    some, _ = loss_of(rows, flip_horizontal=True, orientation_fixed=["nut"])
+    some, _ = loss_of(rows, flip_horizontal=True, fixed=(1,))
     assert abs(float(some - plain)) > 1e-4 * float(plain)
-    with_ids = model.Options(orientation_fixed=("cable", "bolt"))
-    assert model.fixed_category_ids(with_ids, DATASET.categories) == (2, 0)
+
+    def made(**changes):
+        method = make(**{"flip_horizontal": True, **changes})
+        params, _ = method.init(jax.random.key(0))
+        loss_fn = jax.jit(method.phases[0].loss_fn)
+        return float(loss_fn(params, {}, rows, jax.random.key(3))[0])
+
+    everything = list(DATASET.categories)
+    still = made(flip_horizontal=False)
+    assert made(orientation_fixed=everything) == pytest.approx(still, rel=1e-6)
+    assert abs(made(orientation_fixed=["nut"]) - still) > 1e-4 * still
 
 
 def test_light_changes_the_image_within_its_range_and_not_the_mask():
     rows = batch(32)
-    options = model.Options(brightness=0.3, contrast=0.5)
+    options = options_of(brightness=0.3, contrast=0.5)
     image, mask = augmented(options, rows)
     np.testing.assert_array_equal(mask, rows["mask"])
     assert float(image.min()) == 0 and float(image.max()) == 1  # Clipping was needed.
@@ -299,12 +294,12 @@ def test_brightness_shifts_and_contrast_stretches_about_the_mean():
     rng = np.random.default_rng(0)
     image = jnp.asarray(0.5 + 0.1 * rng.uniform(-1, 1, (64, 4, 4, 3)), jnp.float32)
     rows = {"image": image, "mask": jnp.zeros((64, 4, 4))}
-    shifted, _ = augmented(model.Options(brightness=0.2), rows)
+    shifted, _ = augmented(options_of(brightness=0.2), rows)
     shift = np.asarray(shifted - image)
     # One shift per row; the rest is float32 rounding.
     np.testing.assert_allclose(shift, shift[:, :1, :1, :1] + 0 * shift, atol=1e-6)
     assert -0.2 <= shift.min() < -0.15 and 0.15 < shift.max() <= 0.2
-    stretched, _ = augmented(model.Options(contrast=0.4), rows)
+    stretched, _ = augmented(options_of(contrast=0.4), rows)
     axes = (1, 2, 3)
     np.testing.assert_allclose(stretched.mean(axes), image.mean(axes), atol=1e-6)
     gain = np.asarray(stretched.std(axes) / image.std(axes))
@@ -315,10 +310,10 @@ def test_no_option_means_no_change_and_the_key_decides_the_rest():
     rows = batch()
     mirrors = jnp.ones(len(rows["image"]), bool)
     image, mask = objective.augment(
-        jax.random.key(0), rows["image"], rows["mask"], mirrors, model.Options()
+        jax.random.key(0), rows["image"], rows["mask"], mirrors, options_of()
     )
     assert image is rows["image"] and mask is rows["mask"]
-    options = model.Options(flip_horizontal=True, brightness=0.1)
+    options = options_of(flip_horizontal=True, brightness=0.1)
     first, again = (augmented(options, rows, seed=1)[0] for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, augmented(options, rows, seed=2)[0])
@@ -327,9 +322,11 @@ def test_no_option_means_no_change_and_the_key_decides_the_rest():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"widht": 8}, r"unknown keys \['widht'\]; it takes \['width'"),
-        ({"gamma": -1.0}, "neither can be negative"),
-        ({"dice_weight": -1.0}, "neither can be negative"),
+        (
+            {"widht": 8},
+            r"unknown keys \['widht'\]; did you mean config\.detector\.width",
+        ),
+        ({"gamma": -1.0}, r"gamma=-1\.0; wanted in \[0, inf\)"),
         ({"brightness": 1.0}, r"brightness=1\.0; wanted in \[0, 1\)"),
         ({"contrast": -0.1}, r"contrast=-0\.1; wanted in \[0, 1\)"),
         ({"depth": 4}, r"image_size=\(8, 12\) is not a multiple of 2\*\*depth=16"),
@@ -341,11 +338,9 @@ def test_a_wrong_option_is_refused_with_its_key(options, message):
         make(**options)
 
 
-def test_defaults_are_the_released_detector_s_loss_without_augmentation():
-    options = model.read_options({})
-    assert options == model.Options()
-    assert options.gamma == 2.0 and options.dice_weight == 0
-    assert not any((options.flip_horizontal, options.flip_vertical, options.brightness))
+def test_defaults_are_the_released_detector_s_loss():
+    defaults = options.read(base.options())
+    assert defaults.gamma == 2.0
 
 
 def test_the_bfloat16_network_keeps_float32_weights_and_maps():

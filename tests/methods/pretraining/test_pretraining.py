@@ -8,6 +8,7 @@ import ml_collections
 import numpy as np
 import pytest
 
+from configs.pretraining import base
 from jaxanom.data.foundry import captions as words
 from jaxanom.data.foundry import names
 from jaxanom.methods import pretraining
@@ -121,10 +122,7 @@ def test_positives_are_exactly_the_captions_that_are_true_of_an_image(table):
 
 
 def frozen_of(table):
-    return {
-        name: jnp.asarray(getattr(table, name))
-        for name in ("specific", "state", "neutral", "alone")
-    }
+    return {name: jnp.asarray(part) for name, part in table.numbers().items()}
 
 
 def test_drawn_captions_are_true_or_empty_in_the_asked_proportion(table):
@@ -214,8 +212,9 @@ def dataset():
     )
 
 
-def config(**settings):
-    return ml_collections.ConfigDict({"pretraining": settings})
+def config(tower, **settings):
+    section = {"tower": tower, **base.TOWERS.get(tower, {}), **settings}
+    return ml_collections.ConfigDict({"pretraining": section})
 
 
 def test_an_unknown_tower_is_refused():
@@ -223,15 +222,18 @@ def test_an_unknown_tower_is_refused():
         pretraining.make(config(tower="vae"), dataset())
 
 
+def test_a_key_of_another_tower_is_refused():
+    with pytest.raises(ValueError, match=r"config\.pretraining.*unknown.*\['crop'\]"):
+        pretraining.make(config(tower="clip", crop=8), dataset())
+
+
 def test_the_written_autoencoder_makes_latents_of_unit_spread(tmp_path):
     method = pretraining.make(
         config(
             tower="autoencoder",
             block_out_channels=(4, 4),
-            layers_per_block=1,
             latent_channels=2,
             norm_num_groups=2,
-            kl_weight=1e-6,
             crop=8,
         ),
         dataset(),
@@ -260,11 +262,7 @@ def test_holes_have_no_text_of_the_defect_and_no_loss_inside(
             autoencoder=str(tiny_backbone),
             text_encoder=str(tiny_backbone),
             block_out_channels=(8,),
-            layers_per_block=1,
             num_heads=2,
-            fine_self_attention=False,
-            prediction_type="v_prediction",
-            empty_fraction=0.1,
             hole_fraction=1.0,
         ),
         dataset(),

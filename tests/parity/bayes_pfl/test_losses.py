@@ -16,7 +16,7 @@ def test_focal_and_dice_of_margins(golden, suffix):
 
     def focal(logits):
         margins = logits[:, 1] - logits[:, 0]
-        return segmentation.binary_focal(margins, mask, class_balanced=True)
+        return segmentation.focal(margins, mask, class_balanced=True)
 
     def dice(logits):
         margins = logits[:, 1] - logits[:, 0]

@@ -9,10 +9,9 @@ from scipy import ndimage
 
 from jaxanom.evaluation import runner
 from jaxanom.methods.bayes_pfl import predict
-from jaxanom.metrics import ranking, threshold_grid
+from jaxanom.metrics import ranking
 
 METRIC = 1e-6  # of a fraction; the released F1 adds 1e-6 to its denominator
-PRO = 2e-3  # thresholds of another dtype move a point of the curve
 
 
 def smoothed(maps, sigma):
@@ -54,7 +53,6 @@ def row_of(golden, arrays, name, table):
     found = {f"{key}_px": value for key, value in summary(maps, mask).items()}
     if 0 < labels.mean() < 1:
         found |= {f"{key}_sp": value for key, value in image.items()}
-    found["iou"], found["threshold"] = threshold_grid.iou_at_f1_max(maps, mask)
     return found
 
 
@@ -81,12 +79,9 @@ def test_every_number_of_every_table(golden):
                 continue
             found = row_of(golden, arrays, name, table)
             for column, value in found.items():
-                scale = 1.0 if column == "threshold" else 0.01
-                wanted = rows[name][column] * scale
-                # The threshold is one of the scores, in the smoothing's own rounding.
-                limit = 1e-5 if column == "threshold" else METRIC
+                wanted = 0.01 * rows[name][column]
                 what = (table, name, column)
-                assert value == pytest.approx(wanted, abs=limit), what
+                assert value == pytest.approx(wanted, abs=METRIC), what
 
 
 def test_means_leave_out_categories_that_define_no_image_score(golden):
@@ -102,19 +97,3 @@ def test_means_leave_out_categories_that_define_no_image_score(golden):
         ours = runner.mean_over_categories(per_category)["auroc"]
         theirs = rows["mean"]["auroc_sp"]
         assert ours * len(defined) / len(names) == pytest.approx(theirs), table
-
-
-def test_per_region_overlap_on_a_grid_of_thresholds(golden):
-    arrays, notes = golden.arrays("metrics"), golden.json("metrics")
-    for key, wanted in notes["aupro"].items():
-        name, kind, steps, limit = key.split("|")
-        maps = arrays[f"{name}/anomaly_map"]
-        if kind != "raw":
-            maps = smoothed(maps, float(kind.removeprefix("sigma")))
-        found = threshold_grid.per_region_overlap(
-            maps.astype(np.float32),
-            arrays[f"{name}/mask"],
-            int(steps.removeprefix("steps")),
-            float(limit.removeprefix("fpr")),
-        )
-        assert found == pytest.approx(wanted, abs=PRO), key

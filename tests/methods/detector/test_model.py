@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxanom import trees
-from jaxanom.methods.detector import segmenter
+from jaxanom.methods.detector import model
 from jaxanom.models.ops import initialise
 
 SIZE = (8, 12)
@@ -20,7 +20,7 @@ def images(seed=0, size=SIZE):
 @functools.cache
 def network(dtype=jnp.float32):
     """(jitted apply, params) of a small segmenter, compiled once for all tests."""
-    module = segmenter.Segmenter(width=8, depth=1, dtype=dtype)
+    module = model.Segmenter(width=8, depth=1, dtype=dtype)
     params = initialise.parameters(module, jax.random.key(0), images())
     # Norm weights too: at their initial 1 and 0 they would hide a mix-up.
     rng = np.random.default_rng(1)
@@ -53,7 +53,7 @@ def test_bfloat16_logits_are_the_float32_ones_rounded():
 
 def test_width_and_depth_decide_the_channels():
     def kernels(width, depth):
-        module = segmenter.Segmenter(width=width, depth=depth)
+        module = model.Segmenter(width=width, depth=depth)
         shapes = jax.eval_shape(
             module.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3))
         )["params"]
@@ -111,6 +111,6 @@ def test_a_size_the_depth_does_not_divide_is_refused():
     apply, params = network()
     with pytest.raises(ValueError, match=r"image_size=\(8, 11\).*2\*\*depth=2"):
         apply(params, images(size=(8, 11)))
-    segmenter.check_size((16, 20), 2)
+    model.check_size((16, 20), 2)
     with pytest.raises(ValueError, match=r"image_size=\(16, 20\).*2\*\*depth=8"):
-        segmenter.check_size((16, 20), 3)
+        model.check_size((16, 20), 3)
