@@ -32,14 +32,14 @@ class Case(NamedTuple):
     """One thing to time.
 
     Attributes:
-      name: of the row.
+      name: What its row is called.
       call: () -> result; does the work once.
-      work: how many `unit` one call does.
+      work: How many `unit` one call does.
       unit: "images", "steps", ...
-      facts: shapes and options, JSON values.
-      compile_s: seconds that compiling took, None where nothing is compiled ahead.
-      memory_mb: what the compiler says the program needs, None where it does not.
-      wait: blocks until a result is there.
+      facts: Shapes and options, JSON values.
+      compile_s: Seconds that compiling took, None where nothing is compiled ahead.
+      memory_mb: What the compiler says the program needs, None where it does not.
+      wait: Blocks until a result is there.
     """
 
     name: str
@@ -58,17 +58,17 @@ def compiled(
     """Compiles a function for its arguments, measures that alone, and makes a case.
 
     Args:
-      name: of the case.
-      function: jitted or not; it must not donate its arguments.
-      *args: what it is called with.
-      **fields: further fields of `Case`.
+      name: What the case is called.
+      function: The work, jitted or not; it must not donate its arguments.
+      *args: What it is called with.
+      **fields: Further fields of `Case`.
     """
-    found = compile_alone(function, *args)
+    program = compile_alone(function, *args)
     return Case(
         name,
-        lambda: found.call(*args),
-        compile_s=found.seconds,
-        memory_mb=program_megabytes(found.call),
+        lambda: program.call(*args),
+        compile_s=program.seconds,
+        memory_mb=program_megabytes(program.call),
         **fields,
     )
 
@@ -84,8 +84,8 @@ def compile_alone(function: Callable[..., Any], *args: Any) -> meter.Compiled:
         _use_cache(before)
 
 
-def _use_cache(wanted: bool) -> None:
-    jax.config.update("jax_enable_compilation_cache", wanted)
+def _use_cache(enabled: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", enabled)
     # jax looks at that setting once per process, unless it is made to forget.
     compilation_cache.reset_cache()
 
@@ -116,9 +116,9 @@ def run(
     """Times the cases turn by turn.
 
     Args:
-      cases: with distinct names.
-      num_warmup: calls of every case before the clock runs.
-      num_repeats: timed calls of every case.
+      cases: What to time, with distinct names.
+      num_warmup: Number of calls of every case before the clock runs.
+      num_repeats: Number of timed calls of every case.
 
     Returns:
       One row a case: `median_s`, `iqr_s` (distance of the quartiles), `min_s`, `rate`
@@ -199,9 +199,9 @@ def report(
     """Prints the table and one JSON line a row; adds them to the record if asked to.
 
     Args:
-      name: of the benchmark; the record is `benchmarks/records/<name>.jsonl`.
-      rows: of `run`.
-      recorded: append to the record.
+      name: The benchmark; its record is `benchmarks/records/<name>.jsonl`.
+      rows: What was measured, as `run` returns it.
+      recorded: Whether the lines are added to the record.
 
     Returns:
       The lines, with `surroundings`.
@@ -223,23 +223,43 @@ def kept_results(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the results that an earlier call left, to go on from; {} without any.
 
     Args:
-      path: of a JSON file with "results" and what they were measured with.
-      facts: settings of this call, of the same names.
+      path: A JSON file with "results" and the settings they were measured with.
+      facts: The settings of this call, under the same names.
 
     Raises:
-      ValueError: they were measured with other settings.
+      ValueError: They were measured with other settings.
     """
     if not path.is_file():
         return {}
     kept = record.read_json(path)
-    wanted = json.loads(json.dumps(facts))
-    for name, value in wanted.items():
+    for name, value in json.loads(json.dumps(facts)).items():
         if kept.get(name) != value:
             raise ValueError(
                 f"{path} was measured with {name}={kept.get(name)!r}, asked for is "
                 f"{value!r}: choose another --out, or move that file away"
             )
     return kept["results"]
+
+
+def relative_error(values: Any, reference: Any) -> float:
+    """Returns max |values - reference| / max |reference|; infinite for other shapes.
+
+    Args:
+      values, reference: Arrays, or {name: array} with the reference's names, of which
+        the largest difference and the largest magnitude count.
+    """
+    if isinstance(reference, Mapping):
+        pairs = [(values[name], leaf) for name, leaf in reference.items()]
+    else:
+        pairs = [(values, reference)]
+    gaps, sizes = [], []
+    for pair in pairs:
+        ours, theirs = (np.asarray(array, np.float64) for array in pair)
+        if ours.shape != theirs.shape or not np.isfinite(ours).all():
+            return float("inf")
+        gaps.append(np.abs(ours - theirs).max())
+        sizes.append(np.abs(theirs).max())
+    return float(max(gaps) / max(sizes))
 
 
 def without_nan(value: Any) -> Any:
@@ -262,12 +282,12 @@ def with_nan(value: Any) -> Any:
     return math.nan if value is None else value
 
 
-def parser(name: str) -> argparse.ArgumentParser:
+def parser(name: str, room: str = "speed") -> argparse.ArgumentParser:
     """Returns a parser with the flags that every timing benchmark has."""
-    found = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}")
-    found.add_argument("--repeats", type=int, default=5)
-    found.add_argument("--warmup", type=int, default=1)
-    found.add_argument(
+    timing = argparse.ArgumentParser(prog=f"python -m benchmarks.{room}.{name}")
+    timing.add_argument("--repeats", type=int, default=5)
+    timing.add_argument("--warmup", type=int, default=1)
+    timing.add_argument(
         "--record", action="store_true", help=f"add to benchmarks/records/{name}.jsonl"
     )
-    return found
+    return timing

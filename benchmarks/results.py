@@ -5,6 +5,7 @@
 Of every case the newest row counts; the record keeps the older ones.
 """
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,10 +22,10 @@ class Plot(NamedTuple):
     """Rows of a section as lines, on logarithmic axes.
 
     Attributes:
-      prefix: of the cases that are drawn; the words after their first comma are the
-        legend.
-      x, y: keys of a row.
-      x_label, y_label: what they measure.
+      prefix: How the cases that are drawn begin; the words after their first comma are
+        the legend.
+      x, y: Keys of a row.
+      x_label, y_label: What they measure.
     """
 
     prefix: str
@@ -38,12 +39,12 @@ class Section(NamedTuple):
     """One benchmark on the page.
 
     Attributes:
-      name: of the benchmark and of its record.
-      title: heading.
-      about: what is compared; a sentence or two.
-      columns: keys of a row -> headings.
-      key: fields that make a case, besides its name.
-      plots: drawn side by side.
+      name: The benchmark and its record.
+      title: The heading.
+      about: What is compared, in a sentence or two.
+      columns: Keys of a row -> headings.
+      key: Fields that make a case, besides its name.
+      plots: What is drawn below, side by side.
     """
 
     name: str
@@ -287,14 +288,13 @@ size, SVGD with 4096 particles)."""
 
 def newest(rows: Sequence[Row], key: Sequence[str]) -> list[Row]:
     """Keeps the last row of every case, in the order of the last run."""
-    found: dict[tuple[Any, ...], Row] = {}
+    cases: dict[tuple[Any, ...], Row] = {}
     for row in rows:
-        device = row["machine"]["device_kind"]
-        values = {**row, "device": device}
+        values = {**row, "device": row["machine"]["device_kind"]}
         name = (row["case"], *(str(values.get(field)) for field in key))
-        found.pop(name, None)
-        found[name] = row
-    return list(found.values())
+        cases.pop(name, None)
+        cases[name] = row
+    return list(cases.values())
 
 
 def circumstances(rows: Sequence[Row]) -> str:
@@ -327,25 +327,23 @@ def panel_of(title: str, rows: Sequence[Row], plot: Plot) -> figures.Panel:
 
 def render(section: Section, rows: Sequence[Row]) -> str:
     """Returns the section as Markdown."""
-    found = newest(rows, section.key)
-    shown = [
+    rows = newest(rows, section.key)
+    cells = [
         {k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()}
-        | (
-            {"load": f"{row['load_average'][0]:.2g}"}
-            if "load" in section.columns
-            else {}
-        )
-        for row in found
+        for row in rows
     ]
-    kept = {
+    if "load" in section.columns:
+        for line, row in zip(cells, rows, strict=True):
+            line["load"] = f"{row['load_average'][0]:.2g}"
+    columns = {
         name: heading
         for name, heading in section.columns.items()
-        if any(row.get(name) is not None for row in shown)
+        if any(row.get(name) is not None for row in cells)
     }
-    table = tables.to_markdown(tables.from_records(shown, kept))
-    parts = [f"## {section.title}", section.about, circumstances(found), table]
+    table = tables.to_markdown(tables.from_records(cells, columns))
+    parts = [f"## {section.title}", section.about, circumstances(rows), table]
     if section.plots:
-        panels = [panel_of(section.title, found, plot) for plot in section.plots]
+        panels = [panel_of(section.title, rows, plot) for plot in section.plots]
         path = harness.RECORDS / f"{section.name}.png"
         figures.write_plots(panels, path)
         parts.append(f"![{section.title}](records/{path.name})")
@@ -375,5 +373,13 @@ def write() -> Path:
     return PAGE
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.results", description="Writes the page; no flags."
+    )
+    parser.parse_args(arguments)
     print(write())
+
+
+if __name__ == "__main__":
+    main()

@@ -22,8 +22,8 @@ class Entry(NamedTuple):
     """One command.
 
     Attributes:
-      module: below `benchmarks.speed`.
-      words: its arguments besides `--record`.
+      module: A module of `benchmarks.speed`.
+      words: Its arguments besides `--record`.
     """
 
     module: str
@@ -84,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{sorted({known.module for known in entries})}"
         )
     failed = []
-    for chosen in entries:
-        if settings.only and chosen.module not in settings.only:
+    for command in entries:
+        if settings.only and command.module not in settings.only:
             continue
-        name = " ".join((chosen.module, *chosen.words))
+        name = " ".join((command.module, *command.words))
         print(f"== {name}", flush=True)
         start = time.perf_counter()
-        if run(chosen):
+        if run(command):
             failed.append(name)
         print(f"== {time.perf_counter() - start:.0f} s", flush=True)
     print(results.write())

@@ -111,7 +111,7 @@ TINY_DETECTION = TINY | {
 }
 
 
-def write_backbone(folder: Path) -> Path:
+def write_backbone(folder: Path, size: int = SIZE, dtype: Any = None) -> Path:
     """Writes a directory in the embedded layout: random, a few thousand weights."""
     table = captions.table(names.CATEGORIES, ("good", *names.DEFECT_TYPES))
     words = tokenizer.train(table.texts, 600, folder / "tokenizer")
@@ -131,19 +131,19 @@ def write_backbone(folder: Path) -> Path:
             pad_token_id=words.eos_id,
             **sizes,
         ),
-        clip.VisionConfig(image_size=SIZE, patch_size=8, **sizes),
+        clip.VisionConfig(image_size=size, patch_size=8, **sizes),
         projection_dim=TEXT_WIDTH,
     )
     coder = vae.VaeConfig(
         block_out_channels=(8, 8, 8),
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
-        sample_size=SIZE,
+        sample_size=size,
         scaling_factor=1.0,
         mid_block_add_attention=False,
     )
     network = unet.UNetConfig(
-        sample_size=SIZE // 4,
+        sample_size=size // 4,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=(8, 16),
@@ -155,7 +155,7 @@ def write_backbone(folder: Path) -> Path:
         norm_num_groups=4,
         use_linear_projection=True,
     )
-    image = jnp.zeros((1, SIZE, SIZE, 3))
+    image = jnp.zeros((1, size, size, 3))
     ids = jnp.zeros((1, TEXT_LENGTH), jnp.int32)
     drawn = {
         "clip": initialise.parameters(
@@ -181,7 +181,7 @@ def write_backbone(folder: Path) -> Path:
         "unet": network.to_dict(),
     }
     for kind, params in drawn.items():
-        pretrained.save_component(folder, kind, settings[kind], params, kind)
+        pretrained.save_component(folder, kind, settings[kind], params, kind, dtype)
     record.write_json(
         folder / "scheduler" / "scheduler_config.json",
         {
@@ -254,6 +254,12 @@ def shared_data():
 @pytest.fixture(scope="session")
 def tiny_backbone(tmp_path_factory) -> Path:
     return write_backbone(tmp_path_factory.mktemp("backbone"))
+
+
+@pytest.fixture(scope="session")
+def backbone(tmp_path_factory) -> Path:
+    """For 64 px and in half precision, as the embedded one; do not write to it."""
+    return write_backbone(tmp_path_factory.mktemp("backbone"), 64, np.float16)
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ class Call(NamedTuple):
     """One use of a network.
 
     Attributes:
-      name: "encode", "image", ...; what is called.
-      size: side of the input: pixels, or latent cells for the UNet and the decoder.
+      name: What is called: "encode", "image", ...
+      size: Side of the input: pixels, or latent cells for the UNet and the decoder.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Call(NamedTuple):
 
 
 class Subject(NamedTuple):
-    """One published architecture.
+    """One published architecture at one size.
 
     Attributes:
-      kind: a key of `pretrained.KINDS`.
+      kind: A key of `pretrained.KINDS`.
       config: config.json as far as it differs from the PyTorch class's defaults.
-      calls: to compare.
+      calls: What is compared.
     """
 
     kind: str
@@ -44,75 +44,38 @@ class Subject(NamedTuple):
     calls: tuple[Call, ...]
 
 
-_LARGE_TEXT = {
+_TEXT = {"eos_token_id": 49407, "bos_token_id": 49406}
+_LARGE_TEXT = _TEXT | {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_attention_heads": 12,
     "num_hidden_layers": 12,
-    "eos_token_id": 49407,
-    "bos_token_id": 49406,
 }
-TRUE = {
-    "unet sd-1.5": Subject(
-        "unet",
-        {"sample_size": 64, "cross_attention_dim": 768},
-        (Call("predict", 64),),
-    ),
-    "vae sd": Subject(
-        "vae",
-        {
-            "block_out_channels": (128, 256, 512, 512),
-            "down_block_types": ("DownEncoderBlock2D",) * 4,
-            "up_block_types": ("UpDecoderBlock2D",) * 4,
-            "layers_per_block": 2,
-            "sample_size": 512,
-        },
-        (Call("encode", 512), Call("decode", 64)),
-    ),
-    "clip vit-l/14-336": Subject(
-        "clip",
-        {
-            "projection_dim": 768,
-            "text_config": _LARGE_TEXT,
-            "vision_config": {
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "image_size": 336,
-                "patch_size": 14,
-            },
-        },
-        (Call("image", 518), Call("image", 336), Call("text")),
-    ),
-    "clip vit-b/16": Subject(
-        "clip",
-        {
-            "projection_dim": 512,
-            "text_config": {"eos_token_id": 49407, "bos_token_id": 49406},
-            "vision_config": {"patch_size": 16},
-        },
-        (Call("image", 224), Call("text")),
-    ),
-    "text tower sd-1": Subject("text_encoder", _LARGE_TEXT, (Call("text"),)),
+_LARGE_VISION = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
 }
-
 _SMALL_TOWER = {
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
 }
-_SMALL_TEXT = {
-    **_SMALL_TOWER,
+_SMALL_TEXT = _SMALL_TOWER | {
     "vocab_size": 90,
     "bos_token_id": 88,
     "eos_token_id": 89,
     "pad_token_id": 0,
 }
-SMALL = {
-    "unet sd-1.5": Subject(
+# Name -> kind, true config, small config, and (call, true side, small side).
+_ARCHITECTURES = {
+    "unet sd-1.5": (
         "unet",
+        {"sample_size": 64, "cross_attention_dim": 768},
         {
             "sample_size": 8,
             "block_out_channels": (32, 64),
@@ -122,10 +85,17 @@ SMALL = {
             "attention_head_dim": 4,
             "cross_attention_dim": 24,
         },
-        (Call("predict", 8),),
+        (("predict", 64, 8),),
     ),
-    "vae sd": Subject(
+    "vae sd": (
         "vae",
+        {
+            "block_out_channels": (128, 256, 512, 512),
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            "layers_per_block": 2,
+            "sample_size": 512,
+        },
         {
             "block_out_channels": (8, 16),
             "down_block_types": ("DownEncoderBlock2D",) * 2,
@@ -133,18 +103,42 @@ SMALL = {
             "norm_num_groups": 4,
             "sample_size": 16,
         },
-        (Call("encode", 16), Call("decode", 8)),
+        (("encode", 512, 16), ("decode", 64, 8)),
     ),
-    "clip vit-l/14-336": Subject(
+    "clip vit-l/14-336": (
         "clip",
+        {
+            "projection_dim": 768,
+            "text_config": _LARGE_TEXT,
+            "vision_config": _LARGE_VISION,
+        },
         {
             "projection_dim": 24,
             "text_config": _SMALL_TEXT,
-            "vision_config": {**_SMALL_TOWER, "image_size": 28, "patch_size": 14},
+            "vision_config": _SMALL_TOWER | {"image_size": 28, "patch_size": 14},
         },
-        (Call("image", 42), Call("image", 28), Call("text")),
+        (("image", 518, 42), ("image", 336, 28), ("text", 0, 0)),
     ),
-    "text tower sd-1": Subject("text_encoder", _SMALL_TEXT, (Call("text"),)),
+    "clip vit-b/16": (
+        "clip",
+        {
+            "projection_dim": 512,
+            "text_config": _TEXT,
+            "vision_config": {"patch_size": 16},
+        },
+        None,
+        (("image", 224, 0), ("text", 0, 0)),
+    ),
+    "text tower sd-1": ("text_encoder", _LARGE_TEXT, _SMALL_TEXT, (("text", 0, 0),)),
+}
+TRUE = {
+    name: Subject(kind, config, tuple(Call(call, side) for call, side, _ in calls))
+    for name, (kind, config, _, calls) in _ARCHITECTURES.items()
+}
+SMALL = {
+    name: Subject(kind, config, tuple(Call(call, side) for call, _, side in calls))
+    for name, (kind, _, config, calls) in _ARCHITECTURES.items()
+    if config is not None
 }
 
 
@@ -213,16 +207,16 @@ def torch_call(model: Any, subject: Subject, call: Call) -> Callable[[], Outputs
         return {"noise_pred": last(model(*nchw).sample)}
 
     def encode() -> Outputs:
-        found = model.encode(2 * nchw[0] - 1).latent_dist
+        posterior = model.encode(2 * nchw[0] - 1).latent_dist
         factor = model.config.scaling_factor
         return {
-            "mean": last(found.mean) * factor,
-            "log_variance": last(found.logvar) + 2 * math.log(factor),
+            "mean": last(posterior.mean) * factor,
+            "log_variance": last(posterior.logvar) + 2 * math.log(factor),
         }
 
     def decode() -> Outputs:
-        found = model.decode(nchw[0] / model.config.scaling_factor).sample
-        return {"image": last(found) / 2 + 0.5}
+        sample = model.decode(nchw[0] / model.config.scaling_factor).sample
+        return {"image": last(sample) / 2 + 0.5}
 
     def image() -> Outputs:
         from jaxanom.models.clip import towers
@@ -231,13 +225,13 @@ def torch_call(model: Any, subject: Subject, call: Call) -> Callable[[], Outputs
         mean, std = (
             torch.tensor(x)[:, None, None] for x in (norms.image_mean, norms.image_std)
         )
-        found = model.vision_model(
+        outputs = model.vision_model(
             (nchw[0] - mean) / std, interpolate_pos_encoding=True
         )
         return {
-            "image_features": model.visual_projection(found.pooler_output).numpy(),
-            "pooled": found.pooler_output.numpy(),
-            "patch_tokens": found.last_hidden_state[:, 1:].numpy(),
+            "image_features": model.visual_projection(outputs.pooler_output).numpy(),
+            "pooled": outputs.pooler_output.numpy(),
+            "patch_tokens": outputs.last_hidden_state[:, 1:].numpy(),
         }
 
     def text() -> Outputs:
@@ -266,10 +260,10 @@ def our_call(
     keywords = {"clip": False} if call.name == "decode" else {}
 
     def apply(params: Any, *arrays: Any) -> Mapping[str, Any]:
-        found = module.apply({"params": params}, *arrays, method=method, **keywords)
+        output = module.apply({"params": params}, *arrays, method=method, **keywords)
         if call.name in ("predict", "decode"):
-            return {{"predict": "noise_pred", "decode": "image"}[call.name]: found}
-        fields = found._asdict()
+            return {{"predict": "noise_pred", "decode": "image"}[call.name]: output}
+        fields = output._asdict()
         return {
             name: value
             for name, value in fields.items()

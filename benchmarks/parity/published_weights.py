@@ -51,23 +51,15 @@ COLUMNS = {
 }
 
 
-def relative_error(found: np.ndarray, wanted: np.ndarray) -> float:
-    """Returns max |found - wanted| / max |wanted|; infinite where shapes differ."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape or not np.isfinite(found).all():
-        return float("inf")
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
-
-
-def worst(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> tuple[str, float]:
+def worst(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> tuple[str, float]:
     """Returns the output that differs most, and how much.
 
     Raises:
-      ValueError: the names of the outputs differ.
+      ValueError: The names of the outputs differ.
     """
-    if set(found) != set(wanted):
-        raise ValueError(f"outputs {sorted(found)} and {sorted(wanted)} differ")
-    errors = {name: relative_error(found[name], wanted[name]) for name in wanted}
+    if set(ours) != set(theirs):
+        raise ValueError(f"outputs {sorted(ours)} and {sorted(theirs)} differ")
+    errors = {name: harness.relative_error(ours[name], theirs[name]) for name in theirs}
     name = max(errors, key=lambda key: errors[key])
     return name, errors[name]
 
@@ -84,9 +76,9 @@ def write(subject: published_models.Subject, folder: Path) -> dict[str, Any]:
     for number, call in enumerate(subject.calls):
         compute = published_models.torch_call(model, subject, call)
         start = time.perf_counter()
-        found = compute()
+        arrays = compute()
         seconds.append(time.perf_counter() - start)
-        outputs |= {f"{number}/{name}": array for name, array in found.items()}
+        outputs |= {f"{number}/{name}": array for name, array in arrays.items()}
     np.savez(folder / "outputs.npz", **outputs)
     return {"seconds": seconds, "peak_mb": harness.peak_host_megabytes()}
 
@@ -109,7 +101,7 @@ def compare(
     params = sources.read(source, subject.kind, network.shapes(), loading)
     module = network.module
     rows = []
-    with np.load(folder / "outputs.npz") as wanted:
+    with np.load(folder / "outputs.npz") as stored:
         for number, call in enumerate(subject.calls):
             arrays = published_models.inputs(subject, call)
             try:
@@ -123,8 +115,8 @@ def compare(
             (row,) = harness.run([case], num_warmup=0, num_repeats=repeats)
             start = f"{number}/"
             theirs = {
-                key.removeprefix(start): wanted[key]
-                for key in wanted.files
+                key.removeprefix(start): stored[key]
+                for key in stored.files
                 if key.startswith(start)
             }
             output, error = worst(jax.device_get(case.call()), theirs)
@@ -149,8 +141,8 @@ def measure(
     theirs = _child("write", name, settings, folder)
     rows = []
     for implementation in IMPLEMENTATIONS[: 1 if settings.ours_only else None]:
-        found = _child(implementation, name, settings, folder)
-        for number, (call, row) in enumerate(zip(subject.calls, found, strict=True)):
+        measured = _child(implementation, name, settings, folder)
+        for number, (call, row) in enumerate(zip(subject.calls, measured, strict=True)):
             title = " ".join(
                 str(word) for word in (name, call.name, call.size or "") if word
             )
@@ -177,7 +169,7 @@ def _child(
     task: str, name: str, settings: argparse.Namespace, folder: Path
 ) -> dict[str, Any] | list[dict[str, Any]]:
     """Runs one task of one architecture in a process of its own."""
-    command = [sys.executable, "-m", f"benchmarks.{NAME}", "--child", task]
+    command = [sys.executable, "-m", f"benchmarks.parity.{NAME}", "--child", task]
     command += ["--only", name, "--work", str(folder)]
     command += ["--repeats", str(settings.repeats)]
     command += ["--small"] if settings.small else []
@@ -188,7 +180,7 @@ def _child(
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.parser(NAME)
+    parser = harness.parser(NAME, "parity")
     parser.set_defaults(repeats=1)
     parser.add_argument("--small", action="store_true", help="small configs, seconds")
     parser.add_argument("--only", action="append", help="an architecture; repeatable")
@@ -209,10 +201,10 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     if settings.child:
         subject = subjects[settings.only[0]]
         if settings.child == "write":
-            found = write(subject, settings.work)
+            outcome = write(subject, settings.work)
         else:
-            found = compare(subject, settings.work, settings.child, settings.repeats)
-        print(json.dumps(found))
+            outcome = compare(subject, settings.work, settings.child, settings.repeats)
+        print(json.dumps(outcome))
         return []
     rows = []
     for name in settings.only or subjects:

@@ -1,6 +1,7 @@
 """The picture of the README, from the files that `make quickstart` leaves behind.
 
-    python -m benchmarks.quality.picture --run runs/quickstart --out benchmarks/records/tour.png
+    python -m benchmarks.quality.picture --run runs/quickstart
+        --out benchmarks/records/tour.png
 
 Two blocks side by side. Left: a given normal image, the image with a new defect, the
 mask of what changed. Right: test images of categories never seen, with the true defect

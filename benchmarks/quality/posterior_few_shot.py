@@ -116,7 +116,7 @@ def step_sizes(config: ml_collections.ConfigDict, directory: Path) -> dict[str, 
     )
     tried.sweep.step_size = STEP_SIZES
     rows = runner.run(tried, directory, _tell)
-    found = {}
+    sizes = {}
     for update in UPDATES:
         tries = {
             row["step_size"]: row["ksd"]
@@ -124,31 +124,31 @@ def step_sizes(config: ml_collections.ConfigDict, directory: Path) -> dict[str, 
             if row["update"] == update and row["ksd"] is not None
         }
         enough = (1 + TOLERANCE) * min(tries.values())
-        found[update] = min(size for size, value in tries.items() if value <= enough)
-    return found
+        sizes[update] = min(size for size, value in tries.items() if value <= enough)
+    return sizes
 
 
 def measure(task: str, data: Path, num_steps: int, out: Path) -> dict[str, Any]:
     """Runs one task, or says why not."""
     config = config_of(task, data, num_steps)
     started = time.process_time()
-    found: dict[str, Any] = {"zero_shot": zero_shot(config), "num_steps": num_steps}
-    plain = found["zero_shot"]
+    result: dict[str, Any] = {"zero_shot": zero_shot(config), "num_steps": num_steps}
+    plain = result["zero_shot"]
     if task == "caltech" and plain["accuracy"] < ABOVE_CHANCE * plain["chance"]:
-        return found | {"left_out": "the embedded CLIP knows nothing of photographs"}
-    found["step_size"] = step_sizes(config, out / f"{task}_steps")
+        return result | {"left_out": "the embedded CLIP knows nothing of photographs"}
+    result["step_size"] = step_sizes(config, out / f"{task}_steps")
     config.sweep.seed = REPORTED_SEEDS
-    for update, size in found["step_size"].items():
+    for update, size in result["step_size"].items():
         config.sweep.scale[update] = size
     directory = out / task
     rows = runner.run(config, directory, _tell)
-    found["cpu_minutes"] = round((time.process_time() - started) / 60, 1)
-    found["rows"] = [
+    result["cpu_minutes"] = round((time.process_time() - started) / 60, 1)
+    result["rows"] = [
         {key: value for key, value in row.items() if key != "path"} for row in rows
     ]
     records = {"config": record.plain(config), **harness.surroundings()}
     sweeps.write(directory / "report.html", rows, records, DEVELOPMENT_SEED, task)
-    return found
+    return result
 
 
 def _tell(row: dict[str, Any]) -> None:
@@ -182,18 +182,18 @@ def paired(rows: Sequence[dict[str, Any]]) -> tables.Table:
 def text(results: dict[str, Any]) -> str:
     """Returns the tables in Markdown."""
     parts = []
-    for task, found in results.items():
-        plain = found["zero_shot"]
+    for task, result in results.items():
+        plain = result["zero_shot"]
         parts.append(
             f"### {task}\n\nZero-shot {100 * plain['accuracy']:.1f} % of "
             f"{plain['num_test']} test images, chance {100 * plain['chance']:.1f} %."
         )
-        if "rows" in found:
-            parts.append(tables.to_markdown(sweeps.table(found["rows"])))
+        if "rows" in result:
+            parts.append(tables.to_markdown(sweeps.table(result["rows"])))
             parts.append("NLL less that of MAP with the same seed, ± standard error:")
-            parts.append(tables.to_markdown(paired(found["rows"])))
+            parts.append(tables.to_markdown(paired(result["rows"])))
         else:
-            parts.append(f"Left out: {found['left_out']}.")
+            parts.append(f"Left out: {result['left_out']}.")
     return "\n\n".join(parts) + "\n"
 
 

@@ -78,7 +78,7 @@ def variance(name: str, width: int, num_steps: int = NUM_STEPS) -> float:
     return float(jnp.mean(squares[num_steps // 2 :]))
 
 
-def draw(found: dict[str, list[float]], widths: Sequence[int], path: Path) -> None:
+def draw(curves: dict[str, list[float]], widths: Sequence[int], path: Path) -> None:
     """Writes the plot as PNG.
 
     Raises:
@@ -90,7 +90,7 @@ def draw(found: dict[str, list[float]], widths: Sequence[int], path: Path) -> No
         "variance of 8 particles",
         (
             figures.Series("target", widths, np.ones(len(widths))),
-            *(figures.Series(name, widths, values) for name, values in found.items()),
+            *(figures.Series(name, widths, values) for name, values in curves.items()),
         ),
         log_x=True,
         log_y=True,
@@ -109,14 +109,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[float]]:
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS))
     parser.add_argument("--steps", type=int, default=NUM_STEPS)
     settings = parser.parse_args(arguments)
-    found: dict[str, list[float]] = {}
+    curves: dict[str, list[float]] = {}
     for name in NAMES:
         for width in settings.widths:
             value = variance(name, width, settings.steps)
-            found.setdefault(name, []).append(value)
+            curves.setdefault(name, []).append(value)
             print(json.dumps({"transport": name, "D": width, "variance": value}))
-    draw(found, settings.widths, settings.out)
-    return {name: np.round(values, 4).tolist() for name, values in found.items()}
+    draw(curves, settings.widths, settings.out)
+    return {name: np.round(values, 4).tolist() for name, values in curves.items()}
 
 
 if __name__ == "__main__":

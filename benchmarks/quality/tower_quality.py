@@ -1,7 +1,8 @@
 """What the embedded towers can do, measured on images they were never trained on.
 
 Everything here takes a directory in the embedded layout and returns plain numbers; the
-command is `benchmarks.quality.towers`, and `tests/test_embedded.py` calls it on fewer images.
+command is `benchmarks.quality.towers`, and `tests/test_embedded.py` calls it on fewer
+images.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom import trees
 from jaxanom.data import catalog
 from jaxanom.data.foundry import captions, names
 from jaxanom.diffusion import ddim, guidance, schedules
@@ -54,13 +56,10 @@ def in_batches(
     apply: Callable[[np.ndarray], Any], rows: np.ndarray, size: int = 32
 ) -> Any:
     """Applies a jitted function to rows in batches of one shape; a tree of [N, ...]."""
-    parts = []
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), 0)])
-        found = jax.tree.map(np.asarray, apply(padded))
-        count = len(part)
-        parts.append(jax.tree.map(lambda leaf, n=count: leaf[:n], found))
+    parts = [
+        jax.tree.map(lambda leaf, n=kept: np.asarray(leaf)[:n], apply(rows[numbers]))
+        for numbers, kept in trees.fixed_batches(len(rows), size)
+    ]
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 
@@ -119,18 +118,18 @@ class Judge:
 
         @jax.jit
         def text_features(params, ids):
-            found = tower.module.apply({"params": params}, ids, method="encode_text")
-            return towers.normalise(found.text_features)
+            outputs = tower.module.apply({"params": params}, ids, method="encode_text")
+            return towers.normalise(outputs.text_features)
 
         @jax.jit
         def image_features(params, image):
-            found = tower.module.apply({"params": params}, image, method="encode_image")
+            seen = tower.module.apply({"params": params}, image, method="encode_image")
             tokens = tower.module.apply(
                 {"params": params},
-                found.patch_tokens,
+                seen.patch_tokens,
                 method=lambda module, t: module.image.project_tokens(t),
             )
-            return towers.normalise(found.image_features), towers.normalise(tokens)
+            return towers.normalise(seen.image_features), towers.normalise(tokens)
 
         self._image_features = image_features
         ids = tokenizer.encode(texts, length)
@@ -203,17 +202,17 @@ def measure_clip(
 
     def numbers(rows: np.ndarray) -> dict[str, float]:
         right = guess == category
-        found = {
+        values = {
             "named": _mean(right[rows]),
             "named_plain": _mean((plain == category)[rows]),
             "named_good": _mean(right[rows & ~label]),
             "named_defective": _mean(right[rows & label]),
         }
         if len(set(category[rows])) == 1:
-            found["image_auroc"] = auroc(damage[rows], label[rows])
-            chosen = decided & rows[:, None]
-            found["patch_auroc"] = auroc(patch_damage[chosen], share[chosen] > 0)
-        return found
+            values["image_auroc"] = auroc(damage[rows], label[rows])
+            patches = decided & rows[:, None]
+            values["patch_auroc"] = auroc(patch_damage[patches], share[patches] > 0)
+        return values
 
     return _by_group(images, numbers)
 
@@ -257,8 +256,8 @@ def sampler(
         keys = jax.vmap(lambda s: jax.random.fold_in(jax.random.key(0), s))(seeds)
         noise = jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
-        def noise_fn(latents, timesteps, told):
-            return noise_apply(params, latents, timesteps, told)
+        def noise_fn(latents, timesteps, context):
+            return noise_apply(params, latents, timesteps, context)
 
         guided = guidance.classifier_free(
             noise_fn, context, null_context, guidance_scale
@@ -354,8 +353,10 @@ def _direction(features: np.ndarray) -> np.ndarray:
 
 
 def _mean(values: Any) -> float:
+    """Mean of what is not NaN; NaN where nothing is left."""
     values = np.asarray(values, np.float64)
-    return float(np.nanmean(values)) if values.size else float("nan")
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if values.size else float("nan")
 
 
 def _by_group(
@@ -364,14 +365,14 @@ def _by_group(
     """Numbers of every category and group; a group adds the mean of what it lacks."""
     category = images["category"]
     each = {name: numbers(category == name) for name in dict.fromkeys(category)}
-    found: dict[str, Any] = {}
+    groups: dict[str, Any] = {}
     for group, members in GROUPS.items():
         rows = np.isin(category, members)
         if not rows.any():
             continue
-        found[group] = numbers(rows)
+        groups[group] = numbers(rows)
         here = [each[name] for name in members if name in each]
         for key in here[0]:
-            if key not in found[group]:
-                found[group][key] = _mean([row[key] for row in here])
-    return {**found, "per_category": {str(name): row for name, row in each.items()}}
+            if key not in groups[group]:
+                groups[group][key] = _mean([row[key] for row in here])
+    return {**groups, "per_category": {str(name): row for name, row in each.items()}}

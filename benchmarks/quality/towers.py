@@ -1,7 +1,7 @@
 """Assembles the embedded towers from their training runs, and measures them.
 
-    python -m benchmarks.quality.towers --runs runs/pretrain --assets jaxanom/assets/foundry
-    python -m benchmarks.quality.towers --assets jaxanom/assets/foundry --measure-only
+    python -m benchmarks.quality.towers --runs runs/pretrain
+        --assets jaxanom/assets/foundry [--measure-only]
 
 Images are those of a foundry seed that training never used (training: seed 1), of the
 14 categories of training and, apart from them, of the 5 held-out ones. Writes
@@ -167,8 +167,8 @@ def describe(
         path = assets / "records" / name / record.RECORD
         if path.is_file():
             kept = record.read_json(path)
-            wanted = ("num_params", "train_seconds", "num_images", "machine")
-            trained[name] = {key: kept[key] for key in wanted if key in kept}
+            facts = ("num_params", "train_seconds", "num_images", "machine")
+            trained[name] = {key: kept[key] for key in facts if key in kept}
     return {
         "about": about,
         "bytes": check_size(assets),
@@ -206,11 +206,11 @@ def category_table(measured: Mapping[str, Any]) -> tables.Table:
     for group, members in tower_quality.GROUPS.items():
         for name in members:
             rows = {
-                tower: found["per_category"].get(name, {})
-                for tower, found in measured.items()
+                tower: result["per_category"].get(name, {})
+                for tower, result in measured.items()
             }
             lines.append((name, *cells(rows)))
-        of_group = {tower: found.get(group, {}) for tower, found in measured.items()}
+        of_group = {tower: result.get(group, {}) for tower, result in measured.items()}
         if group == "seen" and "unet" in measured:
             of_group["unet"] = measured["unet"]
         lines.append((f"all {group.replace('_', '-')}", *cells(of_group)))
@@ -248,17 +248,17 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         raise ValueError(f"{assets} is not there; leave --measure-only out")
     started = time.perf_counter()
     measured = measure(assets, settings)
-    found = describe(assets, measured, settings)
-    found["measured_on"]["seconds"] = round(time.perf_counter() - started, 1)
-    record.write_json(assets / TOWERS_JSON, found)
-    print(tables.to_text(category_table(found["measured"])))
-    if "unet" in found["measured"]:
-        numbers = found["measured"]["unet"]
+    report = describe(assets, measured, settings)
+    report["measured_on"]["seconds"] = round(time.perf_counter() - started, 1)
+    record.write_json(assets / TOWERS_JSON, report)
+    print(tables.to_text(category_table(report["measured"])))
+    if "unet" in report["measured"]:
+        numbers = report["measured"]["unet"]
         print(f"samples: damage AUROC {numbers['damage_auroc']}")
     print(
-        f"{found['bytes']['total'] / MEGABYTE:.2f} MB; {assets / TOWERS_JSON} written"
+        f"{report['bytes']['total'] / MEGABYTE:.2f} MB; {assets / TOWERS_JSON} written"
     )
-    return found
+    return report
 
 
 if __name__ == "__main__":

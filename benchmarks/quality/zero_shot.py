@@ -32,7 +32,7 @@ import jaxanom
 from benchmarks import harness
 from jaxanom import record
 from jaxanom.data import catalog, pipeline
-from jaxanom.jobs import config_file
+from jaxanom.jobs import config_file, evaluate
 from jaxanom.metrics import uncertainty
 from jaxanom.report import tables
 
@@ -131,11 +131,11 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     if cell.variant == "bayes_pfl":
         threshold = training_threshold(run)
         extra["trained"] = uncertainty.error_detection(threshold, "trained_error")
-    found = jaxanom.evaluate(run, num_examples=12, extra=extra)
+    results = evaluate.evaluate(run, num_examples=12, extra=extra)
     return {
-        "mean": found["mean"],
-        "per_category": found["per_category"],
-        "num_images": found["num_images"],
+        "mean": results["mean"],
+        "per_category": results["per_category"],
+        "num_images": results["num_images"],
         "threshold": threshold,
         "train_seconds": trained - started,
         "evaluate_seconds": time.perf_counter() - trained,
@@ -150,8 +150,8 @@ def training_threshold(run: jaxanom.Run) -> float:
     apply, key = jax.jit(prepared.method.predict), jax.random.key(prepared.config.seed)
     maps, masks = [], []
     for batch in pipeline.finite_batches(source, prepared.config.data.batch_size):
-        found = apply(run.params, run.frozen, batch, key).anomaly_map
-        maps.append(np.asarray(found)[batch["valid"]].ravel())
+        anomaly_map = apply(run.params, run.frozen, batch, key).anomaly_map
+        maps.append(np.asarray(anomaly_map)[batch["valid"]].ravel())
         masks.append(batch["mask"][batch["valid"]].ravel() >= 0.5)
     return f1_threshold(np.concatenate(maps), np.concatenate(masks))
 
@@ -177,18 +177,18 @@ def f1_threshold(values: np.ndarray, positive: np.ndarray) -> float:
 def overview(results: Mapping[str, Any], images: str) -> tables.Table:
     """Variants beside each other: mean and deviation over seeds, in percent."""
     repeats = {variant: _means(results, images, variant) for variant in VARIANTS}
-    given = {variant: rows for variant, rows in repeats.items() if rows}
+    measured = {variant: rows for variant, rows in repeats.items() if rows}
     title = {"foundry": "unseen categories of foundry", "real": "real sets"}[images]
-    return tables.compare(given, COLUMNS, caption=f"Zero-shot, {title}, in percent.")
+    return tables.compare(measured, COLUMNS, caption=f"Zero-shot, {title}, in percent.")
 
 
 def by_category(results: Mapping[str, Any], images: str) -> tables.Table:
     """The same by category."""
     rows = []
-    found = {v: _entries(results, images, v) for v in VARIANTS}
-    first = next((entries[0] for entries in found.values() if entries), None)
+    by_variant = {v: _entries(results, images, v) for v in VARIANTS}
+    first = next((entries[0] for entries in by_variant.values() if entries), None)
     for category in first["per_category"] if first else ():
-        for variant, entries in found.items():
+        for variant, entries in by_variant.items():
             values = [entry["per_category"][category] for entry in entries]
             if values:
                 cells = (
@@ -204,9 +204,9 @@ def errors(results: Mapping[str, Any]) -> tables.Table:
     repeats = {
         images: _means(results, images, "bayes_pfl") for images in ("foundry", "real")
     }
-    given = {images: rows for images, rows in repeats.items() if rows}
+    measured = {images: rows for images, rows in repeats.items() if rows}
     return tables.compare(
-        given,
+        measured,
         ERRORS,
         caption="Wrong pixels found by the spread, and by nearness of the mean to the "
         "threshold: AUROC in percent.",
@@ -248,9 +248,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 around = harness.surroundings() | facts
                 record.write_json(path, {"results": results, **around})
                 print(cell.key, results[cell.key]["mean"], flush=True)
-    shown = [overview(results, images) for images in arguments.sets]
-    shown += [by_category(results, images) for images in arguments.sets]
-    text = "\n\n".join(map(tables.to_markdown, [*shown, errors(results)]))
+    summaries = [overview(results, images) for images in arguments.sets]
+    summaries += [by_category(results, images) for images in arguments.sets]
+    text = "\n\n".join(map(tables.to_markdown, [*summaries, errors(results)]))
     (arguments.out / "zero_shot.md").write_text(text + "\n", encoding="utf-8")
     print(text)
     return results

@@ -56,9 +56,9 @@ def stop_once(words: Sequence[str], run: Path, cache: Path) -> dict[str, Any]:
     """Starts a training, stops it after a few steps, and sees what it leaves.
 
     Args:
-      words: of the command.
-      run: its directory, in which a trial may have been stopped before.
-      cache: of compiled programs.
+      words: The words of its command.
+      run: Its directory, in which a trial may have been stopped before.
+      cache: Where compiled programs are kept.
 
     Returns:
       `status`, `seconds` from the signal to the exit, `step` that is said to be saved
@@ -84,8 +84,8 @@ def stop_once(words: Sequence[str], run: Path, cache: Path) -> dict[str, Any]:
         process.send_signal(signal.SIGTERM)
         said = process.communicate(timeout=_PATIENCE_S)[1]
         seconds = time.monotonic() - sent
-    found = _SAVED_IN.search(said)
-    step = int(found[1]) if found else None
+    saved = _SAVED_IN.search(said)
+    step = int(saved[1]) if saved else None
     folder = run / "checkpoints"
     left = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     return {
@@ -93,8 +93,8 @@ def stop_once(words: Sequence[str], run: Path, cache: Path) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "resumed_from": _first_steps(run)[-1] - 1,
         "step": step,
-        "saved": found is not None
-        and Path(found[2]).is_dir()
+        "saved": saved is not None
+        and Path(saved[2]).is_dir()
         and all(name.isdigit() for name in left)
         and step == max(map(int, left)),
     }
@@ -146,7 +146,7 @@ def _first_steps(run: Path) -> list[int]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}")
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.scale.{NAME}")
     parser.add_argument("--out", type=Path, required=True, help="directory to work in")
     parser.add_argument("--trials", type=int, default=50)
     parser.add_argument(
@@ -164,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     words = command(broken, num_steps)
     trials = list(record.read_metrics(out / TRIALS))
     while len(trials) < settings.trials:
-        found = stop_once(words, broken, cache)
-        trials.append({"trial": len(trials), **found, "load": os.getloadavg()[0]})
+        outcome = stop_once(words, broken, cache)
+        trials.append({"trial": len(trials), **outcome, "load": os.getloadavg()[0]})
         record.append_metrics(out / TRIALS, trials[-1])
         print(trials[-1], flush=True)
     finish(words, cache)

@@ -81,11 +81,11 @@ def by_hand(config: networks.UNetConfig, side: int, length: int) -> dict[str, in
     add(embed**2)
     conv(config.in_channels, widths[0], side, fixed=True)
     skips, width = [widths[0]], widths[0]
-    for level, wanted in enumerate(widths):
+    for level, channels in enumerate(widths):
         attends = "CrossAttn" in config.down_block_types[level]
         for _ in range(config.layers_per_block):
-            residual(width, wanted, side)
-            width = wanted
+            residual(width, channels, side)
+            width = channels
             if attends:
                 transformer(width, side, depths[level])
             skips.append(width)
@@ -96,11 +96,11 @@ def by_hand(config: networks.UNetConfig, side: int, length: int) -> dict[str, in
     residual(width, width, side)
     transformer(width, side, depths[-1])
     residual(width, width, side)
-    for level, wanted in reversed(list(enumerate(widths))):
+    for level, channels in reversed(list(enumerate(widths))):
         attends = "CrossAttn" in config.up_block_types[len(widths) - 1 - level]
         for _ in range(config.layers_per_block + 1):
-            residual(width + skips.pop(), wanted, side)
-            width = wanted
+            residual(width + skips.pop(), channels, side)
+            width = channels
             if attends:
                 transformer(width, side, depths[level])
         if level:
@@ -116,12 +116,12 @@ def _per_block(value: Any, count: int) -> tuple[int, ...]:
 
 def donated_bytes(text: str) -> int:
     """Sums the arguments of a lowered program that its results take over."""
-    found = 0
+    total = 0
     for shape, dtype, attributes in _ARGUMENT.findall(text):
         if "tf.aliasing_output" in attributes or "jax.buffer_donor" in attributes:
             sizes = [int(n) for n in shape.split("x") if n]
-            found += int(np.prod(sizes, dtype=np.int64)) * _WIDTHS[dtype]
-    return found
+            total += int(np.prod(sizes, dtype=np.int64)) * _WIDTHS[dtype]
+    return total
 
 
 def train_step(size: str, form: str) -> dict[str, Any]:
@@ -142,13 +142,13 @@ def train_step(size: str, form: str) -> dict[str, Any]:
         count = flops.count(calls.loss_and_grads, params, batch)
         text = calls.step.lower(*state, batch).as_text()
     hand = by_hand(config, side, length)
-    wanted = 3 * hand["all"] - hand["fixed"]
+    by_hand_flops = 3 * hand["all"] - hand["fixed"]
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     return {
         "case": f"train step, {form} attention",
         "gflop": count.total / 1e9,
-        "gflop_by_hand": wanted / 1e9,
-        "flops_over_hand": count.total / wanted,
+        "gflop_by_hand": by_hand_flops / 1e9,
+        "flops_over_hand": count.total / by_hand_flops,
         "donated_over_state": donated_bytes(text) / held,
         "uncounted": list(count.unknown),
     }
@@ -167,8 +167,8 @@ def scans(repeats: int) -> list[dict[str, Any]]:
             levels = schedules.levels(len(alphas), count)
             table = jax.tree.map(jnp.asarray, schedules.inversion_table(alphas, levels))
             walk = functools.partial(calls.walk)  # traced anew
-            found = harness.compile_alone(walk, tower.params, latents, context, table)
-            seconds[count].append(found.seconds)
+            program = harness.compile_alone(walk, tower.params, latents, context, table)
+            seconds[count].append(program.seconds)
     once = statistics.median(seconds[WALKS[0]])
     return [
         {
@@ -183,7 +183,7 @@ def scans(repeats: int) -> list[dict[str, Any]]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = harness.parser(NAME)
+    parser = harness.parser(NAME, "scale")
     parser.add_argument("--size", choices=SUBJECTS, default="full")
     return parser.parse_args(arguments)
 

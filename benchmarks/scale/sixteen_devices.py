@@ -1,7 +1,7 @@
 """Compiles the large trainings for sixteen devices and prints what each device holds.
 
-    python -m benchmarks.scale.sixteen_devices [CASE ...] [--topology=v5e:4x4] [--record]
-        [--dump=DIR]
+    python -m benchmarks.scale.sixteen_devices [CASE ...] [--topology=v5e:4x4]
+        [--record]
 
 Parameters, moments, batches are shapes; nothing is initialised or run, so that no
 machine of that size is needed. Without `--topology` (which needs libtpu) the devices
@@ -183,9 +183,9 @@ def measure(name: str, topology: str) -> dict[str, Any]:
         {**common.PHASE, **dict(accumulate=case.accumulate)}, "phase"
     )
     stage = plan.Stage(phase, config, 0, 0)
-    found = forecast.of_step(stage, params, frozen, batch, mesh, 0.999).forecast
+    forecasts = forecast.of_step(stage, params, frozen, batch, mesh, 0.999).forecast
     held = {
-        f"{part}_gib": round(getattr(found, part) / GIBI, 4)
+        f"{part}_gib": round(getattr(forecasts, part) / GIBI, 4)
         for part in ("params", "optimizer", "frozen", "batch", "working", "total")
     }
     return {
@@ -196,17 +196,17 @@ def measure(name: str, topology: str) -> dict[str, Any]:
         "remat": case.remat,
         "accumulate": case.accumulate,
         **held,
-        "fits": {chip: found.total <= room for chip, room in CHIPS.items()},
-        "tflop_per_step": round(found.flops / 1e12, 4),
-        "tflop_per_step_and_device": round(found.flops / 1e12 / NUM_DEVICES, 4),
-        "uncounted": list(found.uncounted),
-        "received_gib": found.received and round(found.received / GIBI, 4),
-        "compile_s": round(found.compile_s, 1),
+        "fits": {chip: forecasts.total <= room for chip, room in CHIPS.items()},
+        "tflop_per_step": round(forecasts.flops / 1e12, 4),
+        "tflop_per_step_and_device": round(forecasts.flops / 1e12 / NUM_DEVICES, 4),
+        "uncounted": list(forecasts.uncounted),
+        "received_gib": forecasts.received and round(forecasts.received / GIBI, 4),
+        "compile_s": round(forecasts.compile_s, 1),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale.sixteen_devices")
     default = [name for name in CASES if not name.endswith("tiny")]
     parser.add_argument("cases", nargs="*", default=default, metavar="CASE")
     parser.add_argument("--topology", default="", help="such as v5e:4x4; needs libtpu")

@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import harness
-from benchmarks.parity.published_weights import relative_error
 from jaxanom.models.ops import attention
 
 NAME = "attention"
@@ -82,8 +81,8 @@ def torch_gradients(arrays: Sequence[np.ndarray], dtype: str) -> Any:
     def call() -> list[np.ndarray]:
         for tensor in tensors:
             tensor.grad = None
-        found = torch.nn.functional.scaled_dot_product_attention(*tensors)
-        (found**2).sum().backward()
+        mixed = torch.nn.functional.scaled_dot_product_attention(*tensors)
+        (mixed**2).sum().backward()
         if where == "cuda":
             torch.cuda.synchronize()
         return [tensor.grad.transpose(1, 2) for tensor in tensors]
@@ -94,25 +93,28 @@ def torch_gradients(arrays: Sequence[np.ndarray], dtype: str) -> Any:
 def cases_of(name: str, dtype: str) -> list[harness.Case]:
     """Compiles and compares all forms of one shape."""
     shape = SHAPES[name]
-    drawn = draw(shape)
-    arrays = [jnp.asarray(array, dtype) for array in drawn]
+    inputs = draw(shape)
+    arrays = [jnp.asarray(array, dtype) for array in inputs]
     platform = attention.fusing_platform()
-    chosen = attention.choose(arrays[0], arrays[1], False, platform)
+    preferred = attention.choose(arrays[0], arrays[1], False, platform)
     facts = {"shape": list(shape), "dtype": dtype}
-    cases, wanted = [], None
+    cases, reference = [], None
+
+    def largest_gap(gradients) -> float:
+        pairs = zip(gradients, reference, strict=True)
+        return max(harness.relative_error(ours, theirs) for ours, theirs in pairs)
+
     for form in FORMS[platform]:
         if form == "cudnn" and dtype == "float32":
             continue  # it takes none
         case = harness.compiled(f"{name}, {form}", gradients(form), *arrays)
-        found = case.call()
-        wanted = found if wanted is None else wanted
-        gap = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
-        mine = facts | {"error": gap, "chosen": form == chosen}
-        cases.append(case._replace(facts=mine))
-    call = torch_gradients(drawn, dtype)
-    found = [gradient.float().cpu().numpy() for gradient in call()]
-    gap = max(relative_error(a, b) for a, b in zip(found, wanted, strict=True))
-    mine = facts | {"error": gap, "chosen": None}
+        grads = case.call()
+        reference = grads if reference is None else reference
+        own = {"error": largest_gap(grads), "chosen": form == preferred}
+        cases.append(case._replace(facts=facts | own))
+    call = torch_gradients(inputs, dtype)
+    grads = [gradient.float().cpu().numpy() for gradient in call()]
+    mine = facts | {"error": largest_gap(grads), "chosen": None}
     return [
         *cases,
         harness.Case(f"{name}, PyTorch", call, facts=mine, wait=lambda _: None),
@@ -130,11 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     settings = parse(arguments)
     rows = []
     for name in settings.shapes:
-        found = harness.run(
+        timed = harness.run(
             cases_of(name, settings.dtype), settings.warmup, settings.repeats
         )
-        ours = next(row["median_s"] for row in found if row["chosen"])
-        rows += [row | {"times_ours": row["median_s"] / ours} for row in found]
+        ours = next(row["median_s"] for row in timed if row["chosen"])
+        rows += [row | {"times_ours": row["median_s"] / ours} for row in timed]
     return harness.report(NAME, rows, settings.record)
 
 

@@ -149,8 +149,8 @@ def make_torch(subject: Subject) -> Torch:
         "category_id": _tensor(subject.batch["category_id"]).long(),
     }
     noise, noise_test = (
-        plain.Noise(*map(_tensor, found))
-        for found in (subject.noise, subject.noise_test)
+        plain.Noise(*map(_tensor, draws))
+        for draws in (subject.noise, subject.noise_test)
     )
     optimizer = torch.optim.Adam(learned.values(), 1e-4, betas=(0.5, 0.999))
 
@@ -183,25 +183,22 @@ def _tensor(value: Any):
     return torch.from_numpy(np.array(value))
 
 
-def compare_step(found: tuple[Any, Any], wanted: tuple[float, Any]) -> dict[str, float]:
+def compare_step(ours: tuple[Any, Any], theirs: tuple[float, Any]) -> dict[str, float]:
     """Relative difference of the loss, and of the gradients by their largest entry."""
-    loss, grads = found
-    flat = {name: np.asarray(leaf) for name, leaf in trees.flatten(grads).items()}
-    top = max(np.abs(leaf).max() for leaf in wanted[1].values())
-    gap = max(np.abs(flat[name] - leaf).max() for name, leaf in wanted[1].items())
+    grads = trees.flatten(ours[1])
     return {
-        "loss_difference": abs(float(loss) - wanted[0]) / abs(wanted[0]),
-        "gradient_difference": float(gap / top),
+        "loss_difference": abs(float(ours[0]) - theirs[0]) / abs(theirs[0]),
+        "gradient_difference": harness.relative_error(grads, theirs[1]),
     }
 
 
 def cases_of(subject: Subject, torch_side: Torch | None) -> list[harness.Case]:
     """Compiles every mode, compares it with PyTorch, returns what is to be timed."""
-    wanted = wanted_maps = None
+    reference = reference_maps = None
     cases = []
     if torch_side is not None:
-        wanted = torch_side.loss_and_grads()
-        wanted_maps = [np.asarray(value) for value in torch_side.evaluate()]
+        reference = torch_side.loss_and_grads()
+        reference_maps = [np.asarray(value) for value in torch_side.evaluate()]
         cases += [
             harness.Case("step, PyTorch", torch_side.step, wait=lambda _: None),
             harness.Case("image, PyTorch", torch_side.evaluate, wait=lambda _: None),
@@ -228,13 +225,13 @@ def cases_of(subject: Subject, torch_side: Torch | None) -> list[harness.Case]:
                 *args,
                 facts={"gflops": total / 1e9, "flops_share": total / counts[name]},
             )
-            found = case.call()
-            if name == "step" and wanted is not None:
-                case = with_facts(case, compare_step(found[:2], wanted))
-            elif wanted_maps is not None:
+            outputs = case.call()
+            if name == "step" and reference is not None:
+                case = with_facts(case, compare_step(outputs[:2], reference))
+            elif reference_maps is not None:
                 gaps = [
                     float(np.abs(np.asarray(a) - b).max())
-                    for a, b in zip(found, wanted_maps, strict=True)
+                    for a, b in zip(outputs, reference_maps, strict=True)
                 ]
                 case = with_facts(case, {"score_difference": gaps[0]})
                 case = with_facts(case, {"map_difference": gaps[1]})
@@ -251,15 +248,15 @@ def with_facts(case: harness.Case, facts: dict[str, Any]) -> harness.Case:
 def with_ratios(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Adds how many times faster than our plain form and than PyTorch each row is."""
     medians = {row["case"]: row["median_s"] for row in rows}
-    found = []
+    compared = []
     for row in rows:
         kind = row["case"].split(",")[0]
         for key, other in (("times_plain", "plain"), ("times_torch", "PyTorch")):
             base = medians.get(f"{kind}, {other}")
             if base is not None:
                 row = {**row, key: base / row["median_s"]}
-        found.append(row)
-    return found
+        compared.append(row)
+    return compared
 
 
 def main(argv: Sequence[str] | None = None) -> list[dict[str, Any]]:

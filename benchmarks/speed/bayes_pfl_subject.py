@@ -52,12 +52,12 @@ class Subject(NamedTuple):
     """Weights and inputs that every case is given.
 
     Attributes:
-      size: its sizes.
-      clip_config: of both towers.
-      clip_params, params: frozen and trained weights.
-      batch: rows to train on.
-      noise, noise_test: of a step; of one evaluated image.
-      entry: drawn bank entry.
+      size: Its sizes.
+      clip_config: The config of both towers.
+      clip_params, params: Frozen and trained weights.
+      batch: Rows to train on.
+      noise, noise_test: Draws for a step, and for one evaluated image.
+      entry: The bank entry that was drawn.
     """
 
     size: Size
@@ -143,7 +143,7 @@ def build(subject: Subject, mode: str) -> Built:
     towers = bayes_pfl.build_towers(subject.clip_config, options, "float32")
     network = model.Network(options, size.width, size.vision["hidden_size"] // 2)
     special = SimpleNamespace(bos_id=49406, eos_id=49407, pad_id=0)
-    found = sentences.names(
+    words = sentences.names(
         NAMES,
         special,
         subject.clip_params["text_model"]["embeddings"]["token_embedding"]["embedding"],
@@ -151,5 +151,5 @@ def build(subject: Subject, mode: str) -> Built:
         None if options.shortcuts else 77,
     )
     return Built(
-        network, towers, {"clip": subject.clip_params, "names": found._asdict()}
+        network, towers, {"clip": subject.clip_params, "names": words._asdict()}
     )

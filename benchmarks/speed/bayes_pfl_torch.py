@@ -30,11 +30,11 @@ class Sizes(NamedTuple):
     """What the weights do not tell.
 
     Attributes:
-      vision_heads, text_heads: of the towers.
-      layers: whose patch tokens are used, from 1.
-      image_size: side in pixels.
-      patch: pixels a side of a patch.
-      attention_heads: of the cross-model attention.
+      vision_heads, text_heads: Heads of the two towers.
+      layers: Layers whose patch tokens are used, from 1.
+      image_size: Side of an image in pixels.
+      patch: Side of a patch in pixels.
+      attention_heads: Heads of the cross-model attention.
     """
 
     vision_heads: int
@@ -214,11 +214,11 @@ def embed_prompts(
                         [words[:, :1], first, state, words[:, 1 + open_places :]], 1
                     )
                 )
-            found = encode_text(w, sizes, torch.cat(halves), last.repeat(2))
-            per_entry.append(found.view(2, num_images, -1))
+            features = encode_text(w, sizes, torch.cat(halves), last.repeat(2))
+            per_entry.append(features.view(2, num_images, -1))
         per_draw.append(torch.stack(per_entry))  # [B, 2, N, D]
-    found = torch.stack(per_draw).permute(3, 2, 0, 1, 4)  # [N, 2, R, B, D]
-    return functional.normalize(found, dim=-1, eps=0)
+    features = torch.stack(per_draw).permute(3, 2, 0, 1, 4)  # [N, 2, R, B, D]
+    return functional.normalize(features, dim=-1, eps=0)
 
 
 def maps_of(
@@ -228,7 +228,7 @@ def maps_of(
     rows, count, width = text.shape
     heads = sizes.attention_heads
     side = sizes.image_size // sizes.patch
-    found = []
+    maps = []
     for number, tokens in enumerate(patch_tokens):
         kernel = p["attention/projections"][number]
         seen = functional.normalize(tokens @ kernel, dim=-1, eps=0)  # [N, L, D]
@@ -244,10 +244,10 @@ def maps_of(
         logits = p["temperatures/pixel"].exp() * seen @ adapted.transpose(1, 2)
         grid = logits.transpose(1, 2).reshape(rows, count, side, side)
         size = (sizes.image_size,) * 2
-        found.append(
+        maps.append(
             functional.interpolate(grid, size, mode="bilinear", align_corners=True)
         )
-    return found
+    return maps
 
 
 def image_logits(p: Tensors, text: torch.Tensor, feature: torch.Tensor):
@@ -294,16 +294,16 @@ def loss_1(
     """Loss of stage 1, the image tower included."""
     g, patch_tokens = look(w, sizes, batch["image"])
     ends, divergences = draw(p, g, noise)
-    found = embed_prompts(w, p, sizes, text, ends, batch["category_id"])
-    flat = found.flatten(1, 3)  # [N, 2 R B, D]; R = 1
-    num_prompts = found.shape[3]
+    prompts = embed_prompts(w, p, sizes, text, ends, batch["category_id"])
+    flat = prompts.flatten(1, 3)  # [N, 2 R B, D]; R = 1
+    num_prompts = prompts.shape[3]
     pair = [entry, num_prompts + entry]
     logits = image_logits(p, flat, g)[:, pair]
     total = functional.cross_entropy(logits, batch["label"])
     for maps in maps_of(p, sizes, flat, patch_tokens):
         abnormal = torch.softmax(maps[:, pair], 1)[:, 1]
         total = total + focal(abnormal, batch["mask"]) + dice(abnormal, batch["mask"])
-    return total + 0.01 * sum(divergences) + correlation(found)
+    return total + 0.01 * sum(divergences) + correlation(prompts)
 
 
 @torch.no_grad()
@@ -319,8 +319,8 @@ def predict(
     """Image score [N] and unsmoothed map [N, H, W] of stage 1: means over all pairs."""
     g, patch_tokens = look(w, sizes, image)
     ends, _ = draw(p, g, noise)
-    found = embed_prompts(w, p, sizes, text, ends, category)
-    flat = found.flatten(1, 3)
+    prompts = embed_prompts(w, p, sizes, text, ends, category)
+    flat = prompts.flatten(1, 3)
     half = flat.shape[1] // 2
     logits = image_logits(p, flat, g).unflatten(1, (2, half))
     score = torch.softmax(logits, 1)[:, 1].mean(1)

@@ -72,8 +72,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory() as place:
         cache = Path(place) / "cache"
         for case in ("cold", "warm"):
-            found = seconds_to_first_step(Path(place) / case, cache)
-            seconds = found["first_step_s"]
+            start = seconds_to_first_step(Path(place) / case, cache)
+            seconds = start["first_step_s"]
             rows.append(
                 {
                     "case": case,
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
                     "iqr_s": 0.0,
                     "rate": 1 / seconds,
                     "unit": "starts/s",
-                    "compile_s": found["compile_s"],
+                    "compile_s": start["compile_s"],
                     "memory_mb": None,
                     "repeats": 1,
                 }

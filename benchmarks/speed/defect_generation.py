@@ -66,10 +66,10 @@ def train_cases(directory: str, batch_sizes: list[int]) -> list[harness.Case]:
         copied = jax.tree.map(jnp.copy, params)
         carried = [state.init(copied, tx, jax.random.key(1), averaged=False)]
         train_step = step.make_step(phase.loss_fn, tx)
-        found = harness.compile_alone(train_step.apply, carried[0], {}, frozen, batch)
+        program = harness.compile_alone(train_step.apply, carried[0], {}, frozen, batch)
 
-        def call(carried=carried, found=found, batch=batch):
-            carried[0], metrics = found.call(carried[0], {}, frozen, batch)
+        def call(carried=carried, program=program, batch=batch):
+            carried[0], metrics = program.call(carried[0], {}, frozen, batch)
             return metrics
 
         cases.append(
@@ -79,8 +79,8 @@ def train_cases(directory: str, batch_sizes: list[int]) -> list[harness.Case]:
                 work=1,
                 unit="steps",
                 facts={"batch_size": size, "unet_rows": 2 * size, **_shape(batch)},
-                compile_s=found.seconds,
-                memory_mb=harness.program_megabytes(found.call),
+                compile_s=program.seconds,
+                memory_mb=harness.program_megabytes(program.call),
             )
         )
     return cases
@@ -135,7 +135,7 @@ def generation_cases(
     """Encode, invert, sample, decode, refine: 3S network rows an image, 2S replayed."""
     make = method_maker(directory)
     spacing = {"ddim": "checkpoint", "dpmpp_2m": "log_snr"}[solver]
-    told = "" if solver == "ddim" else f", {solver}"
+    solver_name = "" if solver == "ddim" else f", {solver}"
     image_size = 64
     batch = _image_batch(size, image_size)
     cases = []
@@ -147,7 +147,7 @@ def generation_cases(
         rows = num_steps * (2 if mode == "replay" else 3)
         cases.append(
             harness.compiled(
-                f"generation, S={num_steps}, {mode}{told}",
+                f"generation, S={num_steps}, {mode}{solver_name}",
                 method.generate,
                 params,
                 frozen,
@@ -224,7 +224,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     cases = train_cases(source, settings.batch_sizes)
     cases += inversion_cases(source, size, many)
     cases += generation_cases(source, size, many, ("recompute", "replay"))
-    # The recipe's: where DDIM ends with fifty moves, see `benchmarks.quality.defects.trade_off`.
+    # The recipe's: where DDIM ends with fifty moves, see `quality.defects.trade_off`.
     cases += generation_cases(source, size, 10, ("replay",), "dpmpp_2m")
     # One scanned body whatever S is: these differ in their run time alone.
     for few in (1, 2):

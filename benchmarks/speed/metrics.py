@@ -49,7 +49,7 @@ def ours(drawn: dict[str, np.ndarray]) -> dict[str, float]:
     total = len(drawn["label"])
     for start in range(0, total, BATCH_SIZE):
         part = slice(start, start + BATCH_SIZE)
-        found = Predictions(
+        predictions = Predictions(
             anomaly_map=drawn["maps"][part], image_score=drawn["score"][part]
         )
         batch = {
@@ -58,7 +58,7 @@ def ours(drawn: dict[str, np.ndarray]) -> dict[str, float]:
             "valid": np.ones(len(drawn["label"][part]), bool),
         }
         for name, metric in metrics.items():
-            states[name] = metric.update(states[name], found, batch)
+            states[name] = metric.update(states[name], predictions, batch)
     values: dict[str, float] = {}
     for name, metric in metrics.items():
         values |= metric.finalize(states[name])
@@ -69,7 +69,7 @@ def scikit_learn(drawn: dict[str, np.ndarray]) -> dict[str, float]:
     """The same from scikit-learn, which has no AU-PRO."""
     from sklearn import metrics
 
-    found = {}
+    values = {}
     for level, score, truth in (
         ("image", drawn["score"], drawn["label"]),
         ("pixel", drawn["maps"].ravel(), drawn["mask"].ravel()),
@@ -77,12 +77,12 @@ def scikit_learn(drawn: dict[str, np.ndarray]) -> dict[str, float]:
         precision, recall, _ = metrics.precision_recall_curve(truth, score)
         # Both are 0 at most at one end, where F1 is 0.
         harmonic = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-        found |= {
+        values |= {
             f"{level}_auroc": metrics.roc_auc_score(truth, score),
             f"{level}_ap": metrics.average_precision_score(truth, score),
             f"{level}_f1_max": harmonic.max(),
         }
-    return {name: float(value) for name, value in found.items()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     ours(drawn)  # a warm-up of the one that compiles
     cases = [case("ours", ours), case("scikit-learn", scikit_learn)]
     rows = harness.run(cases, settings.warmup, settings.repeats)
-    found, wanted = results["ours"], results["scikit-learn"]
-    gaps = {name: abs(found[name] - wanted[name]) for name in wanted}
+    ours_values, peer_values = results["ours"], results["scikit-learn"]
+    gaps = {name: abs(ours_values[name] - peer_values[name]) for name in peer_values}
     print({name: f"{gap:.1e}" for name, gap in gaps.items()})
     rows[0]["error"] = max(gaps.values())
     for row in rows:

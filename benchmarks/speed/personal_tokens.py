@@ -1,6 +1,7 @@
 """Times the inversion of personal tokens beside a PyTorch loop of the same maths.
 
-    python -m benchmarks.speed.personal_tokens [--steps 20] [--widths 1 2 4 8] [--record]
+    python -m benchmarks.speed.personal_tokens [--steps 20] [--widths 1 2 4 8]
+        [--record]
 
 The regression of noise (or of velocity, as the UNet was trained) alone, on the embedded
 towers: W tokens in one program; beside it a PyTorch loop (transformers, diffusers) on

@@ -124,15 +124,15 @@ def svgd_cases(num_particles: int, width: int) -> list[harness.Case]:
 
     particles, grads = draw(num_particles, width)
     h = bandwidth_of(particles)
-    wanted = exact(particles, grads, h)
+    reference = exact(particles, grads, h)
     arrays = jnp.asarray(particles), jnp.asarray(grads)
     tensors = torch.from_numpy(particles), torch.from_numpy(grads)
     facts = {"N": num_particles, "D": width, "torch_threads": torch.get_num_threads()}
-    found = [
+    cases = [
         harness.compiled(f"svgd N={num_particles}, {name}", make(h), *arrays)
         for name, make in (("ours", ours), ("blackjax", theirs))
     ]
-    found += [
+    cases += [
         harness.Case(
             f"svgd N={num_particles}, {name}",
             functools.partial(make(h), *tensors),
@@ -141,11 +141,11 @@ def svgd_cases(num_particles: int, width: int) -> list[harness.Case]:
         for name, make in (("torch loop", torch_loop), ("torch batched", torch_batched))
     ]
     compared = []
-    for case in found:
+    for case in cases:
         value = np.asarray(case.wait(case.call()), np.float64)
         error = {
-            "difference": float(np.abs(value - wanted).max()),
-            "relative": float(np.abs(value - wanted).max() / np.abs(wanted).max()),
+            "difference": float(np.abs(value - reference).max()),
+            "relative": harness.relative_error(value, reference),
         }
         compared.append(case._replace(unit="updates", facts=facts | error))
     return compared
@@ -161,7 +161,7 @@ def backend_cases(num_particles: int, width: int) -> list[harness.Case]:
         name: sharded.velocity(mesh, meshes.PARTICLE_AXIS, name)
         for name in sharded.BACKENDS
     }
-    found = []
+    cases = []
     for name, velocity in velocities.items():
 
         def update(particles, grads, velocity=velocity):
@@ -175,8 +175,8 @@ def backend_cases(num_particles: int, width: int) -> list[harness.Case]:
             facts["received_mb_of_8"] = round(
                 collectives.of_backend(num_particles, width, name) / 1e6, 3
             )
-        found.append(case._replace(unit="updates", facts=facts))
-    values = [np.asarray(case.wait(case.call())) for case in found]
+        cases.append(case._replace(unit="updates", facts=facts))
+    values = [np.asarray(case.wait(case.call())) for case in cases]
     return [
         case._replace(
             facts={
@@ -184,7 +184,7 @@ def backend_cases(num_particles: int, width: int) -> list[harness.Case]:
                 "difference": float(np.abs(value - values[0]).max()),
             }
         )
-        for case, value in zip(found, values, strict=True)
+        for case, value in zip(cases, values, strict=True)
     ]
 
 

@@ -1,6 +1,7 @@
 """One training step of APP at the size of RN50's text tower, beside plain PyTorch.
 
-    python -m benchmarks.speed.posterior_step [--size rn50] [--cases 4x30 64x30] [--record]
+    python -m benchmarks.speed.posterior_step [--size rn50] [--cases 4x30 64x30]
+        [--record]
 
 The tower of CLIP RN50 (width 512, 8 heads, 12 layers, 77 tokens, features of 1024) with
 drawn weights, 16 prompt vectors, class names of one to three tokens, a batch of 32
@@ -110,24 +111,24 @@ class _Special(NamedTuple):
 
 
 def losses(
-    given: Problem, parts: shared_prefix.Cut, chunk: int = 0
+    subject: Problem, parts: shared_prefix.Cut, chunk: int = 0
 ) -> Callable[..., Any]:
     """(context, params) -> summed loss; particles share the words before the name."""
-    tower = model.TextTower(given.config, parts, prompt_chunk=chunk)
+    tower = model.TextTower(subject.config, parts, prompt_chunk=chunk)
 
     def loss(context, params):
         text = model.text_features(tower, params, context)
-        logits = model.particle_logits(text, given.features, jnp.log(100.0))
-        picked = jax.nn.log_softmax(logits)[:, np.arange(NUM_IMAGES), given.labels]
-        pull = objective.energy(context, given.center, "token_mean")
+        logits = model.particle_logits(text, subject.features, jnp.log(100.0))
+        picked = jax.nn.log_softmax(logits)[:, np.arange(NUM_IMAGES), subject.labels]
+        pull = objective.energy(context, subject.center, "token_mean")
         return -jnp.sum(jnp.mean(picked, axis=1)) + PRIOR_WEIGHT * jnp.sum(pull)
 
     return loss
 
 
-def our_step(given: Problem, chunk: int = 0) -> Callable[..., Any]:
+def our_step(subject: Problem, chunk: int = 0) -> Callable[..., Any]:
     """(context, params) -> (gradient, directions of SVGD)."""
-    loss = losses(given, shared_prefix.cut(given.layout), chunk)
+    loss = losses(subject, shared_prefix.cut(subject.layout), chunk)
     moves = transport.of_flow(fields.Field(svgd.flow(), temperature=0.01))
 
     def step(context, params):
@@ -140,21 +141,21 @@ def our_step(given: Problem, chunk: int = 0) -> Callable[..., Any]:
     return step
 
 
-def torch_gradients(given: Problem, num_particles: int) -> Callable[[], Any]:
+def torch_gradients(subject: Problem, num_particles: int) -> Callable[[], Any]:
     """The plain loop over particles: 77 tokens of every class, one after another."""
     import torch
     from torch.nn import functional
 
     flat = {
         name: torch.from_numpy(np.array(leaf))
-        for name, leaf in trees.flatten(given.params).items()
+        for name, leaf in trees.flatten(subject.params).items()
     }
-    config, layout = given.config, given.layout
+    config, layout = subject.config, subject.layout
     ids = torch.from_numpy(np.array(layout.input_ids)).long()
     ends = torch.from_numpy(np.array(layout.eos_positions)).long()
     features, labels, center = (
         torch.from_numpy(array)
-        for array in (given.features, given.labels.astype(np.int64), given.center)
+        for array in (subject.features, subject.labels.astype(np.int64), subject.center)
     )
     words = flat["text_model/embeddings/token_embedding/embedding"][ids]
     positions = flat["text_model/embeddings/position_embedding/embedding"]
@@ -190,14 +191,14 @@ def torch_gradients(given: Problem, num_particles: int) -> Callable[[], Any]:
         return functional.normalize(x @ flat["text_projection/kernel"], dim=-1)
 
     def call():
-        found = []
-        for particle in given.context[:num_particles]:
+        grads = []
+        for particle in subject.context[:num_particles]:
             vectors = torch.from_numpy(particle).requires_grad_()
             logits = 100.0 * features @ encode(vectors).T
             pull = ((vectors.mean(0) - center) ** 2).sum()
             loss = functional.cross_entropy(logits, labels) + PRIOR_WEIGHT * pull
-            found.append(torch.autograd.grad(loss, vectors)[0])
-        return torch.stack(found)
+            grads.append(torch.autograd.grad(loss, vectors)[0])
+        return torch.stack(grads)
 
     return call
 
@@ -214,11 +215,10 @@ def torch_flops(call: Callable[[], Any]) -> int:
 
 def check(config: towers.TextConfig) -> float:
     """Largest difference of the gradients of both, relative, on a small problem."""
-    given = problem(config, 2, 3)
-    step = jax.jit(our_step(given))
-    found = np.asarray(step(jnp.asarray(given.context), given.params)[0])
-    wanted = torch_gradients(given, 2)().numpy()
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+    subject = problem(config, 2, 3)
+    step = jax.jit(our_step(subject))
+    ours, _ = step(jnp.asarray(subject.context), subject.params)
+    return harness.relative_error(ours, torch_gradients(subject, 2)().numpy())
 
 
 def measure(
@@ -226,14 +226,14 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Counts, and unless told otherwise times, one (N, C)."""
     num_particles, num_classes = sizes
-    given = problem(config, num_particles, num_classes)
-    context = jnp.asarray(given.context)
+    subject = problem(config, num_particles, num_classes)
+    context = jnp.asarray(subject.context)
     timed = min(num_particles, MOST_TIMED)
-    step = our_step(given, settings.chunk)
-    ours = flops.count(step, context, given.params).total
-    plain_loss = losses(given, shared_prefix.whole(given.layout))
-    plain = flops.count(jax.grad(plain_loss), context, given.params).total
-    torch_count = torch_flops(torch_gradients(given, 1)) * num_particles
+    step = our_step(subject, settings.chunk)
+    ours = flops.count(step, context, subject.params).total
+    plain_loss = losses(subject, shared_prefix.whole(subject.layout))
+    plain = flops.count(jax.grad(plain_loss), context, subject.params).total
+    torch_count = torch_flops(torch_gradients(subject, 1)) * num_particles
     facts = {
         "N": num_particles,
         "C": num_classes,
@@ -247,10 +247,10 @@ def measure(
     print(name, facts, flush=True)
     if settings.count:
         return [{"case": f"{name}, ours", **facts}]
-    call = torch_gradients(given, timed)
+    call = torch_gradients(subject, timed)
     cases = [
         harness.compiled(
-            f"{name}, ours", step, context, given.params, unit="steps", facts=facts
+            f"{name}, ours", step, context, subject.params, unit="steps", facts=facts
         ),
         harness.Case(
             f"{name}, torch loop",
@@ -282,9 +282,9 @@ def main(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
     rows = []
     for case in settings.cases:
         sizes = tuple(map(int, case.split("x")))
-        found = measure(config, sizes, settings)
+        measured = measure(config, sizes, settings)
         facts = {"size": settings.size, "difference": error}
-        rows += [{**row, **facts} for row in found]
+        rows += [{**row, **facts} for row in measured]
     if settings.count:
         return rows
     return harness.report(NAME, rows, settings.record)

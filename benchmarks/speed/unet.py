@@ -1,6 +1,7 @@
 """The denoising UNet beside diffusers' PyTorch and Flax classes: same weights, one run.
 
-    python -m benchmarks.speed.unet [--size embedded|quarter|full] [--peers ...] [--record]
+    python -m benchmarks.speed.unet [--size embedded|quarter|full] [--peers ...]
+        [--record]
 
 Four calls: a forward pass, an optimiser step (noise prediction, AdamW), and S moves of
 DDIM from images to noise and back ("inversion", "generation"), one network call a move.
@@ -25,7 +26,6 @@ from flax import linen as nn
 
 from benchmarks import harness
 from benchmarks.parity import published_models
-from benchmarks.parity.published_weights import relative_error
 from benchmarks.speed import unet_torch
 from jaxanom import flops
 from jaxanom.diffusion import ddim, schedules
@@ -168,7 +168,7 @@ def flax_cases(work: Work, module: nn.Module, name: str) -> dict[str, harness.Ca
         *carried[:], loss = program.call(*carried, batch)
         return loss
 
-    found = {
+    cases = {
         "forward": harness.compiled(name, calls.forward, params, *inputs),
         "train_step": harness.Case(
             name,
@@ -180,8 +180,8 @@ def flax_cases(work: Work, module: nn.Module, name: str) -> dict[str, harness.Ca
     }
     for walk, table in work.tables.items():
         arguments = params, inputs[0], inputs[2], jax.tree.map(jnp.asarray, table)
-        found[walk] = harness.compiled(name, calls.walk, *arguments)
-    return found
+        cases[walk] = harness.compiled(name, calls.walk, *arguments)
+    return cases
 
 
 def torch_cases(
@@ -198,16 +198,6 @@ def torch_cases(
         )
         for call, function in calls.items()
     }
-
-
-def gradient_gap(
-    found: Mapping[str, np.ndarray], wanted: Mapping[str, np.ndarray]
-) -> float:
-    """Largest difference of any gradient over the largest entry of all."""
-    top = max(np.abs(leaf).max() for leaf in wanted.values())
-    return float(
-        max(np.abs(found[name] - leaf).max() for name, leaf in wanted.items()) / top
-    )
 
 
 class Results(NamedTuple):
@@ -240,19 +230,19 @@ def torch_results(work: Work, peer: unet_torch.Peer, calls: Sequence[str]) -> Re
     }
     if "forward" in calls:
         predictions["forward"] = peer.forward()
-    found = peer.loss_and_grads() if "train_step" in calls else ()
-    return Results(predictions, *found)
+    gradients = peer.loss_and_grads() if "train_step" in calls else ()
+    return Results(predictions, *gradients)
 
 
-def differences(found: Results, wanted: Results) -> dict[str, float]:
+def differences(ours: Results, theirs: Results) -> dict[str, float]:
     """Relative error of every call's result, of the gradients for a train step."""
     errors = {
-        call: relative_error(found.predictions[call], prediction)
-        for call, prediction in wanted.predictions.items()
+        call: harness.relative_error(ours.predictions[call], prediction)
+        for call, prediction in theirs.predictions.items()
     }
-    if wanted.grads is not None:
-        errors["train_step"] = gradient_gap(found.grads, wanted.grads)
-        errors["loss"] = abs(found.loss - wanted.loss) / abs(wanted.loss)
+    if theirs.grads is not None:
+        errors["train_step"] = harness.relative_error(ours.grads, theirs.grads)
+        errors["loss"] = abs(ours.loss - theirs.loss) / abs(theirs.loss)
     return errors
 
 
@@ -264,13 +254,13 @@ def module_of(work: Work, name: str) -> nn.Module:
 
 def flax_modules(work: Work, peers: Sequence[str]) -> dict[str, nn.Module]:
     """Ours, and the libraries' where it is asked for and knows such a network."""
-    found = {"ours": module_of(work, "ours")}
+    modules = {"ours": module_of(work, "ours")}
     if FLAX in peers:
         try:
-            found[FLAX] = module_of(work, FLAX)
+            modules[FLAX] = module_of(work, FLAX)
         except ValueError as error:
             print(f"{FLAX} is left out: {error}")
-    return found
+    return modules
 
 
 def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
@@ -281,28 +271,28 @@ def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
     if forms:
         # Eager PyTorch is what all others are compared with, timed or not.
         eager = unet_torch.make(work.folder, EAGER, work.batch, settings.dtype)
-        wanted = torch_results(work, eager, settings.calls)
+        reference = torch_results(work, eager, settings.calls)
     for form in forms:
         name, peer = f"PyTorch, {form}", eager
         if form != EAGER:
             peer = unet_torch.make(
                 work.folder, form, work.batch, settings.dtype, settings.calls
             )
-            found = torch_results(work, peer, settings.calls)
-            errors[name] = differences(found, wanted)
+            results = torch_results(work, peer, settings.calls)
+            errors[name] = differences(results, reference)
         by_name[name] = torch_cases(work, peer, name)
     for name, module in flax_modules(work, settings.peers).items():
         by_name[name] = flax_cases(work, module, name)
         if forms:
-            found = flax_results(work, name, by_name[name], settings.calls)
-            errors[name] = differences(found, wanted)
-    for name, found in errors.items():
-        print(f"{name}: relative differences to eager PyTorch {found}", flush=True)
+            results = flax_results(work, name, by_name[name], settings.calls)
+            errors[name] = differences(results, reference)
+    for name, gaps in errors.items():
+        print(f"{name}: relative differences to eager PyTorch {gaps}", flush=True)
     rows = []
     for call in settings.calls:
-        cases = [found[call] for found in by_name.values()]
-        found = harness.run(cases, settings.warmup, settings.repeats)
-        ours = next(row["median_s"] for row in found if row["case"] == "ours")
+        cases = [case_of[call] for case_of in by_name.values()]
+        timed = harness.run(cases, settings.warmup, settings.repeats)
+        ours = next(row["median_s"] for row in timed if row["case"] == "ours")
         rows += [
             row
             | {
@@ -311,7 +301,7 @@ def measure(work: Work, settings: argparse.Namespace) -> list[dict[str, Any]]:
                 "times_ours": row["median_s"] / ours,
                 "error": errors.get(row["case"], {}).get(call),
             }
-            for row in found
+            for row in timed
         ]
     return rows
 

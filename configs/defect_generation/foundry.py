@@ -35,7 +35,7 @@ def get_config(arg: str = "") -> ml_collections.ConfigDict:
     )
     # Sizes for minutes on two cores: the background written back level by level instead
     # of computed again, and ten moves of second order even in log SNR, which end where
-    # DDIM ends after fifty (benchmarks/NOTES.md).
+    # DDIM ends after fifty (benchmarks/history.md).
     config.generate.num_images = 48
     config.generate.num_steps = 10
     config.generate.spacing = "log_snr"

@@ -4,6 +4,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from benchmarks import harness
@@ -81,3 +82,14 @@ def test_results_of_other_settings_are_not_gone_on_from(tmp_path):
         harness.kept_results(path, facts | {"scale": 1.0})
     with pytest.raises(ValueError, match="steps=None"):  # an older file
         harness.kept_results(path, facts | {"steps": 3})
+
+
+def test_the_error_is_relative_to_the_largest_magnitude():
+    wanted = np.array([2.0, -4.0])
+    error = harness.relative_error(np.array([2.0, -4.02]), wanted)
+    assert error == pytest.approx(0.005)
+    assert harness.relative_error(wanted[:1], wanted) == float("inf")
+    assert harness.relative_error([np.nan, 1], wanted) == float("inf")
+    both = {"a": wanted, "b": np.array([1.0])}
+    found = {"a": wanted, "b": np.array([0.9])}
+    assert harness.relative_error(found, both) == pytest.approx(0.1 / 4)

@@ -1,7 +1,7 @@
-"""Experiments B1 to B5 on foundry: each takes a job and returns plain JSON values.
+"""Experiments on foundry: each takes a job and returns plain JSON values.
 
 Each writes its training runs into folders of its own below `job.out` and finds them
-there when it is called again. `targets` are what was asked for before any result.
+there when it is called again.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxanom
-from benchmarks.quality.defects import background as tier_b_background
-from benchmarks.quality.defects import measures, runs
+from benchmarks.quality.defects import measures, runs, walks
 from jaxanom.data import catalog, generated, pipeline
 from jaxanom.data.foundry import render
 from jaxanom.jobs import defects_to_detector, generate
@@ -23,7 +22,7 @@ NUM_LEVELS = (10, 20, 50, 100)
 FRESH = 1000  # first test index that no training folder uses
 BLOB_PROMPT = "a photo of a {defect} blob"
 RUST_PROMPT = "a photo of a {defect} spot"
-# Run of B4 -> share of the normal images' masks that are told the defect's prompt.
+# Training run -> share of normal images in whose masks the defect is asked for.
 REFUSAL_SHARES = {"panel": 0.0, "panel_refusing": 0.5}
 # Blobs and rust spots to train on: as many, so that both are one program.
 NUM_DEFECTS = 24
@@ -35,11 +34,11 @@ METRICS = ("pixel_ap", "pixel_auroc", "pixel_aupro", "image_auroc")
 
 
 def pill_run(job: runs.Job) -> jaxanom.Run:
-    """The generator of B1, B2 and B5: a category the towers never saw, 10 defects."""
-    return runs.trained(runs.config(job), job.out / "pill")
+    """A generator of a category that the towers never saw, from 10 defects."""
+    return jaxanom.train(runs.config(job), job.out / "pill")
 
 
-def b1(job: runs.Job) -> dict[str, Any]:
+def losses_fall(job: runs.Job) -> dict[str, Any]:
     """Both loss terms and the gap on defects that were not trained on.
 
     The same images, noise and timesteps for three networks: `untrained` (predicts 0, as
@@ -67,40 +66,37 @@ def b1(job: runs.Job) -> dict[str, Any]:
     num_draws = job.images(8, 1)
 
     def terms(params: Any) -> dict[str, float]:
-        found = []
+        rows = []
         for number, batch in enumerate(batches):
             for draw in range(num_draws):
                 key = jax.random.fold_in(jax.random.key(number), draw)
-                found.append(loss(params, run.frozen, batch, key)[1])
+                rows.append(loss(params, run.frozen, batch, key)[1])
         return {
-            name: float(np.mean([row[name] for row in found]))
+            name: float(np.mean([row[name] for row in rows]))
             for name in ("matching", "background", "gap")
         }
 
-    found = {
+    result = {
         "untrained": terms({"unet": silent}),
         "embedded": terms(embedded),
         "trained": terms(run.params),
     }
     for start in ("untrained", "embedded"):
-        found[f"fall_from_{start}"] = {
-            name: 1 - found["trained"][name] / found[start][name]
+        result[f"fall_from_{start}"] = {
+            name: 1 - result["trained"][name] / result[start][name]
             for name in ("matching", "background")
         }
-    return {**found, "num_images": len(source), "draws_per_image": num_draws}
+    return {**result, "num_images": len(source), "draws_per_image": num_draws}
 
 
-def b2(job: runs.Job) -> dict[str, Any]:
+def background_stays(job: runs.Job) -> dict[str, Any]:
     """Background error against S, and that nothing inside the mask reaches outside."""
     run = pill_run(job)
-    image, mask, defect_id = held_out_pairs(run, runs.BATCH_SIZE)
-    curves = tier_b_background.error_curves(run, image, mask, defect_id, NUM_LEVELS)
+    image, mask, defect_id = runs.held_out_pairs(run, runs.BATCH_SIZE)
+    curves = walks.error_curves(run, runs.BATCH_SIZE, NUM_LEVELS)
     replaying = runs.reopened(run, {"generate.background": "replay"})
-    draw = runs.drawer(replaying)
-    found = draw(image, mask, defect_id, np.arange(len(image)))
-    replay = measures.background_error(
-        found["latents"], found["normal"], found["latent_mask"]
-    )
+    drawn = runs.drawer(replaying)(image, mask, defect_id, np.arange(len(image)))
+    replay = background_errors(drawn)
     return {
         "recompute": curves,
         "replay": {"50": {"mean": float(replay.mean()), "worst": float(replay.max())}},
@@ -109,18 +105,11 @@ def b2(job: runs.Job) -> dict[str, Any]:
     }
 
 
-def held_out_pairs(run: jaxanom.Run, count: int):
-    """Normal test images, each with the mask and type of a held-out defect."""
-    dataset, division = run.prepared.dataset, run.prepared.division
-    records = dataset.records
-    good = [n for n in division.test if records[n].defect_type == catalog.GOOD]
-    bad = [n for n in division.test if records[n].defect_type != catalog.GOOD]
-    # Spread over the defect types, which lie one after the other.
-    bad = [bad[round(k)] for k in np.linspace(0, len(bad) - 1, count)]
-    image = [dataset.load(records[good[k % len(good)]])[0] for k in range(count)]
-    mask = [dataset.load(records[number])[1] for number in bad]
-    ids = [dataset.defect_types.index(records[number].defect_type) for number in bad]
-    return np.stack(image).astype(np.float32) / 255, np.stack(mask), np.array(ids)
+def background_errors(drawn: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the relative background error of every drawn image, [N]."""
+    return measures.background_error(
+        drawn["latents"], drawn["normal"], drawn["latent_mask"]
+    )
 
 
 def _invariance(
@@ -131,20 +120,17 @@ def _invariance(
     first = np.arange(len(image))
     base = draw(image, mask, 1, first)
     outside = base["latent_mask"][..., None] < 0.5
-    whole = measures.background_error(
-        base["latents"], base["normal"], base["latent_mask"]
-    )
-    found = {"error": float(whole.mean())}
+    result = {"error": float(background_errors(base).mean())}
     for name, other in (
         ("seeds", draw(image, mask, 1, first + 100)),
         ("prompts", draw(image, mask, 2, first)),
     ):
         gap = np.abs(other["latents"] - base["latents"])
-        found[f"{name}_outside"] = float(np.where(outside, gap, 0.0).max())
-        found[f"{name}_inside"] = float(np.where(outside, 0.0, gap).max())
+        result[f"{name}_outside"] = float(np.where(outside, gap, 0.0).max())
+        result[f"{name}_inside"] = float(np.where(outside, 0.0, gap).max())
         pixels = np.abs(other["image"] - base["image"]).max(-1)
-        found[f"{name}_pixels_outside"] = float(np.where(mask, 0.0, pixels).max())
-    return found
+        result[f"{name}_pixels_outside"] = float(np.where(mask, 0.0, pixels).max())
+    return result
 
 
 def bottle_run(job: runs.Job, name: str = "full", **changes: Any) -> jaxanom.Run:
@@ -156,7 +142,7 @@ def bottle_run(job: runs.Job, name: str = "full", **changes: Any) -> jaxanom.Run
     folder = runs.write_folder(job.out / "data" / "bottle", "juice_bottle", rows, seed)
     options = {f"defect_generation.{key}": value for key, value in changes.items()}
     settings = runs.folder_config(job, folder, BLOB_PROMPT, options)
-    return runs.trained(settings, job.out / f"bottle_{name}")
+    return jaxanom.train(settings, job.out / f"bottle_{name}")
 
 
 def bottles(job: runs.Job, count: int) -> dict[str, np.ndarray]:
@@ -168,7 +154,7 @@ def bottles(job: runs.Job, count: int) -> dict[str, np.ndarray]:
     return {"normal": normal, "real": real, "mask": mask}
 
 
-def b3(job: runs.Job) -> dict[str, Any]:
+def colour_follows_background(job: runs.Job) -> dict[str, Any]:
     """Does the defect take its colour from the juice around it?
 
     Blobs are asked for where the renderer would have put one, on fresh bottles; the
@@ -178,14 +164,14 @@ def b3(job: runs.Job) -> dict[str, Any]:
     real = measures.colour_correlation(
         fresh["real"], fresh["mask"], fresh["normal"], fresh["mask"]
     )
-    found: dict[str, Any] = {"real": real._asdict()}
+    result: dict[str, Any] = {"real": real._asdict()}
     for name, hidden in (("full", False), ("hidden", True)):
         run = bottle_run(job, name, hide_background=hidden)
-        found[name] = colour_numbers(runs.drawer(run), fresh)
-    full, hidden = (found[name]["correlation"] for name in ("full", "hidden"))
-    found["gap"] = full["value"] - hidden["value"]
-    found["gap_error"] = float(np.hypot(full["error"], hidden["error"]))
-    return found
+        result[name] = colour_numbers(runs.drawer(run), fresh)
+    full, hidden = (result[name]["correlation"] for name in ("full", "hidden"))
+    result["gap"] = full["value"] - hidden["value"]
+    result["gap_error"] = float(np.hypot(full["error"], hidden["error"]))
+    return result
 
 
 def colour_numbers(
@@ -193,28 +179,25 @@ def colour_numbers(
 ) -> dict[str, Any]:
     """Draws a blob on every fresh bottle and measures colour, change and background."""
     normal, mask = fresh["normal"], fresh["mask"]
-    made = draw(normal, mask, 1, np.arange(len(normal)))
-    kept = measures.kept_share(made["mask"], mask)
+    drawn = draw(normal, mask, 1, np.arange(len(normal)))
+    kept = measures.kept_share(drawn["mask"], mask)
     refined, whole = (
-        measures.colour_correlation(made["image"], area, normal, mask)._asdict()
-        for area in (made["mask"], mask)
+        measures.colour_correlation(drawn["image"], area, normal, mask)._asdict()
+        for area in (drawn["mask"], mask)
     )
-    wanted = measures.mean_colour(fresh["real"], mask)
-    missed = np.abs(measures.mean_colour(made["image"], mask) - wanted).mean(1)
-    background = measures.background_error(
-        made["latents"], made["normal"], made["latent_mask"]
-    )
+    real_colour = measures.mean_colour(fresh["real"], mask)
+    gaps = np.abs(measures.mean_colour(drawn["image"], mask) - real_colour).mean(1)
     return {
         "correlation": refined,
         "correlation_whole_mask": whole,
-        "colour_error": float(np.nanmean(missed)),
+        "colour_error": float(np.nanmean(gaps)),
         "kept": float(kept.mean()),
-        "background_error": float(background.mean()),
+        "background_error": float(background_errors(drawn).mean()),
         "num_images": len(normal),
     }
 
 
-def b4(job: runs.Job) -> dict[str, Any]:
+def rust_stays_on_steel(job: runs.Job) -> dict[str, Any]:
     """Rust only ever occurs on steel: what happens when it is asked for on plastic?
 
     Both materials get the same masks and the same noise. Measured with the paper's
@@ -228,22 +211,22 @@ def b4(job: runs.Job) -> dict[str, Any]:
     folder = runs.write_folder(job.out / "data" / "panel", "panel", rows, seed)
     count = job.images(32)
     many = range(FRESH, FRESH + 4 * count)
-    of = {
+    panels = {
         kind: [k for k in many if _is(k, seed, kind)][:count]
         for kind in ("steel", "plastic")
     }
-    _, mask = runs.pictures("panel", "test", of["steel"], seed, "rust")
+    _, mask = runs.pictures("panel", "test", panels["steel"], seed, "rust")
     normals = {
         kind: runs.pictures("panel", "test", indices, seed)[0]
-        for kind, indices in of.items()
+        for kind, indices in panels.items()
     }
-    found: dict[str, Any] = {"num_images": count}
+    result: dict[str, Any] = {"num_images": count}
     for name, share in REFUSAL_SHARES.items():
         changes = {"defect_generation.refusal_share": share} if share else {}
         settings = runs.folder_config(job, folder, RUST_PROMPT, changes)
-        run = runs.trained(settings, job.out / name)
-        found[name] = _kept_by_kind(runs.drawer(run), normals, mask)
-    return found
+        run = jaxanom.train(settings, job.out / name)
+        result[name] = _kept_by_kind(runs.drawer(run), normals, mask)
+    return result
 
 
 def _kept_by_kind(
@@ -252,26 +235,26 @@ def _kept_by_kind(
     mask: np.ndarray,
 ) -> dict[str, Any]:
     """Asks for rust on every kind of panel and measures what stays of the mask."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for kind, normal in normals.items():
-        made = draw(normal, mask, 1, np.arange(len(normal)))
-        kept = measures.kept_share(made["mask"], mask)
-        change = measures.mean_colour(made["change"][..., None], mask)
-        found[kind] = {
+        drawn = draw(normal, mask, 1, np.arange(len(normal)))
+        kept = measures.kept_share(drawn["mask"], mask)
+        change = measures.mean_colour(drawn["change"][..., None], mask)
+        result[kind] = {
             "kept": float(kept.mean()),
             "kept_error": float(kept.std(ddof=1) / np.sqrt(len(kept))),
             "empty": float((kept == 0).mean()),
             "change": float(np.nanmean(change)),
         }
-    found["ratio"] = found["plastic"]["kept"] / max(found["steel"]["kept"], 1e-9)
-    return found
+    result["ratio"] = result["plastic"]["kept"] / max(result["steel"]["kept"], 1e-9)
+    return result
 
 
 def _is(index: int, seed: int, kind: str) -> bool:
     return render.variant("panel", "test", index, seed) == kind
 
 
-def b5(job: runs.Job) -> dict[str, Any]:
+def generated_set_helps(job: runs.Job) -> dict[str, Any]:
     """What the generated pairs are worth to a segmenter of 10 real defects.
 
     Four training sets: real; real and generated with the requested mask m; the same
@@ -282,7 +265,7 @@ def b5(job: runs.Job) -> dict[str, Any]:
     run = pill_run(job)
     sets = job.out / "sets"
     _write_sets(run, job.images(60, 8), sets, job.sets)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for name in ("real", *job.sets):
         share = 0.5 if name in job.sets else 0.0
         scores = []
@@ -290,61 +273,61 @@ def b5(job: runs.Job) -> dict[str, Any]:
             base = runs.config(job)
             base.seed = base.train.seed = 100 * job.seed + number
             base.detector.phase.num_steps = job.steps(DETECTOR_STEPS)
-            made = str(sets / name) if share else ""
-            settings = defects_to_detector.detector_config(base, made, share)
+            generated_set = str(sets / name) if share else ""
+            settings = defects_to_detector.detector_config(base, generated_set, share)
             where = job.out / "detectors" / f"{name}_{number}"
-            scores.append(jaxanom.evaluate(runs.trained(settings, where))["mean"])
-        found[name] = {
-            metric: measures.spread([score[metric] for score in scores])
-            for metric in METRICS
-        }
-    real = found["real"]["pixel_ap"]
+            scores.append(jaxanom.evaluate(jaxanom.train(settings, where))["mean"])
+        result[name] = measures.spreads(scores, METRICS)
+    real = result["real"]["pixel_ap"]
     for name in job.sets:
-        gain = found[name]["pixel_ap"]["mean"] - real["mean"]
-        found[f"gain_{name}"] = gain
-        found[f"gain_{name}_in_stds"] = gain / max(real["std"], 1e-9)
-    return {**found, "num_seeds": NUM_DETECTOR_SEEDS}
+        gain = result[name]["pixel_ap"]["mean"] - real["mean"]
+        result[f"gain_{name}"] = gain
+        result[f"gain_{name}_in_stds"] = gain / max(real["std"], 1e-9)
+    return {**result, "num_seeds": NUM_DETECTOR_SEEDS}
 
 
 def _write_sets(
     run: jaxanom.Run, count: int, directory: Path, names: Sequence[str]
 ) -> None:
     """Writes generated defects with m, the same with m*, and those of the recipe."""
-    wanted = [
+    missing = {
         name for name in names if not (directory / name / generated.MANIFEST).is_file()
-    ]
-    if {"requested", "refined"} & set(wanted):
+    }
+    if {"requested", "refined"} & missing:
         rows = [row for row, _ in generate.drawn(run, count)]
-        as_asked = [row._replace(mask=row.requested_mask) for row in rows]
-        generated.write(directory / "requested", as_asked, overwrite=True)
+        requested = [row._replace(mask=row.requested_mask) for row in rows]
+        generated.write(directory / "requested", requested, overwrite=True)
         generated.write(directory / "refined", rows, overwrite=True)
-    if "recipe" in wanted:
-        shipped = runs.shipped_drawing()
-        rows = [row for row, _ in generate.drawn(runs.reopened(run, shipped), count)]
+    if "recipe" in missing:
+        shipped = runs.reopened(run, runs.shipped_drawing())
+        rows = [row for row, _ in generate.drawn(shipped, count)]
         generated.write(directory / "recipe", rows, overwrite=True)
 
 
 def ablations(job: runs.Job) -> dict[str, Any]:
-    """The switches at the end of the specification's section 8, on the bottles of B3.
+    """Single parts of the method switched off or replaced, on bottles with blobs.
 
-    (v), no refinement, is B5's comparison of m with m*, and `correlation_whole_mask`.
+    What refining the mask is worth, `correlation_whole_mask` says, and the comparison
+    of m with m* in `generated_set_helps`.
     """
     fresh = bottles(job, job.images(24))
     full = bottle_run(job, "full", hide_background=False)
-    found = {"full": colour_numbers(runs.drawer(full), fresh)}
-    for name, change in (
-        ("i no regularizer", {"background_weight": 0.0}),
-        ("ii background fed z_t", {"background_input": "full"}),
-        ("iii no masked cross-attention", {"masked_attention": False}),
-    ):
-        run = bottle_run(job, f"ablation_{name.split()[0]}", **change)
-        found[name] = colour_numbers(runs.drawer(run), fresh)
-    changes: dict[str, dict[str, Any]] = {
-        "iv no inversion": {"generate.start": "noise"},
-        "vi replay": {"generate.background": "replay"},
+    trainings: dict[str, dict[str, Any]] = {
+        "no regularizer": {"background_weight": 0.0},
+        "background fed z_t": {"background_input": "full"},
+        "no masked cross-attention": {"masked_attention": False},
+    }
+    drawings: dict[str, dict[str, Any]] = {
+        "no inversion": {"generate.start": "noise"},
+        "background replayed": {"generate.background": "replay"},
     }
     for steps in (10, 20, 100):
-        changes[f"vii S={steps}"] = {"generate.num_steps": steps}
-    for name, change in changes.items():
-        found[name] = colour_numbers(runs.drawer(runs.reopened(full, change)), fresh)
-    return found
+        drawings[f"S={steps}"] = {"generate.num_steps": steps}
+    variants = {"full": full}
+    for name, change in trainings.items():
+        variants[name] = bottle_run(job, name.replace(" ", "_"), **change)
+    for name, change in drawings.items():
+        variants[name] = runs.reopened(full, change)
+    return {
+        name: colour_numbers(runs.drawer(run), fresh) for name, run in variants.items()
+    }

@@ -1,8 +1,8 @@
-"""Arrays to numbers for `benchmarks.quality.defects.properties`: how each claim is measured.
+"""Arrays to numbers: how each property of defect generation is measured.
 
 Fixed before any result was looked at:
 
-- Colour correlation (B3). Of every image, the generated colour is the mean RGB over the
+- Colour correlation. Of every image, the generated colour is the mean RGB over the
   pixels of the refined mask, and the background colour the mean RGB of the normal image
   over a ring of 3 px around the requested mask. Each channel is centred over the
   images, and one Pearson correlation is taken over images and channels together: a
@@ -10,12 +10,12 @@ Fixed before any result was looked at:
   that the channels' different means would give. Its error is the standard deviation
   over 1000 bootstrap resamples of the images. Real defects go through the same
   estimator and are the ceiling.
-- Background error (B2). Per image ||(1 - m)(z* - z)|| / ||(1 - m) z|| over latents,
+- Background error. Per image ||(1 - m)(z* - z)|| / ||(1 - m) z|| over latents,
   then the mean over images.
-- Kept share (B4). Per image |m*| / |m| over pixels, then the mean over images.
+- Kept share. Per image |m*| / |m| over pixels, then the mean over images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,6 +111,13 @@ def kept_share(refined: np.ndarray, requested: np.ndarray) -> np.ndarray:
     asked = np.asarray(requested) > 0.5
     kept = (np.asarray(refined) > 0.5) & asked
     return kept.sum((1, 2)) / np.maximum(asked.sum((1, 2)), 1)
+
+
+def spreads(
+    scores: Sequence[Mapping[str, float]], metrics: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Returns the `spread` of every metric over repeats."""
+    return {name: spread([score[name] for score in scores]) for name in metrics}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

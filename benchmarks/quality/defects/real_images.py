@@ -1,6 +1,7 @@
 """Defect generation on photographs: is a detector better for the generated images?
 
-    python -m benchmarks.quality.defects.real_images --data DIR --autoencoder DIR --out runs/real
+    python -m benchmarks.quality.defects.real_images --data DIR --autoencoder DIR
+        --out runs/real
 
 For each set (a folder in the MVTec layout below --data) a UNet is trained from scratch
 in the latents of the autoencoder on all normal training images and 10 defects; then
@@ -12,11 +13,9 @@ What is done is kept in --out; an interrupted call goes on where it stopped.
 """
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
-import jax
 import ml_collections
 
 import jaxanom
@@ -35,57 +34,53 @@ RECIPE = "configs/defect_generation/folder.py"
 
 def config(settings: argparse.Namespace, name: str) -> ml_collections.ConfigDict:
     """Returns the shipped recipe for folders with this call's sizes."""
-    found = config_file.load(RECIPE)
-    found.data.directory = str(settings.data / name)
-    found.model.autoencoder = str(settings.autoencoder)
-    found.data.image_size = settings.image_size
-    found.train.log_every, found.train.keep = 25, 1
-    for phase in found.phases.values():
+    recipe = config_file.load(RECIPE)
+    recipe.data.directory = str(settings.data / name)
+    recipe.model.autoencoder = str(settings.autoencoder)
+    recipe.data.image_size = settings.image_size
+    recipe.train.log_every, recipe.train.keep = 25, 1
+    for phase in recipe.phases.values():
         phase.num_steps = settings.num_steps
         phase.warmup_steps = min(phase.warmup_steps, settings.num_steps // 4)
-    found.generate.num_images = settings.num_images
-    found.detector.phase.num_steps = settings.detector_steps
-    found.detector.batch_size = settings.detector_batch
-    return found
+    recipe.generate.num_images = settings.num_images
+    recipe.detector.phase.num_steps = settings.detector_steps
+    recipe.detector.batch_size = settings.detector_batch
+    return recipe
 
 
 def measure(settings: argparse.Namespace, name: str) -> dict[str, Any]:
     """Trains, generates, trains the segmenters; returns plain JSON values."""
     out = settings.out / name
     base = config(settings, name)
-    generator = runs.trained(prepare.without(base, "detector"), out / "generator")
-    made = out / "generated"
-    if not (made / generated.MANIFEST).is_file():
-        shown: list[dict[str, Any]] = []
+    generator = jaxanom.train(prepare.without(base, "detector"), out / "generator")
+    generated_set = out / "generated"
+    if not (generated_set / generated.MANIFEST).is_file():
+        pictures: list[dict[str, Any]] = []
         rows = generate.drawn(generator, settings.num_images)
-        rows = defects_to_detector.showing(rows, shown)
-        generated.write(made, rows, overwrite=True)
-        reports.write_generation(generator.directory, shown)
-    found: dict[str, Any] = {}
+        rows = defects_to_detector.showing(rows, pictures)
+        generated.write(generated_set, rows, overwrite=True)
+        reports.write_generation(generator.directory, pictures)
+    result: dict[str, Any] = {}
     for variant, share in (("real", 0.0), ("real+generated", base.detector.share)):
         scores = []
         for seed in range(settings.num_seeds):
             base.seed = base.train.seed = seed
-            chosen = defects_to_detector.detector_config(
-                base, str(made) if share else "", share
+            detector = defects_to_detector.detector_config(
+                base, str(generated_set) if share else "", share
             )
-            where = out / f"{variant}_{seed}"
-            scores.append(jaxanom.evaluate(runs.trained(chosen, where))["mean"])
-        found[variant] = {
-            metric: measures.spread([score[metric] for score in scores])
-            for metric in METRICS
-        }
-    division = generator.prepared.division
-    found["num_defects"] = base.data.shots
-    found["num_test_images"] = len(division.test)
-    rows = generated.read_manifest(made)
-    found["num_generated"] = sum(row["image"] is not None for row in rows)
+            run = jaxanom.train(detector, out / f"{variant}_{seed}")
+            scores.append(jaxanom.evaluate(run)["mean"])
+        result[variant] = measures.spreads(scores, METRICS)
+    result["num_defects"] = base.data.shots
+    result["num_test_images"] = len(generator.prepared.division.test)
+    rows = generated.read_manifest(generated_set)
+    result["num_generated"] = sum(row["image"] is not None for row in rows)
     reports.write(
         out / "report.html",
         [generator.directory, out / "real_0", out / "real+generated_0"],
         f"Generated defects and what they are worth: {name}",
     )
-    return found
+    return result
 
 
 def table(results: dict[str, dict[str, Any]]) -> tables.Table:
@@ -95,11 +90,11 @@ def table(results: dict[str, dict[str, Any]]) -> tables.Table:
             name,
             variant,
             *(
-                tables.mean_std(found[variant][metric]["values"], 100, 1)
+                tables.mean_std(result[variant][metric]["values"], 100, 1)
                 for metric in METRICS
             ),
         )
-        for name, found in results.items()
+        for name, result in results.items()
         for variant in ("real", "real+generated")
     ]
     return tables.Table(("set", "trained on", *METRICS), tuple(rows))
@@ -125,20 +120,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     settings = parse(arguments)
     settings.out.mkdir(parents=True, exist_ok=True)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # The segmenters of all seeds are the same program.
-        cache = str(settings.out.resolve() / ".jax_cache")
-        jax.config.update("jax_compilation_cache_dir", cache)
+    runs.keep_programs(settings.out.resolve())
     results = {name: measure(settings, name) for name in settings.sets}
     text = tables.to_markdown(table(results))
     (settings.out / "real_images.md").write_text(text + "\n", encoding="utf-8")
-    asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(settings).items()}
-    for key in ("data", "autoencoder", "out"):
-        asked.pop(key)
+    places = ("data", "autoencoder", "out")
+    sizes = {key: value for key, value in vars(settings).items() if key not in places}
     record.write_json(
         settings.out / "real_images.json",
         {
-            "asked": asked,
+            "asked": sizes,
             "results": harness.without_nan(results),
             "machine": record.machine(),
             "versions": record.versions(),

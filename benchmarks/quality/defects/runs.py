@@ -11,7 +11,8 @@ import numpy as np
 from PIL import Image
 
 import jaxanom
-from jaxanom import record
+from jaxanom import trees
+from jaxanom.data import catalog
 from jaxanom.data.foundry import render
 from jaxanom.jobs import config_file, load
 from jaxanom.methods.defect_generation import drawing, model
@@ -32,7 +33,7 @@ class Job(NamedTuple):
       out: everything is written below it.
       seed: 0 while developing, 1 for the reported numbers.
       scale: factor on training steps and numbers of images.
-      sets: generated sets of B5.
+      sets: Generated sets that detectors are trained with.
     """
 
     model: str
@@ -59,26 +60,26 @@ def config(
       job: see `Job`.
       changes: {"section.key": value}, applied last.
     """
-    found = config_file.load(RECIPE)
-    found.seed = found.train.seed = found.generate.seed = job.seed
-    found.data.seed = DATA_SEED + job.seed
-    found.data.split_seed = job.seed
-    found.model.directory = job.model
-    found.generate.num_steps, found.generate.background = 50, "recompute"
-    found.generate.spacing, found.generate.solver = "checkpoint", "ddim"
+    settings = config_file.load(RECIPE)
+    settings.seed = settings.train.seed = settings.generate.seed = job.seed
+    settings.data.seed = DATA_SEED + job.seed
+    settings.data.split_seed = job.seed
+    settings.model.directory = job.model
+    settings.generate.num_steps, settings.generate.background = 50, "recompute"
+    settings.generate.spacing, settings.generate.solver = "checkpoint", "ddim"
     # What the latents alone do, as the paper draws.
-    found.generate.paste, found.generate.guidance_scale = False, 1.0
-    found.generate.otsu, found.generate.least_kept = True, 0.0
-    found.phases.finetune.num_steps = 300
-    found.train.log_every = 25
-    found.train.keep = 1
-    for phase in found.phases.values():
+    settings.generate.paste, settings.generate.guidance_scale = False, 1.0
+    settings.generate.otsu, settings.generate.least_kept = True, 0.0
+    settings.phases.finetune.num_steps = 300
+    settings.train.log_every = 25
+    settings.train.keep = 1
+    for phase in settings.phases.values():
         if phase.num_steps:
             phase.num_steps = job.steps(phase.num_steps)
             phase.warmup_steps = min(phase.warmup_steps, phase.num_steps // 2)
-    found.data.num_train = job.images(found.data.num_train)
-    found.update_from_flattened_dict(dict(changes or {}))
-    return found
+    settings.data.num_train = job.images(settings.data.num_train)
+    settings.update_from_flattened_dict(dict(changes or {}))
+    return settings
 
 
 def shipped_drawing() -> dict[str, Any]:
@@ -104,17 +105,18 @@ def folder_config(
     return config(job, {**data, **(changes or {})})
 
 
-def trained(settings: ml_collections.ConfigDict, directory: Path) -> jaxanom.Run:
-    """Trains a run, goes on with it, or opens it if it is finished."""
-    if (directory / load.PARAMS).is_file():
-        record.claim(directory, settings)
-        return jaxanom.load(directory)
-    return jaxanom.train(settings, directory)
+def keep_programs(directory: Path) -> None:
+    """Keeps compiled programs there, unless the environment names a place.
+
+    Detectors of all seeds and reopened generators are the same programs.
+    """
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", str(directory / ".jax_cache"))
 
 
 def reopened(run: jaxanom.Run, changes: Mapping[str, Any]) -> jaxanom.Run:
     """Opens a finished run with other options of generation."""
-    return jaxanom.load(run.directory, lambda c: c.update_from_flattened_dict(changes))
+    return load.load(run.directory, lambda c: c.update_from_flattened_dict(changes))
 
 
 def write_folder(
@@ -157,6 +159,20 @@ def pictures(
     return image, np.stack([sample.mask for sample in samples]) > 0
 
 
+def held_out_pairs(run: jaxanom.Run, count: int):
+    """Normal test images, each with the mask and type of a held-out defect."""
+    dataset, division = run.prepared.dataset, run.prepared.division
+    records = dataset.records
+    good = [n for n in division.test if records[n].defect_type == catalog.GOOD]
+    bad = [n for n in division.test if records[n].defect_type != catalog.GOOD]
+    # Spread over the defect types, which lie one after the other.
+    bad = [bad[round(k)] for k in np.linspace(0, len(bad) - 1, count)]
+    image = [dataset.load(records[good[k % len(good)]])[0] for k in range(count)]
+    mask = [dataset.load(records[number])[1] for number in bad]
+    ids = [dataset.defect_types.index(records[number].defect_type) for number in bad]
+    return np.stack(image).astype(np.float32) / 255, np.stack(mask), np.array(ids)
+
+
 def drawer(
     run: jaxanom.Run, batch_size: int = BATCH_SIZE
 ) -> Callable[..., dict[str, np.ndarray]]:
@@ -183,12 +199,10 @@ def drawer(
             "seed": np.asarray(seeds, np.int32),
         }
         parts = []
-        for start in range(0, count, batch_size):
-            chosen = np.arange(start, start + batch_size).clip(max=count - 1)
-            batch = {name: value[chosen] for name, value in rows.items()}
-            found = jax.tree.map(np.asarray, apply(run.params, run.frozen, batch, key))
-            kept = min(batch_size, count - start)
-            parts.append({name: value[:kept] for name, value in found.items()})
+        for numbers, kept in trees.fixed_batches(count, batch_size):
+            batch = {name: value[numbers] for name, value in rows.items()}
+            drawn = apply(run.params, run.frozen, batch, key)
+            parts.append({k: np.asarray(value)[:kept] for k, value in drawn.items()})
         joined = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
         grid = joined["normal"].shape[1:3]
         pooled = model.pool_mask(jax.numpy.asarray(rows["mask"]), grid, pooling)

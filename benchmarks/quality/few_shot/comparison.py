@@ -1,7 +1,8 @@
 """Few-shot detection: ADP (reconstructed from its abstract) beside its baselines.
 
-    python -m benchmarks.quality.few_shot.comparison --out runs/few_shot --data ../shared/data
-        [--sets hazelnut_toy pill] [--shots 1 2 4] [--draws 5] [--scale 0.1]
+    python -m benchmarks.quality.few_shot.comparison --out runs/few_shot
+        --data ../shared/data [--sets hazelnut_toy pill] [--shots 1 2 4] [--draws 5]
+        [--scale 0.1]
 
 Sets are folders of `--data` in the MVTec layout, scored with MobileNetV2 features in C2
 where `<data>/mobilenet_v2` is there, and procedural categories that the embedded towers

@@ -1,6 +1,7 @@
 """Which smoothing a memory of MobileNetV2 features wants, on procedural categories.
 
-    python -m benchmarks.quality.few_shot.smoothing --out runs/smoothing --data ../shared/data
+    python -m benchmarks.quality.few_shot.smoothing --out runs/smoothing
+        --data ../shared/data
 
 What ADP smooths by default was set by this and not by any test set: the 14 categories
 for training, rendered at 224 px with the development seed, K of their normal images in
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for shots in arguments.shots:
             for draw in range(NUM_DRAWS):
                 drawn = np.random.default_rng(draw).permutation(len(pool))[:shots]
-                turned = np.concatenate([crops.rotated(pool[n], turns) for n in drawn])
+                turned, _ = crops.turned([pool[n] for n in drawn], turns)
                 entries = model.batched(look, BATCH, turned)
                 entries = entries.reshape(1, -1, entries.shape[-1])
                 owners = np.zeros(entries.shape[:2], np.int32)

@@ -6,8 +6,10 @@ from benchmarks.quality.defects import properties, runs
 from jaxanom.data import catalog
 from jaxanom.data.foundry import render
 
+RUST = "rust_stays_on_steel"
 
-def b4_result(ratio):
+
+def rust_result(ratio):
     plastic = 0.8 * (ratio or 1.0)
     kept = {"steel": {"kept": 0.8}, "plastic": {"kept": plastic}, "ratio": ratio}
     return {"panel": kept, "panel_refusing": kept}
@@ -17,7 +19,8 @@ def b4_result(ratio):
     ("ratio", "passed"), [(0.3, True), (0.5, False), (None, False)]
 )
 def test_refusal_passes_below_half_and_an_undefined_ratio_misses(ratio, passed):
-    *_, plain, _, _, last = properties.lines({"B4": b4_result(ratio)})
+    compared = properties.lines({RUST: rust_result(ratio)})
+    *_, plain, _, _, last = compared[RUST]
     assert plain.measure == "plastic / steel" and plain.passed is passed
     assert last.measure.startswith("plastic / steel, refusal") and last.passed is passed
 
@@ -28,15 +31,15 @@ def test_a_result_is_computed_once_and_belongs_to_its_seed(tmp_path):
 
     def experiment(_):
         calls.append(1)
-        return b4_result(0.3)
+        return rust_result(0.3)
 
-    first = properties.done(job, "B4", experiment)
-    assert properties.done(job, "B4", experiment) == first and len(calls) == 1
+    first = properties.done(job, RUST, experiment)
+    assert properties.done(job, RUST, experiment) == first and len(calls) == 1
     with pytest.raises(ValueError, match="choose another --out"):
-        properties.done(job._replace(seed=1), "B4", experiment)
-    properties.write(job, {"B4": first})
-    assert "plastic / steel" in (tmp_path / "tier_b.md").read_text()
-    assert (tmp_path / "tier_b.json").is_file()
+        properties.done(job._replace(seed=1), RUST, experiment)
+    properties.write(job, {RUST: first})
+    assert "plastic / steel" in (tmp_path / "properties.md").read_text()
+    assert (tmp_path / "properties.json").is_file()
 
 
 def test_experiments_never_see_the_seed_that_the_towers_were_trained_on():
@@ -62,10 +65,12 @@ def test_every_experiment_runs_on_an_untrained_backbone(tmp_path, backbone):
     assert set(results) == {*properties.EXPERIMENTS, properties.ABLATIONS}
     # Structural: no training is needed for it.
     for what in ("seeds", "prompts"):
-        assert results["B2"]["invariance"][f"{what}_outside"] == 0
-        assert results["B2"]["invariance"][f"{what}_inside"] > 0
+        assert results["background_stays"]["invariance"][f"{what}_outside"] == 0
+        assert results["background_stays"]["invariance"][f"{what}_inside"] > 0
     # Move by move or in one scan: float32 rounding over 100 moves.
-    chain = results["B2"]["recompute"]["source"]["50"]["mean"]
-    assert results["B2"]["invariance"]["error"] == pytest.approx(chain, rel=1e-3)
-    assert results["B2"]["replay"]["50"]["worst"] == 0
-    assert "| B5 |" in (tmp_path / "tier_b.md").read_text().replace("  ", "")
+    chain = results["background_stays"]["recompute"]["source"]["50"]["mean"]
+    assert results["background_stays"]["invariance"]["error"] == pytest.approx(
+        chain, rel=1e-3
+    )
+    assert results["background_stays"]["replay"]["50"]["worst"] == 0
+    assert "| generated_set_helps" in (tmp_path / "properties.md").read_text()

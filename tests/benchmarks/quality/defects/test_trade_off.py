@@ -1,53 +1,12 @@
-"""Walks move by move are the scanned ones, rows say what they cost, and go on."""
+"""Rows say what they cost, and an interrupted measurement goes on."""
 
 import types
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.quality.defects import trade_off
-from jaxanom.diffusion import inversion, schedules
-
-SHAPE = (2, 4, 4, 3)
-
-
-def network(latents, timesteps, told):
-    """Every output depends on every pixel; a rough denoiser."""
-    mixed = latents.mean((1, 2), keepdims=True) + latents[..., ::-1]
-    time = timesteps[:, None, None, None] / 500
-    return 0.7 * latents + jnp.tanh(0.4 * mixed + time + told)
-
-
-@pytest.fixture
-def calls():
-    return []
-
-
-@pytest.fixture
-def subject(calls):
-    rng = np.random.default_rng(0)
-    mask = np.zeros((*SHAPE[:3], 1), np.float32)
-    mask[0, 1:3, :2] = mask[1, 0, 3] = 1
-
-    def background_fn(latents, timesteps):
-        calls.append(1)
-        return network(latents, timesteps, 0.0)
-
-    def pair_fn(latents, seen, timesteps):
-        calls.append(1)
-        assert seen is None  # replayed
-        return network(latents, timesteps, 1.0), None
-
-    return trade_off.Subject(
-        jnp.asarray(rng.standard_normal(SHAPE), jnp.float32),
-        jnp.asarray(mask),
-        jnp.asarray(rng.standard_normal(SHAPE), jnp.float32),
-        background_fn,
-        pair_fn,
-        schedules.alphas_cumprod(),
-    )
+from benchmarks.quality.defects import trade_off, walks
+from jaxanom.diffusion import inversion
 
 
 @pytest.fixture
@@ -56,25 +15,6 @@ def small(monkeypatch):
     monkeypatch.setattr(trade_off, "WALKS", (3, 6))
     monkeypatch.setattr(trade_off, "ROUND_TRIPS", (6,))
     monkeypatch.setattr(trade_off, "ITERATIONS", (0, 2))
-
-
-def test_walks_taken_move_by_move_are_the_scanned_walks(subject):
-    levels = trade_off.levels_of(subject, 6, "log_snr")
-    found, trajectory = trade_off.inverted(subject, levels, 2)
-
-    @jax.jit
-    def scanned(latents):
-        table = schedules.inversion_table(subject.alphas_cumprod, levels)
-        return inversion.masked_invert(
-            subject.background_fn, latents, subject.mask, table, 2, True
-        )
-
-    wanted, whole = scanned(subject.latents)
-    # The same sums in other programs, on latents below 10.
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
-    np.testing.assert_allclose(trajectory, whole, atol=1e-5)
-    plain, _ = trade_off.inverted(subject, levels, 0)
-    assert np.abs(plain - wanted).max() > 1e-3  # negative control
 
 
 def test_rows_count_the_calls_they_cost_and_replay_keeps_the_background(
@@ -120,7 +60,7 @@ def stand_in_run():
 def test_an_interrupted_measurement_goes_on_and_belongs_to_its_seed(
     subject, small, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(trade_off, "subject", lambda run, num_images, seed: subject)
+    monkeypatch.setattr(walks, "subject", lambda run, num_images, seed: subject)
     whole = trade_off.measure(stand_in_run(), tmp_path / "a", 0, 2)
     cut = tmp_path / "b"
     trade_off.measure(stand_in_run(), cut, 0, 2)
