@@ -118,7 +118,7 @@ class Options(NamedTuple):
     shortcuts: bool = True
     cache_features: bool = True
     text_chunk: int = 64
-    remat: str | bool = "none"
+    remat: str = "none"
 
 
 def read_options(section: Mapping[str, Any]) -> Options:
