@@ -32,10 +32,16 @@ ROOT = Path(jaxanom.__file__).resolve().parent
 # are not among them.
 BY_DESIGN = {
     ("models/clip/towers.py", "ImageTower.encode"): "projection of pooled features",
-    ("models/clip/towers.py", "ImageTower.project_tokens"): "projection, one for all layers",
+    (
+        "models/clip/towers.py",
+        "ImageTower.project_tokens",
+    ): "projection of tokens",
     ("models/clip/towers.py", "TextTower.__call__"): "projection of pooled features",
     ("models/clip/shared_prefix.py", "project"): "projection of pooled features",
-    ("methods/detector/segmenter.py", "Segmenter.__call__"): "the last layer: two logits a pixel",
+    (
+        "methods/detector/segmenter.py",
+        "Segmenter.__call__",
+    ): "last layer, two logits",
     ("models/latent/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
     ("methods/app/model.py", "particle_logits"): "cosines",
     ("methods/app/model.py", "prior_logits"): "cosines",

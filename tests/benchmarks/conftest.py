@@ -9,7 +9,7 @@ import pytest
 
 from jaxanom import record
 from jaxanom.methods.pretraining import captions, denoiser
-from jaxanom.models import backbones
+from jaxanom.models import networks
 from jaxanom.models.checkpoints import pretrained
 from jaxanom.models.clip import tokenizer, towers
 from jaxanom.models.latent import unet, vae
@@ -45,9 +45,8 @@ def write_backbone(directory: Path) -> Path:
         norm_num_groups=4,
         use_linear_projection=True,
     )
-    params = initialise.parameters(
-        unet.UNet(config), jax.random.key(2), *backbones.unet_example(config)
-    )
+    module = unet.UNet(config)
+    params = initialise.parameters(module, jax.random.key(2), *networks.example(module))
     _save(directory, "unet", config.to_dict(), params, "unet")
     settings = {"_class_name": "DDIMScheduler", **denoiser.SCHEDULE}
     record.write_json(directory / "scheduler" / "scheduler_config.json", settings)

@@ -88,7 +88,8 @@ def make(config: Any, dataset: Any) -> Method:
     """
     options = settings.read_options(config.bayes_pfl)
     backbone = config.model
-    tower = backbones.load_clip(backbone.directory, sources.chosen(backbone))
+    loading = sources.Loading(variant=backbone.variant)
+    tower = backbones.load_clip(backbone.directory, loading)
     towers = build_towers(tower.module.config, options, backbone.dtype)
     width = check(towers, options, dataset.image_size)
     vision_width = towers.image.config.hidden_size
