@@ -148,8 +148,7 @@ def _weights(counts: Mapping[str, int], mixture: Mapping[str, float]) -> np.ndar
     """Returns how often a row is drawn, relative to the mean over rows."""
     total = sum(mixture.values())
     shares = [
-        np.full(count, mixture.get(name, 0.0) / total / count)
-        for name, count in counts.items()
+        np.full(count, mixture[name] / total / count) for name, count in counts.items()
     ]
     joined = np.concatenate(shares)
     return (joined * len(joined)).astype(np.float32)

@@ -137,10 +137,10 @@ def _num_images(config: Any, dataset: catalog.Dataset) -> int:
     counts["defect"] = len(kinds) - counts["normal"]
     directory = Path(config.data.generated).expanduser()
     # Predictions do not need n, and may be made where the set is not.
-    if weights.get("generated") and directory.is_dir():
+    if weights["generated"] and directory.is_dir():
         rows = generated.read_manifest(directory)
         counts["generated"] = sum(row["image"] is not None for row in rows)
-    return sum(count for name, count in counts.items() if weights.get(name))
+    return sum(count for name, count in counts.items() if weights[name])
 
 
 def _network(

@@ -34,8 +34,9 @@ def parts(tiny_backbone) -> Parts:
             **dict.fromkeys(
                 ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
             ),
+            **dict.fromkeys(("variant", "clip_act"), ""),
             "dtype": "float32",
-            "remat": False,
+            "remat": "none",
         }
     )
     towers, params = model.load(settings, 0)

@@ -11,18 +11,15 @@ beside it. Values come and go as NumPy arrays under the names in the file; what 
 names mean is the business of `pretrained` and `layouts`.
 """
 
-import math
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom import record
+from jaxanom import files, record
 from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import (
     flax_msgpack,
@@ -30,9 +27,8 @@ from jaxanom.models.checkpoints.formats import (
     stored,
     torch_archive,
 )
-from jaxanom.models.checkpoints.formats.stored import Computed, Stored
+from jaxanom.models.checkpoints.formats.stored import Stored
 
-INDEX_SUFFIX = ".index.json"
 _INDEX = re.compile(r".*\.index(\.[\w-]+)?\.json")
 _READERS = {
     ".safetensors": safetensors_file.tensors,
@@ -45,7 +41,7 @@ def tensors(path: Path) -> dict[str, Stored]:
     """Returns what a file, or all shards of an index, hold; no tensor is read.
 
     Args:
-      path: a weight file, or an index of such files.
+      path: A weight file, or an index of such files.
 
     Raises:
       UserError: a file is missing, damaged or of an unknown format, or an index and
@@ -54,14 +50,14 @@ def tensors(path: Path) -> dict[str, Stored]:
     path = Path(path)
     if not _INDEX.fullmatch(path.name):
         return _reader(path)(path)
-    found = {}
+    whole = {}
     for shard, expected in _shards(path).items():
         here = _reader(shard)(shard)
         if set(here) != expected:
             differing = sorted(set(here) ^ expected)[:5]
             raise UserError(f"{shard} and its index disagree on tensors {differing}")
-        found |= here
-    return found
+        whole |= here
+    return whole
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -81,140 +77,60 @@ def is_whole(path: Path) -> bool:
     return all(shard.is_file() for shard in _shards(path))
 
 
-def stream(path: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) one tensor at a time, so memory holds one beside the result.
+def read(path: Path, dtype: Any = None) -> dict[str, np.ndarray]:
+    """Returns all tensors of a file or an index.
 
     Args:
-      path: a weight file, or an index of such files.
-      dtype: floating tensors are cast to it (float16 and bfloat16 files to float32, as
+      path: A weight file, or an index of such files.
+      dtype: Floating tensors are cast to it (float16 and bfloat16 files to float32, as
         a rule); None keeps the file's. Integers and bools stay as they are.
 
     Raises:
       UserError: as `tensors`; or a value does not fit into `dtype`.
     """
-    for name, tensor in tensors(path).items():
-        yield name, cast(stored.read(tensor), dtype, f"{tensor.path}: {name}")
-
-
-def read(path: Path, dtype: Any = None) -> dict[str, np.ndarray]:
-    """Returns all tensors of a file or an index; see `stream`."""
-    return dict(stream(path, dtype))
+    return {
+        name: cast(stored.read(tensor), dtype, f"{tensor.path}: {name}")
+        for name, tensor in tensors(path).items()
+    }
 
 
 def write(
-    path: Path,
-    tensors: Mapping[str, Any],
-    dtype: Any = None,
-    metadata: Mapping[str, str] | None = None,
-    shard_bytes: int | None = None,
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Writes tensors so that a reader sees a whole file or none.
 
-    A single file replaces an older one in one rename. Shards cannot be replaced
-    together, so they are never written over an older index; the index comes last.
-
     Args:
-      path: the single file's name, ending in `.safetensors`; shards are named after it.
+      path: The file's name, ending in `.safetensors`.
       tensors: {name: array}, host or device, or `Computed`; one at a time is made.
-      dtype: floating tensors are cast to it, e.g. float16; None keeps theirs.
-      metadata: strings for the header; {"format": "pt"} is what PyTorch readers want.
-      shard_bytes: the most bytes of one shard; None writes one file.
+      metadata: Strings for the header; {"format": "pt"} is what PyTorch readers want.
 
     Returns:
-      The file to read: `path`, or its index if it took more than one shard.
+      `path`.
 
     Raises:
-      UserError: a value does not fit into `dtype`; the name does not end right; or
-        the other form (file beside index) is there and would be read instead.
+      UserError: the name does not end right, or a dtype is not the format's.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors; weights are only that")
-    arrays = {
-        name: pending(value, dtype, f"{path}: {name}")
-        for name, value in tensors.items()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    groups = _group(arrays, shard_bytes)
-    index = path.with_name(path.name + INDEX_SUFFIX)
-    if index.exists() or (len(groups) > 1 and path.exists()):
-        raise UserError(
-            f"{path.parent} already holds {path.stem} in another form or in shards; "
-            "remove it, or write to another directory"
-        )
-    if len(groups) == 1:
-        _write_safetensors(path, arrays, metadata)
-        return path
-    weight_map = {}
-    for number, names in enumerate(groups, start=1):
-        shard = f"{path.stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-        chosen = {name: arrays[name] for name in names}
-        _write_safetensors(path.with_name(shard), chosen, metadata)
-        weight_map.update(dict.fromkeys(names, shard))
-    total = sum(map(_num_bytes, arrays.values()))
-    record.write_json(
-        index, {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
-    return index
-
-
-def write_flax(path: Path, tree: Mapping[str, Any], dtype: Any = None) -> Path:
-    """Writes a nested dict as the libraries' Flax classes do, whole or not at all.
-
-    Args:
-      path: ends in `.msgpack`.
-      tree: leaves as in `write`.
-      dtype: as in `write`.
-
-    Raises:
-      UserError: a value does not fit into `dtype`, or the name does not end right.
-    """
-    path = Path(path)
-    if path.suffix != ".msgpack":
-        raise UserError(f"{path} does not end in .msgpack")
-
-    def prepare(value: Any, name: str) -> Any:
-        if isinstance(value, Mapping):
-            return {key: prepare(item, f"{name}/{key}") for key, item in value.items()}
-        return pending(value, dtype, name)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    leaves = prepare(tree, str(path))
-    _replace(path, lambda file: flax_msgpack.write(file, leaves))
+    with files.replacing(path) as building, building.open("wb") as file:
+        safetensors_file.write(file, tensors, metadata or {})
     return path
-
-
-def pending(value: Any, dtype: Any, name: str) -> Computed:
-    """Puts off fetching and casting one array until a writer asks for it.
-
-    Args:
-      value: array, host or device, or `Computed`.
-      dtype: as in `cast`.
-      name: what an error calls the array.
-    """
-    value = value if hasattr(value, "dtype") else np.asarray(value)
-    floating = jnp.issubdtype(value.dtype, jnp.floating)
-    final = value.dtype if dtype is None or not floating else dtype
-    return Computed(
-        value.shape, jnp.dtype(final), lambda: cast(np.asarray(value), dtype, name)
-    )
 
 
 def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     """Casts a floating array; refuses to turn a finite value into an infinite one.
 
     Args:
-      array: any shape; integers and bools are returned as they are.
-      dtype: the floating type wanted, or None to keep the array's.
-      name: what the error calls the array.
+      array: Any shape; integers and bools are returned as they are.
+      dtype: The floating type wanted, or None to keep the array's.
+      name: What the error calls the array.
 
     Raises:
       UserError: a finite value overflows `dtype`.
     """
-    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    dtype = jnp.dtype(dtype)
-    if array.dtype == dtype:
+    dtype = array.dtype if dtype is None else jnp.dtype(dtype)
+    if array.dtype == dtype or not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
@@ -230,7 +146,7 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Stored]]:
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} is not a file; wanted weights")
     if path.suffix not in _READERS:
         raise UserError(f"{path} is of no known format; known are {[*_READERS]}")
@@ -251,40 +167,3 @@ def _shards(path: Path) -> dict[Path, set[str]]:
             raise UserError(f"{path}: shard {shard!r} of {name} is not a file name")
         grouped.setdefault(path.with_name(shard), set()).add(name)
     return dict(sorted(grouped.items()))
-
-
-def _num_bytes(array: Computed) -> int:
-    return math.prod(array.shape) * array.dtype.itemsize
-
-
-def _group(arrays: Mapping[str, Computed], limit: int | None) -> list[list[str]]:
-    """Splits names, in order, into runs of at most `limit` bytes each."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, array in arrays.items():
-        if limit is not None and groups[-1] and size + _num_bytes(array) > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += _num_bytes(array)
-    return groups
-
-
-def _write_safetensors(
-    path: Path, arrays: Mapping[str, Computed], metadata: Mapping[str, str] | None
-) -> None:
-    _replace(path, lambda file: safetensors_file.write(file, arrays, metadata or {}))
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes one file under a temporary name beside it, then renames."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        # Temporary files are private; weights are for whoever may read their folder.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
