@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
@@ -212,7 +213,12 @@ def load_params(
 
 
 def save_component(
-    directory: Path, component: str, config: Mapping[str, Any], tree: Params, kind: str
+    directory: Path,
+    component: str,
+    config: Mapping[str, Any],
+    tree: Params,
+    kind: str,
+    dtype: Any = None,
 ) -> None:
     """Writes config.json and weights as the published classes' `from_pretrained` reads.
 
@@ -222,10 +228,14 @@ def save_component(
       config: What config.json shall hold; the class name is added where it lacks one.
       tree: Our parameters, host or device; one leaf at a time is fetched.
       kind: A key of `KINDS`.
+      dtype: float16 or bfloat16 for a smaller file; None keeps the tree's.
+
+    Raises:
+      UserError: a value that `dtype` cannot hold.
     """
     folder, layout = Path(directory) / component, weight_files.kind_of(kind)
     path = folder / f"{layout.stem}.safetensors"
-    weights.write(path, _outward(tree, kind), {"format": "pt"})
+    weights.write(path, _outward(tree, kind, dtype), {"format": "pt"})
     record.write_json(folder / "config.json", {**layout.identity, **config})
 
 
@@ -265,23 +275,25 @@ def _on_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.block_until_ready(leaf)
 
 
-def _outward(tree: Params, kind: str) -> dict[str, Computed]:
+def _outward(tree: Params, kind: str, dtype: Any = None) -> dict[str, Computed]:
     weight_files.kind_of(kind)
     return {
-        published_names(path, kind)[0]: _outward_leaf(path, leaf)
+        published_names(path, kind)[0]: _outward_leaf(path, leaf, dtype)
         for path, leaf in trees.flatten(tree).items()
     }
 
 
-def _outward_leaf(path: str, leaf: Any) -> Computed:
+def _outward_leaf(path: str, leaf: Any, dtype: Any) -> Computed:
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
     axes = layouts.outward_axes(path, len(leaf.shape)) or range(len(leaf.shape))
     shape = tuple(leaf.shape[axis] for axis in axes)
-    return Computed(
-        shape,
-        leaf.dtype,
-        lambda: np.asarray(np.asarray(leaf).transpose(axes), order="C"),
-    )
+    is_cast = dtype is not None and jnp.issubdtype(leaf.dtype, jnp.floating)
+
+    def make():
+        turned = np.asarray(leaf).transpose(axes)
+        return np.asarray(weights.cast(turned, dtype, path), order="C")
+
+    return Computed(shape, jnp.dtype(dtype) if is_cast else leaf.dtype, make)
 
 
 def _listing(title: str, items: Sequence[str]) -> str:
