@@ -27,32 +27,24 @@ def read(section: Mapping[str, Any], kind: type[Options], where: str) -> Options
         another type.
     """
     types = typing.get_type_hints(kind)
-    values = given(section, tuple(types), where)
-    missing = [name for name in types if name not in values]
+    unknown = sorted(set(section) - set(types))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], types, n=1)
+        hint = f"did you mean {where}.{near[0]}? " if near else ""
+        raise UserError(
+            f"{where} has unknown keys {unknown}; {hint}it takes {list(types)}"
+        )
+    missing = [name for name in types if name not in section]
     if missing:
         raise UserError(
             f"{where} lacks {missing}; configs/<method>/base.py has every key"
         )
     return kind(
         **{
-            name: _as_type(value, types[name], f"{where}.{name}")
-            for name, value in values.items()
+            name: _as_type(section[name], kind_of, f"{where}.{name}")
+            for name, kind_of in types.items()
         }
     )
-
-
-def given(
-    section: Mapping[str, Any], known: tuple[str, ...], where: str
-) -> dict[str, Any]:
-    """Returns the keys of a section; UserError for one that is not known."""
-    unknown = sorted(set(section) - set(known))
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        hint = f"did you mean {where}.{near[0]}? " if near else ""
-        raise UserError(
-            f"{where} has unknown keys {unknown}; {hint}it takes {list(known)}"
-        )
-    return {name: section[name] for name in section}
 
 
 def _as_type(value: Any, kind: Any, where: str) -> Any:

@@ -44,11 +44,11 @@ class Settings(NamedTuple):
       metrics: {phase name: metric}.
     """
 
-    rule: str = "last"
-    categories: tuple[str, ...] = ()
-    every: int = 0
-    patience: int = 4
-    metrics: Mapping[str, str] = {}
+    rule: str
+    categories: tuple[str, ...]
+    every: int
+    patience: int
+    metrics: Mapping[str, str]
 
 
 class Selection(NamedTuple):
@@ -74,23 +74,22 @@ def read(section: Mapping[str, Any] | None) -> Settings:
       UserError: an unknown key, rule or metric, or numbers that choose nothing.
     """
     if section is None:
-        return Settings()
-    given = sections.given(section, Settings._fields, "config.selection")
-    given["metrics"] = {name: given["metrics"][name] for name in given["metrics"]}
-    found = Settings(**given)._replace(categories=tuple(given["categories"]))
-    if found.rule not in RULES:
-        raise UserError(f"config.selection.rule={found.rule!r}; choose one of {RULES}")
-    wrong = sorted(set(found.metrics.values()) - set(METRICS))
+        return Settings("last", (), every=0, patience=0, metrics={})
+    settings = sections.read(section, Settings, "config.selection")
+    settings = settings._replace(metrics=dict(settings.metrics))
+    if settings.rule not in RULES:
+        raise UserError(f"config.selection.rule={settings.rule!r}; choose one of {RULES}")
+    wrong = sorted(set(settings.metrics.values()) - set(METRICS))
     if wrong:
         raise UserError(f"config.selection.metrics={wrong}; known are {METRICS}")
-    if found.rule == "last":
-        return found
-    if found.every < 1 or found.patience < 1 or not found.categories:
+    if settings.rule == "last":
+        return settings
+    if settings.every < 1 or settings.patience < 1 or not settings.categories:
         raise UserError(
-            f"config.selection.every={found.every}, patience={found.patience}, "
-            f"categories={found.categories}: the rule 'authors' wants 1 or more of each"
+            f"config.selection.every={settings.every}, patience={settings.patience}, "
+            f"categories={settings.categories}: the rule 'authors' wants 1 or more of each"
         )
-    return found
+    return settings
 
 
 def by_measure(
