@@ -78,7 +78,9 @@ def read(section: Mapping[str, Any] | None) -> Settings:
     settings = sections.read(section, Settings, "config.selection")
     settings = settings._replace(metrics=dict(settings.metrics))
     if settings.rule not in RULES:
-        raise UserError(f"config.selection.rule={settings.rule!r}; choose one of {RULES}")
+        raise UserError(
+            f"config.selection.rule={settings.rule!r}; choose one of {RULES}"
+        )
     wrong = sorted(set(settings.metrics.values()) - set(METRICS))
     if wrong:
         raise UserError(f"config.selection.metrics={wrong}; known are {METRICS}")
@@ -87,7 +89,8 @@ def read(section: Mapping[str, Any] | None) -> Settings:
     if settings.every < 1 or settings.patience < 1 or not settings.categories:
         raise UserError(
             f"config.selection.every={settings.every}, patience={settings.patience}, "
-            f"categories={settings.categories}: the rule 'authors' wants 1 or more of each"
+            f"categories={settings.categories}: "
+            "the rule 'authors' wants 1 or more of each"
         )
     return settings
 
