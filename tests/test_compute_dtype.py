@@ -2,7 +2,7 @@
 
 Read is StableHLO as it is handed to an accelerator's compiler. What a CPU's compiler
 makes of it says nothing: it widens bfloat16 operands itself, and on a CPU long
-self-attention runs in float32 on purpose ("lean" in `models.attention`).
+self-attention runs in float32 on purpose ("lean" in `models.ops.attention`).
 
 A product may sum in float32; its operands decide how fast it is. `BY_DESIGN` names the
 functions whose products stay float32.
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import jaxanom
 from jaxanom import trees
 from jaxanom.jobs import config_file, dry_run, prepare
 from jaxanom.models.clip import resnet
@@ -25,17 +26,26 @@ from jaxanom.models.ops import attention
 from jaxanom.training import plan
 
 PLATFORM = "cuda"
-ROOT = Path(attention.__file__).resolve().parents[1]
+ROOT = Path(jaxanom.__file__).resolve().parent
 
 # (file, function or "*" for all) -> why its products are float32. The layers of towers
 # are not among them.
 BY_DESIGN = {
+<<<<<<< HEAD
     ("models/clip.py", "ImageTower.encode"): "projection of pooled features",
     ("models/clip.py", "ImageTower.project_tokens"): "projection, one for all layers",
     ("models/clip.py", "TextTower.__call__"): "projection of pooled features",
     ("models/shared_prefix.py", "project"): "projection of pooled features",
     ("methods/detector/model.py", "Segmenter.__call__"): "two logits a pixel",
     ("models/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
+=======
+    ("models/clip/towers.py", "ImageTower.encode"): "projection of pooled features",
+    ("models/clip/towers.py", "ImageTower.project_tokens"): "projection, one for all layers",
+    ("models/clip/towers.py", "TextTower.__call__"): "projection of pooled features",
+    ("models/clip/shared_prefix.py", "project"): "projection of pooled features",
+    ("methods/detector/segmenter.py", "Segmenter.__call__"): "the last layer: two logits a pixel",
+    ("models/latent/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
+>>>>>>> a368e95 (Give both autoencoders one way around their networks, and remat one type)
     ("methods/app/model.py", "particle_logits"): "cosines",
     ("methods/app/model.py", "prior_logits"): "cosines",
     ("methods/app/model.py", "prior_vectors"): "trained network of two small layers",
@@ -212,8 +222,8 @@ def test_a_float32_network_is_found(tiny_backbone):
     config = config_of("defect_generation/foundry.py", tiny_backbone, "float32")
     _, found = next(programs(config))
     assert {
-        ("models/attention.py", "_matmul"),
-        ("models/layers.py", "ResidualBlock.__call__"),
+        ("models/ops/attention.py", "_matmul"),
+        ("models/latent/layers.py", "ResidualBlock.__call__"),
     } <= set(unexpected(found))
     assert len(found) == sum(unexpected(found).values())
 

@@ -57,7 +57,7 @@ def problem(directory: str, steps: int, batch: int) -> Problem:
     parts = dict.fromkeys(
         ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
     )
-    settings = {"directory": directory, "dtype": "float32", "remat": False, **parts}
+    settings = {"directory": directory, "dtype": "float32", "remat": "none", **parts}
     towers, params = model.load(ml_collections.ConfigDict(settings), 0)
     words = wording.phrases("foundry", ())
     around = wording.lay_out(towers, words, NUM_VECTORS)

@@ -75,7 +75,7 @@ class Options(NamedTuple):
     shortcuts: bool
     cache_features: bool
     text_chunk: int
-    remat: str | bool
+    remat: str
 
 
 def read_options(section: Mapping[str, Any]) -> Options:

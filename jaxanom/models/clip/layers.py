@@ -43,7 +43,7 @@ class TextModel(nn.Module):
 
     config: Any
     dtype: Any
-    remat: str | bool
+    remat: str
 
     def setup(self):
         """Names the submodules as the parameter tree does."""
@@ -92,7 +92,7 @@ class VisionModel(nn.Module):
 
     config: Any
     dtype: Any
-    remat: str | bool
+    remat: str
     antialias_positions: bool
 
     def setup(self):
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
 
     config: Any
     dtype: Any
-    remat: str | bool
+    remat: str
 
     @nn.compact
     def __call__(self, hidden: Array, bias: Array | None, return_layers):
@@ -185,7 +185,7 @@ class Layers(nn.Module):
 
     config: Any
     dtype: Any
-    remat: str | bool
+    remat: str
 
     @nn.compact
     def __call__(self, hidden: Array, bias: Array | None, return_layers):

@@ -209,7 +209,7 @@ class TextTower(nn.Module):
     config: TextConfig
     projection: bool = True
     dtype: Any = jnp.float32
-    remat: str | bool = "none"
+    remat: str = "none"
 
     def setup(self):
         """Names the submodules as the parameter tree does."""
@@ -271,7 +271,7 @@ class ImageTower(nn.Module):
     config: VisionConfig
     projection: bool = True
     dtype: Any = jnp.float32
-    remat: str | bool = "none"
+    remat: str = "none"
     antialias_positions: bool = False
 
     def setup(self):
@@ -330,7 +330,7 @@ class CLIP(nn.Module):
 
     config: ClipConfig
     dtype: Any = jnp.float32
-    remat: str | bool = "none"
+    remat: str = "none"
     antialias_positions: bool = False
 
     def setup(self):

@@ -28,8 +28,8 @@ def group_norm(
     Args:
       inputs: [B, ..., C]; the statistics run over all axes between.
       scale, bias: [C].
-      num_groups: divides C.
-      epsilon: added to the variance.
+      num_groups: Divides C.
+      epsilon: Added to the variance.
 
     Returns:
       [B, ..., C] float32.
@@ -56,9 +56,9 @@ def sinusoidal_embedding(
 
     Args:
       timesteps: [B], any real dtype.
-      width: even number of columns to return.
-      flip_sin_to_cos: cosines first, as Stable Diffusion was trained; else sines first.
-      freq_shift: taken from the number of frequencies in the exponent's denominator.
+      width: Even number of columns to return.
+      flip_sin_to_cos: Cosines first, as Stable Diffusion was trained; else sines first.
+      freq_shift: Taken from the number of frequencies in the exponent's denominator.
 
     Returns:
       [B, width] float32.
@@ -73,14 +73,13 @@ def sinusoidal_embedding(
     return jnp.concatenate(halves[::-1] if flip_sin_to_cos else halves, axis=-1)
 
 
-def enlarge(inputs: Array, factor: int = 2) -> Array:
-    """Repeats every pixel of [B, H, W, C]: nearest-neighbour enlargement."""
+def enlarge(inputs: Array) -> Array:
+    """Doubles [B, H, W, C] by nearest neighbours."""
     batch, height, width, channels = inputs.shape
     repeated = jnp.broadcast_to(
-        inputs[:, :, None, :, None, :],
-        (batch, height, factor, width, factor, channels),
+        inputs[:, :, None, :, None, :], (batch, height, 2, width, 2, channels)
     )
-    return repeated.reshape(batch, height * factor, width * factor, channels)
+    return repeated.reshape(batch, 2 * height, 2 * width, channels)
 
 
 class GroupNorm(nn.Module):
@@ -120,14 +119,19 @@ class PointwiseConv(nn.Module):
 
 
 def conv3x3(
-    features: int, name: str, dtype: Any, stride: int = 1, use_bias: bool = True
+    features: int,
+    name: str,
+    dtype: Any,
+    stride: int = 1,
+    use_bias: bool = True,
+    before: int = 1,
 ) -> nn.Conv:
-    """A 3x3 convolution with one pixel of zeros around the input."""
+    """A 3x3 convolution with a pixel of zeros after the input, `before` before it."""
     return nn.Conv(
         features,
         kernel_size=(3, 3),
         strides=(stride, stride),
-        padding=((1, 1), (1, 1)),
+        padding=((before, 1), (before, 1)),
         use_bias=use_bias,
         dtype=dtype,
         name=name,
@@ -170,9 +174,10 @@ class ResidualBlock(nn.Module):
         hidden = nn.silu(norm(name="norm2")(hidden))
         hidden = conv3x3(self.features, "conv2", self.dtype)(hidden)
         if inputs.shape[-1] != self.features:
-            inputs = PointwiseConv(
+            shortcut = PointwiseConv(
                 self.features, dtype=self.dtype, name="conv_shortcut"
-            )(inputs)
+            )
+            inputs = shortcut(inputs)
         return inputs + hidden
 
 
@@ -190,14 +195,8 @@ class Downsample(nn.Module):
     def __call__(self, inputs: Array) -> Array:
         """Maps [B, H, W, C] to [B, H/2, W/2, features]."""
         before = int(self.pad_both_sides)
-        return nn.Conv(
-            self.features,
-            kernel_size=(3, 3),
-            strides=(2, 2),
-            padding=((before, 1), (before, 1)),
-            dtype=self.dtype,
-            name="conv",
-        )(inputs)
+        conv = conv3x3(self.features, "conv", self.dtype, stride=2, before=before)
+        return conv(inputs)
 
 
 class Upsample(nn.Module):
@@ -228,9 +227,8 @@ class Attention(nn.Module):
         channels = tokens.shape[-1]
 
         def project(name: str, inputs: Array) -> Array:
-            outputs = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)(
-                inputs
-            )
+            dense = nn.Dense(channels, use_bias=False, dtype=self.dtype, name=name)
+            outputs = dense(inputs)
             return outputs.reshape(*outputs.shape[:2], self.num_heads, -1)
 
         mixed = attention.dot_product(
@@ -290,13 +288,10 @@ class TransformerBlock(nn.Module):
         attend = functools.partial(Attention, self.num_heads, self.dtype)
         tokens, context = meshes.rows_stay(tokens), meshes.rows_stay(context)
         normal = norm(name="norm1")(tokens)
-        if self.only_cross_attention:
-            tokens = tokens + attend(name="attn1")(normal, context, bias)
-        else:
-            tokens = tokens + attend(name="attn1")(normal, normal, None)
-        tokens = tokens + attend(name="attn2")(
-            norm(name="norm2")(tokens), context, bias
-        )
+        first = (context, bias) if self.only_cross_attention else (normal, None)
+        tokens = tokens + attend(name="attn1")(normal, *first)
+        normal = norm(name="norm2")(tokens)
+        tokens = tokens + attend(name="attn2")(normal, context, bias)
         return tokens + FeedForward(self.dtype, name="ff")(norm(name="norm3")(tokens))
 
 

@@ -17,28 +17,24 @@ from jaxanom.errors import UserError
 
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Defaults of diffusers' classes, for files that were written before a key existed.
+_LEADING = ("DDIM", "DDIMInverse", "DDPM", "PNDM", "LCM")
+_LINSPACE = (
+    *("LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
+    *("DPMSolverMultistep", "DPMSolverSinglestep", "UniPCMultistep"),
+)
 _SPACING = {
-    "DDIMScheduler": "leading",
-    "DDIMInverseScheduler": "leading",
-    "DDPMScheduler": "leading",
-    "PNDMScheduler": "leading",
-    "LCMScheduler": "leading",
-    "LMSDiscreteScheduler": "linspace",
-    "EulerDiscreteScheduler": "linspace",
-    "EulerAncestralDiscreteScheduler": "linspace",
-    "HeunDiscreteScheduler": "linspace",
-    "DPMSolverMultistepScheduler": "linspace",
-    "DPMSolverSinglestepScheduler": "linspace",
-    "UniPCMultistepScheduler": "linspace",
+    f"{name}Scheduler": spacing
+    for spacing, names in (("leading", _LEADING), ("linspace", _LINSPACE))
+    for name in names
 }
 _FINAL_ALPHA_FIRST = ("PNDMScheduler",)
+_OTHER_LEVELS = "other noise levels than those of training"
 _REFUSED = {
     "rescale_betas_zero_snr": "noise levels that end in pure noise",
-    "clip_sample": "clipped latents",
-    "thresholding": "clipped latents",
-    "use_karras_sigmas": "other noise levels than those of training",
-    "use_exponential_sigmas": "other noise levels than those of training",
-    "use_beta_sigmas": "other noise levels than those of training",
+    **dict.fromkeys(("clip_sample", "thresholding"), "clipped latents"),
+    "use_karras_sigmas": _OTHER_LEVELS,
+    "use_exponential_sigmas": _OTHER_LEVELS,
+    "use_beta_sigmas": _OTHER_LEVELS,
     "use_flow_sigmas": "flow matching",
 }
 _BETAS = ("beta_start", "beta_end", "beta_schedule")
@@ -54,8 +50,8 @@ class NoiseSchedule(NamedTuple):
     Attributes:
       alphas_cumprod: [T] float64.
       prediction_type: one of `PREDICTION_TYPES`.
-      spacing, steps_offset: as `schedules.levels` takes them.
-      final_alpha: as the tables of `schedules` take it.
+      spacing, steps_offset: As `schedules.levels` takes them.
+      final_alpha: As the tables of `schedules` take it.
     """
 
     alphas_cumprod: np.ndarray
@@ -76,8 +72,8 @@ def read(raw: Mapping[str, Any], where: str | Path) -> NoiseSchedule:
     """Reads the dict of a scheduler_config.json.
 
     Args:
-      raw: the parsed file; keys of solvers are ignored.
-      where: the file, for messages.
+      raw: The parsed file; keys of solvers are ignored.
+      where: The file, for messages.
 
     Raises:
       UserError: a value that is unknown, not implemented, or contradicts another.
@@ -93,7 +89,8 @@ def read(raw: Mapping[str, Any], where: str | Path) -> NoiseSchedule:
         raise UserError(
             f"{where}: prediction_type={kind!r}; wanted one of {PREDICTION_TYPES}"
         )
-    final = "one" if _set_alpha_to_one(raw) else "first"
+    default = raw.get("_class_name") not in _FINAL_ALPHA_FIRST
+    final = "one" if raw.get("set_alpha_to_one", default) else "first"
     try:
         alphas = _alphas(raw)
     except (ValueError, TypeError) as error:
@@ -110,10 +107,9 @@ def _alphas(raw: Mapping[str, Any]) -> np.ndarray:
     count = raw.get("num_train_timesteps", 1000)
     if type(count) is not int:
         raise UserError(f"num_train_timesteps={count!r}; wanted a count")
-    given = raw.get("trained_betas")
-    if given is None:
+    if raw.get("trained_betas") is None:
         return schedules.alphas_cumprod(count, **_betas(raw))
-    betas = np.asarray(given, np.float64)
+    betas = np.asarray(raw["trained_betas"], np.float64)
     if betas.shape != (count,) or not np.all((betas > 0) & (betas < 1)):
         raise UserError(
             f"trained_betas of shape {betas.shape} contradict num_train_timesteps="
@@ -135,11 +131,6 @@ def _betas(raw: Mapping[str, Any]) -> dict[str, Any]:
         absent = sorted(set(_BETAS) - set(known))
         raise UserError(f"{absent} of {kind} are not known; set them")
     return dict(zip(_BETAS, _CLASS_BETAS[kind], strict=True)) | known
-
-
-def _set_alpha_to_one(raw: Mapping[str, Any]) -> bool:
-    default = raw.get("_class_name") not in _FINAL_ALPHA_FIRST
-    return bool(raw.get("set_alpha_to_one", default))
 
 
 def _spacing(raw: Mapping[str, Any], where: str | Path) -> str:

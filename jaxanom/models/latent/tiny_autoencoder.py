@@ -4,17 +4,14 @@ The networks of github.com/madebyollin/taesd, MIT. Parameter names are those of
 diffusers' `AutoencoderTiny`, whose decoder numbers its layers one lower than the
 original does (there the soft clamp is layer 0). Unlike `AutoencoderTiny`, which maps
 [-1, 1] to and fro around them, the networks themselves speak [0, 1], and so do we.
-
-`encode` and `decode` keep the contract of `vae.AutoencoderKL`: either model serves
-latent diffusion.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,8 +21,7 @@ from jaxanom import trees
 from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import configs
 from jaxanom.models.checkpoints.formats import weights
-from jaxanom.models.latent import layers
-from jaxanom.models.latent.vae import Moments
+from jaxanom.models.latent import layers, vae
 from jaxanom.types import Array, Params
 
 _CLAMP = 3.0  # latents enter the decoder as 3 tanh(z / 3)
@@ -121,6 +117,15 @@ class ResidualUnit(nn.Module):
         return nn.relu(inputs + hidden)
 
 
+def _units(
+    hidden: Array, names: Iterator[str], count: int, pools: tuple[int, ...], dtype: Any
+) -> Array:
+    for name in itertools.islice(names, count):
+        has_pool = int(name.removeprefix("layers_")) in pools
+        hidden = ResidualUnit(hidden.shape[-1], has_pool, dtype, name=name)(hidden)
+    return hidden
+
+
 class Encoder(nn.Module):
     """Image in [0, 1] -> unscaled latents."""
 
@@ -132,19 +137,15 @@ class Encoder(nn.Module):
         """Maps [B, H, W, 3] to [B, h, w, latent_channels]."""
         config, dtype = self.config, self.dtype
         features = config.encoder_block_out_channels[0]
-        index = 0
-        for stage, num_units in enumerate(config.num_encoder_blocks):
-            first = stage == 0
+        names = (f"layers_{index}" for index in itertools.count())
+        stride = 1
+        for num_units in config.num_encoder_blocks:
             hidden = layers.conv3x3(
-                features, f"layers_{index}", dtype, 1 if first else 2, use_bias=first
+                features, next(names), dtype, stride, use_bias=stride == 1
             )(hidden)
-            index += 1
-            for _ in range(num_units):
-                has_pool = index in config.encoder_pool_layers
-                unit = ResidualUnit(features, has_pool, dtype, name=f"layers_{index}")
-                hidden = unit(hidden)
-                index += 1
-        return layers.conv3x3(config.latent_channels, f"layers_{index}", dtype)(hidden)
+            hidden = _units(hidden, names, num_units, config.encoder_pool_layers, dtype)
+            stride = 2
+        return layers.conv3x3(config.latent_channels, next(names), dtype)(hidden)
 
 
 class Decoder(nn.Module):
@@ -160,75 +161,32 @@ class Decoder(nn.Module):
         features = config.decoder_block_out_channels[0]
         clamped = _CLAMP * jnp.tanh(latents / _CLAMP)
         hidden = nn.relu(layers.conv3x3(features, "layers_0", dtype)(clamped))
-        index = 2  # layer 1 is the ReLU
-        last = len(config.num_decoder_blocks) - 1
+        names = (f"layers_{index}" for index in itertools.count(2))  # 1 is the ReLU
         for stage, num_units in enumerate(config.num_decoder_blocks):
-            for _ in range(num_units):
-                has_pool = index in config.decoder_pool_layers
-                unit = ResidualUnit(features, has_pool, dtype, name=f"layers_{index}")
-                hidden = unit(hidden)
-                index += 1
-            if stage < last:
+            if stage:
                 hidden = layers.enlarge(hidden)
-                index += 1
-                hidden = layers.conv3x3(
-                    features, f"layers_{index}", dtype, use_bias=False
-                )(hidden)
-                index += 1
-        return layers.conv3x3(config.out_channels, f"layers_{index}", dtype)(hidden)
+                next(names)  # the enlargement's
+                conv = layers.conv3x3(features, next(names), dtype, use_bias=False)
+                hidden = conv(hidden)
+            hidden = _units(hidden, names, num_units, config.decoder_pool_layers, dtype)
+        return layers.conv3x3(config.out_channels, next(names), dtype)(hidden)
 
 
-class TinyAutoencoder(nn.Module):
-    """The autoencoder; use `apply(..., method="encode")` and `method="decode"`.
-
-    Attributes:
-      config: see `TinyConfig`.
-      dtype: What it computes in; parameters and results are float32.
-    """
-
-    config: TinyConfig
-    dtype: Any = jnp.float32
+class TinyAutoencoder(vae.Autoencoder):
+    """The tiny autoencoder; see `vae.Autoencoder` and `TinyConfig`."""
 
     def setup(self):
         """Names the parts as the published tree does."""
         self.encoder = Encoder(self.config, self.dtype)
         self.decoder = Decoder(self.config, self.dtype)
 
-    def encode(self, image: Array) -> Moments:
-        """Returns scaled latents, (z - shift) * scaling_factor, without a variance.
+    def moments(self, image: Array) -> tuple[Array, None]:
+        """Returns unscaled latents float32, which have no variance."""
+        return self.encoder(image).astype(jnp.float32), None
 
-        Args:
-          image: [B, H, W, 3] in [0, 1]; sides are multiples of `config.downsampling`.
-        """
-        config = self.config
-        chex.assert_rank(image, 4)
-        step = config.downsampling
-        if image.shape[1] % step or image.shape[2] % step:
-            raise UserError(
-                f"image {image.shape} does not divide into {step}x{step} cells; make "
-                f"both sides multiples of {step}"
-            )
-        latents = self.encoder(image).astype(jnp.float32)
-        latents = (latents - config.shift_factor) * config.scaling_factor
-        return Moments(latents, None)
-
-    def decode(self, latents: Array, clip: bool = True) -> Array:
-        """Returns the image [B, H, W, 3] float32 of scaled latents [B, h, w, C].
-
-        Args:
-          latents: as `encode` scales them.
-          clip: limit to [0, 1]; switch off to train, as the limit stops gradients.
-        """
-        config = self.config
-        chex.assert_rank(latents, 4)
-        chex.assert_axis_dimension(latents, -1, config.latent_channels)
-        hidden = latents / config.scaling_factor + config.shift_factor
-        image = self.decoder(hidden).astype(jnp.float32)
-        return jnp.clip(image, 0.0, 1.0) if clip else image
-
-    def __call__(self, image: Array) -> Array:
-        """Returns the clipped round trip of the image."""
-        return self.decode(self.encode(image).mean)
+    def picture(self, latents: Array) -> Array:
+        """Returns the image of unscaled latents, float32, about [0, 1]."""
+        return self.decoder(latents).astype(jnp.float32)
 
 
 def from_state(
@@ -237,7 +195,7 @@ def from_state(
     """Maps an original TAESD state to a config and a parameter tree.
 
     Args:
-      encoder, decoder: arrays of any float dtype under the original names, such as
+      encoder, decoder: Arrays of any float dtype under the original names, such as
         "1.conv.0.weight", kernels in (out, in, kh, kw) order.
 
     Returns:
@@ -247,29 +205,17 @@ def from_state(
       UserError: arrays are missing, left over, or of another shape.
     """
     flat = {}
-    for name, array in encoder.items():
-        flat["encoder/" + _path(name, offset=0)] = _ours(array)
-    for name, array in decoder.items():
-        flat["decoder/" + _path(name, offset=-1)] = _ours(array)
+    for part, state, offset in (("encoder", encoder, 0), ("decoder", decoder, -1)):
+        for name, array in state.items():
+            flat[f"{part}/{_path(name, offset)}"] = _ours(array)
     config = _infer_config(flat)
-    module = TinyAutoencoder(config)
     side = config.downsampling
     image = jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32)
-    wanted = trees.flatten(
-        jax.eval_shape(module.init, jax.random.key(0), image)["params"]
-    )
-    missing, left_over = wanted.keys() - flat.keys(), flat.keys() - wanted.keys()
-    if missing or left_over:
-        raise UserError(
-            f"not a TAESD state: missing {sorted(missing)[:5]}, left over "
-            f"{sorted(left_over)[:5]} (decoder layers count from the original's second)"
-        )
-    for path, leaf in wanted.items():
-        if flat[path].shape != leaf.shape:
-            raise UserError(
-                f"{path} has shape {flat[path].shape}; wanted {leaf.shape} (HWIO)"
-            )
-    return config, trees.unflatten(flat)
+    init = TinyAutoencoder(config).init
+    shapes = jax.eval_shape(init, jax.random.key(0), image)["params"]
+    params = trees.unflatten(flat)
+    trees.check_same_shapes(params, shapes, "the TAESD state")
+    return config, params
 
 
 def pair_of_files(directory: str | Path) -> tuple[Path, Path] | None:
@@ -278,13 +224,12 @@ def pair_of_files(directory: str | Path) -> tuple[Path, Path] | None:
     They are a pair by what stands before "encoder" and "decoder" in their names.
 
     Args:
-      directory: looked into; anything but a local directory has none.
+      directory: Where to look; anything but a local directory has none.
 
     Raises:
       UserError: there are several pairs of different names.
     """
-    folder = Path(directory).expanduser()
-    pairs: dict[str, tuple[Path, Path]] = {}
+    folder, pairs = Path(directory).expanduser(), {}
     for suffix in _SUFFIXES:
         for encoder in sorted(folder.glob(f"*encoder{suffix}")):
             stem = encoder.name.removesuffix(f"encoder{suffix}")
@@ -328,41 +273,38 @@ def _ours(array: np.ndarray) -> Array:
 
 def _infer_config(flat: Mapping[str, Array]) -> TinyConfig:
     """Reads stage lengths, widths and side branches off paths and shapes."""
-    kernels: dict[str, dict[int, Array]] = {"encoder": {}, "decoder": {}}
-    units: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
-    pools: dict[str, set[int]] = {"encoder": set(), "decoder": set()}
-    for path, leaf in flat.items():
-        part, layer, *inner = path.split("/")
-        index = int(layer.removeprefix("layers_"))
-        if inner == ["kernel"]:
-            kernels[part][index] = leaf
-        elif inner[0].startswith("conv_"):
-            units[part].add(index)
-        elif inner[0].startswith("pool_"):
-            pools[part].add(index)
-    for part, found in kernels.items():
-        if len(found) < 2:
+    fields: dict[str, Any] = {}
+    ends = {}
+    for part in ("encoder", "decoder"):
+        kernels: dict[int, tuple[int, ...]] = {}
+        units, pools = set(), set()
+        for path, leaf in flat.items():
+            side, layer, *inner = path.split("/")
+            index = int(layer.removeprefix("layers_"))
+            if side != part:
+                continue
+            if inner == ["kernel"]:
+                kernels[index] = leaf.shape
+            elif inner[0].startswith("conv_"):
+                units.add(index)
+            elif inner[0].startswith("pool_"):
+                pools.add(index)
+        if len(kernels) < 2:
             raise UserError(
-                f"the {part} has {len(found)} convolutions; wanted 2 or more"
+                f"the {part} has {len(kernels)} convolutions; wanted 2 or more"
             )
-    # Units stand between convolutions; the decoder's first convolution opens no gap.
-    stages = {
-        part: tuple(
-            len([i for i in units[part] if low < i < high])
-            for low, high in zip(sorted(found), sorted(found)[1:], strict=False)
+        # Units stand between convolutions.
+        stages = tuple(
+            len([i for i in units if low < i < high])
+            for low, high in itertools.pairwise(sorted(kernels))
         )
-        for part, found in kernels.items()
-    }
-    first = {part: found[min(found)].shape for part, found in kernels.items()}
-    last = {part: found[max(found)].shape for part, found in kernels.items()}
+        ends[part] = kernels[min(kernels)], kernels[max(kernels)]
+        fields[f"{part}_block_out_channels"] = (ends[part][0][3],) * len(stages)
+        fields[f"num_{part}_blocks"] = stages
+        fields[f"{part}_pool_layers"] = tuple(sorted(pools))
     return TinyConfig(
-        in_channels=first["encoder"][2],
-        out_channels=last["decoder"][3],
-        encoder_block_out_channels=(first["encoder"][3],) * len(stages["encoder"]),
-        decoder_block_out_channels=(first["decoder"][3],) * len(stages["decoder"]),
-        latent_channels=last["encoder"][3],
-        num_encoder_blocks=stages["encoder"],
-        num_decoder_blocks=stages["decoder"],
-        encoder_pool_layers=tuple(sorted(pools["encoder"])),
-        decoder_pool_layers=tuple(sorted(pools["decoder"])),
+        in_channels=ends["encoder"][0][2],
+        out_channels=ends["decoder"][1][3],
+        latent_channels=ends["encoder"][1][3],
+        **fields,
     )

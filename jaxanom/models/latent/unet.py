@@ -19,34 +19,29 @@ from jaxanom.models.latent import layers
 from jaxanom.models.ops import remat as recompute
 from jaxanom.types import Array
 
-_FIXED = {
-    "addition_embed_type": None,
-    "addition_time_embed_dim": None,
-    "attention_type": "default",
-    "center_input_sample": False,
-    "class_embed_type": None,
-    "class_embeddings_concat": False,
-    "conv_in_kernel": 3,
-    "conv_out_kernel": 3,
-    "cross_attention_norm": None,
-    "downsample_padding": 1,
-    "dropout": 0.0,
-    "dual_cross_attention": False,
-    "encoder_hid_dim": None,
-    "encoder_hid_dim_type": None,
-    "mid_block_scale_factor": 1,
-    "num_class_embeds": None,
-    "projection_class_embeddings_input_dim": None,
-    "resnet_out_scale_factor": 1.0,
-    "resnet_skip_time_act": False,
-    "resnet_time_scale_shift": "default",
-    "reverse_transformer_layers_per_block": None,
-    "time_cond_proj_dim": None,
-    "time_embedding_act_fn": None,
-    "time_embedding_dim": None,
-    "time_embedding_type": "positional",
-    "timestep_post_act": None,
-}
+_UNSET = (
+    *("addition_embed_type", "addition_time_embed_dim", "class_embed_type"),
+    *("cross_attention_norm", "encoder_hid_dim", "encoder_hid_dim_type"),
+    *("num_class_embeds", "projection_class_embeddings_input_dim"),
+    *("reverse_transformer_layers_per_block", "time_cond_proj_dim"),
+    *("time_embedding_act_fn", "time_embedding_dim", "timestep_post_act"),
+)
+_OFF = (
+    *("center_input_sample", "class_embeddings_concat", "dual_cross_attention"),
+    "resnet_skip_time_act",
+)
+_FIXED = (
+    dict.fromkeys(_UNSET)
+    | dict.fromkeys(_OFF, False)
+    | {
+        **dict.fromkeys(("attention_type", "resnet_time_scale_shift"), "default"),
+        **dict.fromkeys(("conv_in_kernel", "conv_out_kernel"), 3),
+        **dict.fromkeys(("downsample_padding", "mid_block_scale_factor"), 1),
+        "resnet_out_scale_factor": 1.0,
+        "dropout": 0.0,
+        "time_embedding_type": "positional",
+    }
+)
 # Softmax is float32 here in any case; the others have no effect with the fixed values.
 _IGNORED = (
     "upcast_attention",
@@ -57,6 +52,12 @@ _IGNORED = (
 )
 _DOWN_TYPES = ("CrossAttnDownBlock2D", "DownBlock2D")
 _UP_TYPES = ("CrossAttnUpBlock2D", "UpBlock2D")
+_ALLOWED = {
+    "act_fn": ("silu", "swish"),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "down_block_types": _DOWN_TYPES,
+    "up_block_types": _UP_TYPES,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +93,12 @@ class UNetConfig:
         for name in ("layers_per_block", "cross_attention_dim", "norm_num_groups"):
             if not isinstance(getattr(self, name), int):
                 raise UserError(f"{name}={getattr(self, name)!r} must be one integer")
-        configs.require("act_fn", self.act_fn, ("silu", "swish"))
-        configs.require(
-            "mid_block_type", self.mid_block_type, ("UNetMidBlock2DCrossAttn",)
-        )
-        for name, allowed in (
-            ("down_block_types", _DOWN_TYPES),
-            ("up_block_types", _UP_TYPES),
-        ):
-            types = configs.per_block(getattr(self, name), self.num_blocks, name)
-            for block_type in types:
-                configs.require(name, block_type, allowed)
+        for name, allowed in _ALLOWED.items():
+            values = getattr(self, name)
+            for value in values if isinstance(values, tuple) else (values,):
+                configs.require(name, value, allowed)
+        for name in ("down_block_types", "up_block_types"):
+            configs.per_block(getattr(self, name), self.num_blocks, name)
         for name in ("only_cross_attention", "transformer_layers_per_block"):
             configs.per_block(getattr(self, name), self.num_blocks, name)
         configs.per_block(self.num_heads, self.num_blocks, "attention_head_dim")
@@ -193,31 +189,26 @@ class _Block(nn.Module):
 
     def residual(self, index: int) -> layers.ResidualBlock:
         config = self.config
-        return layers.ResidualBlock(
-            config.block_out_channels[self.level],
-            config.norm_num_groups,
-            config.norm_eps,
-            self.dtype,
-            name=f"resnets_{index}",
-        )
+        features = config.block_out_channels[self.level]
+        sizes = features, config.norm_num_groups, config.norm_eps, self.dtype
+        return layers.ResidualBlock(*sizes, name=f"resnets_{index}")
 
     def attend(self, index, hidden, context, context_bias, only_cross=None) -> Array:
         """Applies the transformer after residual block `index`, if there is one."""
         if not self.has_attention:
             return hidden
-        config, blocks = self.config, self.config.num_blocks
-        depths = configs.per_block(
-            config.transformer_layers_per_block, blocks, "transformer_layers_per_block"
-        )
-        cross = configs.per_block(
-            config.only_cross_attention, blocks, "only_cross_attention"
-        )
+        config = self.config
+
+        def here(name: str) -> Any:
+            values = configs.per_block(getattr(config, name), config.num_blocks, name)
+            return values[self.level]
+
         return layers.SpatialTransformer(
             config.num_heads[self.level],
-            depths[self.level],
+            here("transformer_layers_per_block"),
             config.norm_num_groups,
             config.use_linear_projection,
-            cross[self.level] if only_cross is None else only_cross,
+            here("only_cross_attention") if only_cross is None else only_cross,
             self.dtype,
             name=f"attentions_{index}",
         )(hidden, context, _bias_of(context_bias, hidden, context))
@@ -274,15 +265,15 @@ class UNet(nn.Module):
     """Predicts the noise in latents.
 
     Attributes:
-      config: see `UNetConfig`.
+      config: Sizes, see `UNetConfig`.
       dtype: What it computes in; parameters, norms' statistics, softmax, the timestep
         embedding's angles and the result are float32 in any case.
-      remat: what every block keeps for the backward pass, see `recompute.POLICIES`.
+      remat: What every block keeps for the backward pass, see `remat.POLICIES`.
     """
 
     config: UNetConfig
     dtype: Any = jnp.float32
-    remat: str | bool = "none"
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -308,38 +299,26 @@ class UNet(nn.Module):
             recompute.block(block, self.remat)
             for block in (DownBlock, MidBlock, UpBlock)
         )
-        time_embedding = layers.sinusoidal_embedding(
-            timesteps,
-            config.block_out_channels[0],
-            config.flip_sin_to_cos,
-            config.freq_shift,
+        width, context = config.block_out_channels[0], context.astype(dtype)
+        waves = layers.sinusoidal_embedding(
+            timesteps, width, config.flip_sin_to_cos, config.freq_shift
         )
-        time_embedding = layers.TimestepEmbedding(
-            4 * config.block_out_channels[0], dtype, name="time_embedding"
-        )(time_embedding)
-        context = context.astype(dtype)
+        embed = layers.TimestepEmbedding(4 * width, dtype, name="time_embedding")
+        inputs = embed(waves), context, context_bias
 
-        hidden = layers.conv3x3(config.block_out_channels[0], "conv_in", dtype)(latents)
+        hidden = layers.conv3x3(width, "conv_in", dtype)(latents)
         skips = (hidden,)
         for i, block_type in enumerate(config.down_block_types):
-            hidden, new = down(
-                config, i, "CrossAttn" in block_type, dtype, name=f"down_blocks_{i}"
-            )(hidden, time_embedding, context, context_bias)
+            place = config, i, "CrossAttn" in block_type, dtype
+            hidden, new = down(*place, name=f"down_blocks_{i}")(hidden, *inputs)
             skips += new
         last = config.num_blocks - 1
-        hidden = mid(config, last, True, dtype, name="mid_block")(
-            hidden, time_embedding, context, context_bias
-        )
+        hidden = mid(config, last, True, dtype, name="mid_block")(hidden, *inputs)
         for i, block_type in enumerate(config.up_block_types):
             taken = config.layers_per_block + 1
             skips, own = skips[:-taken], skips[-taken:]
-            hidden = up(
-                config,
-                last - i,
-                "CrossAttn" in block_type,
-                dtype,
-                name=f"up_blocks_{i}",
-            )(hidden, own, time_embedding, context, context_bias)
+            place = config, last - i, "CrossAttn" in block_type, dtype
+            hidden = up(*place, name=f"up_blocks_{i}")(hidden, own, *inputs)
         hidden = layers.GroupNorm(
             config.norm_num_groups, config.norm_eps, dtype, name="conv_norm_out"
         )(hidden)

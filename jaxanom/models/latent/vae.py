@@ -1,7 +1,9 @@
-"""Variational autoencoder of latent diffusion: image in [0, 1] <-> scaled latents.
+"""Autoencoders of latent diffusion: image in [0, 1] <-> scaled latents.
 
-arXiv 2112.10752, section 3.1, on the parameter tree of diffusers' `FlaxAutoencoderKL`.
-The scaling factor and the network's own image range [-1, 1] never leave this file.
+`Autoencoder` is what every one of them does around its networks; `AutoencoderKL` is
+that of arXiv 2112.10752, section 3.1, on the parameter tree of diffusers'
+`FlaxAutoencoderKL`. The scaling factor and the range [-1, 1] of the latter's images
+never leave this file.
 """
 
 import dataclasses
@@ -22,11 +24,7 @@ from jaxanom.models.ops import attention
 from jaxanom.types import Array, PRNGKey
 
 _EPSILON = 1e-6  # of every group norm
-_FIXED = {
-    "act_fn": "silu",
-    "latents_mean": None,
-    "latents_std": None,
-}
+_FIXED = {"act_fn": "silu", "latents_mean": None, "latents_std": None}
 _IGNORED = ("force_upcast",)
 
 
@@ -86,7 +84,6 @@ class VaeConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the dict of a config.json that diffusers and `from_dict` read."""
         types = _block_types(len(self.block_out_channels))
-        types = {name: list(value) for name, value in types.items()}
         return configs.write(self, "AutoencoderKL", **types, act_fn="silu")
 
 
@@ -95,6 +92,63 @@ def _block_types(num_blocks: int) -> dict[str, tuple[str, ...]]:
         "down_block_types": ("DownEncoderBlock2D",) * num_blocks,
         "up_block_types": ("UpDecoderBlock2D",) * num_blocks,
     }
+
+
+class Autoencoder(nn.Module):
+    """What maps images to latents; use `apply(..., method="encode")` and "decode".
+
+    A subclass has `moments` and `picture`, its networks without scaling.
+
+    Attributes:
+      config: Sizes, with `downsampling`, `latent_channels`, `scaling_factor`,
+        `shift_factor`.
+      dtype: What the networks compute in; parameters, norms' statistics and results
+        are float32.
+    """
+
+    config: Any
+    dtype: Any = jnp.float32
+
+    def encode(self, image: Array) -> Moments:
+        """Returns the Gaussian of the scaled latents, (z - shift) * scaling_factor.
+
+        The log-variance is scaled along, so `sample` and a KL against N(0, 1) speak of
+        the latents diffusion sees. Train an autoencoder with scaling_factor = 1 and
+        measure the factor afterwards.
+
+        Args:
+          image: [B, H, W, 3] in [0, 1]; sides are multiples of `config.downsampling`.
+        """
+        config, step = self.config, self.config.downsampling
+        chex.assert_rank(image, 4)
+        if image.shape[1] % step or image.shape[2] % step:
+            raise UserError(
+                f"image {image.shape} does not divide into {step}x{step} cells; make "
+                f"both sides multiples of {step}"
+            )
+        mean, log_variance = self.moments(image)
+        mean = (mean - (config.shift_factor or 0.0)) * config.scaling_factor
+        if log_variance is not None:
+            log_variance = log_variance + 2 * np.log(config.scaling_factor)
+        return Moments(mean, log_variance)
+
+    def decode(self, latents: Array, clip: bool = True) -> Array:
+        """Returns the image [B, H, W, 3] float32 of scaled latents [B, h, w, C].
+
+        Args:
+          latents: As `encode` scales them.
+          clip: Limits to [0, 1]; switch off to train, as the limit stops gradients.
+        """
+        config = self.config
+        chex.assert_rank(latents, 4)
+        chex.assert_axis_dimension(latents, -1, config.latent_channels)
+        hidden = latents / config.scaling_factor + (config.shift_factor or 0.0)
+        image = self.picture(hidden)
+        return jnp.clip(image, 0.0, 1.0) if clip else image
+
+    def __call__(self, image: Array) -> Array:
+        """Returns the clipped round trip of the image through the mean."""
+        return self.decode(self.encode(image).mean)
 
 
 class PixelAttention(nn.Module):
@@ -131,14 +185,11 @@ class _Stage(nn.Module):
 
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
+        residual = functools.partial(
+            layers.ResidualBlock, self.features, self.num_groups, _EPSILON, self.dtype
+        )
         for i in range(self.num_layers):
-            hidden = layers.ResidualBlock(
-                self.features,
-                self.num_groups,
-                _EPSILON,
-                self.dtype,
-                name=f"resnets_{i}",
-            )(hidden)
+            hidden = residual(name=f"resnets_{i}")(hidden)
         if self.sampler == "downsamplers_0":
             return layers.Downsample(
                 self.features, pad_both_sides=False, dtype=self.dtype, name=self.sampler
@@ -183,21 +234,10 @@ class Encoder(nn.Module):
         hidden = layers.conv3x3(channels[0], "conv_in", dtype)(image)
         for i, features in enumerate(channels):
             sampler = "downsamplers_0" if i < len(channels) - 1 else None
-            hidden = _Stage(
-                features,
-                config.layers_per_block,
-                groups,
-                sampler,
-                dtype,
-                name=f"down_blocks_{i}",
-            )(hidden)
-        hidden = _Middle(
-            channels[-1],
-            groups,
-            config.mid_block_add_attention,
-            dtype,
-            name="mid_block",
-        )(hidden)
+            sizes = features, config.layers_per_block, groups, sampler, dtype
+            hidden = _Stage(*sizes, name=f"down_blocks_{i}")(hidden)
+        sizes = channels[-1], groups, config.mid_block_add_attention, dtype
+        hidden = _Middle(*sizes, name="mid_block")(hidden)
         hidden = layers.GroupNorm(groups, _EPSILON, dtype, name="conv_norm_out")(hidden)
         return layers.conv3x3(2 * config.latent_channels, "conv_out", dtype)(
             nn.silu(hidden)
@@ -216,92 +256,40 @@ class Decoder(nn.Module):
         config, dtype = self.config, self.dtype
         channels, groups = config.block_out_channels[::-1], config.norm_num_groups
         hidden = layers.conv3x3(channels[0], "conv_in", dtype)(latents)
-        hidden = _Middle(
-            channels[0], groups, config.mid_block_add_attention, dtype, name="mid_block"
-        )(hidden)
+        sizes = channels[0], groups, config.mid_block_add_attention, dtype
+        hidden = _Middle(*sizes, name="mid_block")(hidden)
         for i, features in enumerate(channels):
             sampler = "upsamplers_0" if i < len(channels) - 1 else None
-            hidden = _Stage(
-                features,
-                config.layers_per_block + 1,
-                groups,
-                sampler,
-                dtype,
-                name=f"up_blocks_{i}",
-            )(hidden)
+            sizes = features, config.layers_per_block + 1, groups, sampler, dtype
+            hidden = _Stage(*sizes, name=f"up_blocks_{i}")(hidden)
         hidden = layers.GroupNorm(groups, _EPSILON, dtype, name="conv_norm_out")(hidden)
         return layers.conv3x3(config.out_channels, "conv_out", dtype)(nn.silu(hidden))
 
 
-class AutoencoderKL(nn.Module):
-    """The autoencoder; use `apply(..., method="encode")` and `method="decode"`.
-
-    Attributes:
-      config: see `VaeConfig`.
-      dtype: What it computes in; parameters, norms' statistics and results are float32.
-    """
-
-    config: VaeConfig
-    dtype: Any = jnp.float32
+class AutoencoderKL(Autoencoder):
+    """The autoencoder of Stable Diffusion; see `Autoencoder` and `VaeConfig`."""
 
     def setup(self):
         """Names the parts as the published tree does."""
         config, dtype = self.config, self.dtype
         self.encoder = Encoder(config, dtype)
         self.decoder = Decoder(config, dtype)
+        channels = config.latent_channels
         if config.use_quant_conv:
-            self.quant_conv = layers.PointwiseConv(
-                2 * config.latent_channels, dtype=dtype
-            )
+            self.quant_conv = layers.PointwiseConv(2 * channels, dtype=dtype)
         if config.use_post_quant_conv:
-            self.post_quant_conv = layers.PointwiseConv(
-                config.latent_channels, dtype=dtype
-            )
+            self.post_quant_conv = layers.PointwiseConv(channels, dtype=dtype)
 
-    def encode(self, image: Array) -> Moments:
-        """Returns the Gaussian of the scaled latents, (z - shift) * scaling_factor.
-
-        The log-variance is scaled along, so `sample` and a KL against N(0, 1) speak of
-        the latents diffusion sees. Train an autoencoder with scaling_factor = 1 and
-        measure the factor afterwards.
-
-        Args:
-          image: [B, H, W, 3] in [0, 1]; sides are multiples of `config.downsampling`.
-        """
-        config = self.config
-        chex.assert_rank(image, 4)
-        step = config.downsampling
-        if image.shape[1] % step or image.shape[2] % step:
-            raise UserError(
-                f"image {image.shape} does not divide into {step}x{step} cells; make "
-                f"both sides multiples of {step}"
-            )
+    def moments(self, image: Array) -> tuple[Array, Array]:
+        """Returns mean and log-variance of unscaled latents, float32."""
         hidden = self.encoder(2 * image - 1)
-        if config.use_quant_conv:
+        if self.config.use_quant_conv:
             hidden = self.quant_conv(hidden)
         mean, log_variance = jnp.split(hidden.astype(jnp.float32), 2, axis=-1)
-        log_variance = jnp.clip(log_variance, -30.0, 20.0)
-        return Moments(
-            (mean - (config.shift_factor or 0.0)) * config.scaling_factor,
-            log_variance + 2 * np.log(config.scaling_factor),
-        )
+        return mean, jnp.clip(log_variance, -30.0, 20.0)
 
-    def decode(self, latents: Array, clip: bool = True) -> Array:
-        """Returns the image [B, H, W, 3] float32 of scaled latents [B, h, w, C].
-
-        Args:
-          latents: as `encode` scales them.
-          clip: limit to [0, 1]; switch off to train, as the limit stops gradients.
-        """
-        config = self.config
-        chex.assert_rank(latents, 4)
-        chex.assert_axis_dimension(latents, -1, config.latent_channels)
-        hidden = latents / config.scaling_factor + (config.shift_factor or 0.0)
-        if config.use_post_quant_conv:
-            hidden = self.post_quant_conv(hidden)
-        image = self.decoder(hidden).astype(jnp.float32) / 2 + 0.5
-        return jnp.clip(image, 0.0, 1.0) if clip else image
-
-    def __call__(self, image: Array) -> Array:
-        """Returns the clipped round trip of the image through the mean."""
-        return self.decode(self.encode(image).mean)
+    def picture(self, latents: Array) -> Array:
+        """Returns the image of unscaled latents, float32, about [0, 1]."""
+        if self.config.use_post_quant_conv:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents).astype(jnp.float32) / 2 + 0.5

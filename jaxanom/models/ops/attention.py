@@ -35,8 +35,6 @@ LEAN_MIN_SIZE, LEAN_MIN_SIDE = 2**15, 64
 CUDNN_MIN_SIDE, FLASH_MIN_SIDE = 256, 1024
 """The lesser of Sq and Sk from which a GPU does "cudnn", a TPU "flash"; a guess."""
 
-CUDNN_MIN_CAPABILITY = (8, 0)
-
 BLOCK_SIZE = 2**20
 """Entries of the attention matrix that "lean" holds at a time; 4 MB, near the cache."""
 
@@ -54,8 +52,7 @@ def dot_product(
       query: [B, Sq, H, D].
       key, value: [B, Sk, H, D].
       bias: [B or 1, H or 1, Sq or 1, Sk], added to the logits; None for none.
-      implementation: one of the forms of this file; None lets `choose` pick from the
-        devices that the program is traced for, the static shapes and the dtype.
+      implementation: One of the forms of this file; None lets `choose` pick.
 
     Returns:
       [B, Sq, H, D] in the dtype of `query`.
@@ -67,10 +64,9 @@ def dot_product(
     chex.assert_equal_shape([key, value])
     chex.assert_equal_shape([query, key], dims=(0, 2, 3))
     if bias is not None:
-        num_batch, num_query, num_heads, _ = query.shape
-        num_key = key.shape[1]
+        batch, num_query, num_heads, _ = query.shape
         chex.assert_shape(
-            bias, ({1, num_batch}, {1, num_heads}, {1, num_query}, num_key)
+            bias, ({1, batch}, {1, num_heads}, {1, num_query}, key.shape[1])
         )
     if implementation is None:
         implementation = choose(query, key, bias is not None, fusing_platform())
@@ -94,9 +90,9 @@ def choose(query: Any, key: Any, has_bias: bool, platform: str) -> Implementatio
     """Returns the form for a platform and static shapes; see the module text.
 
     Args:
-      query, key: arrays or shapes, [B, Sq, H, D] and [B, Sk, H, D].
-      has_bias: whether logits get one.
-      platform: see `fusing_platform`.
+      query, key: Arrays or shapes, [B, Sq, H, D] and [B, Sk, H, D].
+      has_bias: Whether something is added to the logits.
+      platform: What `fusing_platform` returns.
     """
     num_query, num_key, width = query.shape[1], key.shape[1], query.shape[3]
     shorter = min(num_query, num_key)
@@ -121,19 +117,12 @@ def fusing_platform() -> str:
     """
     mesh = meshes.traced_for()
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    if device.platform == "gpu":
-        return "cuda" if _has_cudnn(device) else "other"
+    if device.platform == "gpu" and "cuda" in device.client.platform_version:
+        # cuDNN's fused attention wants Ampere or later.
+        return "cuda" if float(device.compute_capability) >= 8 else "other"
     if device.platform == "tpu" and mesh is None and jax.device_count() > 1:
         return "other"
     return device.platform if device.platform in ("cpu", "tpu") else "other"
-
-
-def _has_cudnn(device: Any) -> bool:
-    """Whether cuDNN's fused attention runs there: NVIDIA, Ampere or later."""
-    if "cuda" not in device.client.platform_version:
-        return False
-    found = tuple(int(part) for part in device.compute_capability.split("."))
-    return found >= CUDNN_MIN_CAPABILITY
 
 
 def products(equation: str, query: Array, key: Array) -> Array:
@@ -256,12 +245,9 @@ def _per_head_backward(saved, out_bar):
 
 
 def _in_blocks(function: Callable, num_columns: int, *rows: Array):
-    """Applies a function of rows to as many at a time as `BLOCK_SIZE` holds.
+    """Maps independent rows, as many at a time as `BLOCK_SIZE` entries hold.
 
-    Args:
-      function: arrays of n rows -> arrays of n rows; rows do not see each other.
-      num_columns: entries that a row of the attention matrix has.
-      *rows: arrays with the same leading axis. Blocks halve it, while that is even.
+    Blocks halve the leading axis of `rows`, while that is even.
     """
     num_rows, num_blocks = len(rows[0]), 1
     while num_rows % (2 * num_blocks) == 0 and (

@@ -39,15 +39,10 @@ def attend(query: Array, key: Array, value: Array) -> Array:
     return _forward(query, key, value)
 
 
-def _save(query, key, value):
-    return _forward(query, key, value), (query, key, value)
-
-
-def _pull(saved, out_bar):
-    return tuple(_backward(*saved, out_bar))
-
-
-attend.defvjp(_save, _pull)
+attend.defvjp(
+    lambda *inputs: (_forward(*inputs), inputs),
+    lambda inputs, out_bar: tuple(_backward(*inputs, out_bar)),
+)
 
 
 def _on_one_device(query: Array, key: Array, value: Array) -> Array:
@@ -77,10 +72,9 @@ def _on_one_device(query: Array, key: Array, value: Array) -> Array:
     return out[:, :, :num_query].transpose(0, 2, 1, 3)
 
 
-def _gradients_on_one_device(
-    query: Array, key: Array, value: Array, out_bar: Array
-) -> tuple[Array, ...]:
-    return jax.vjp(_on_one_device, query, key, value)[1](out_bar)
+def _gradients_on_one_device(*arrays: Array) -> tuple[Array, ...]:
+    *inputs, out_bar = arrays
+    return jax.vjp(_on_one_device, *inputs)[1](out_bar)
 
 
 def _padded(array: Array) -> Array:
@@ -104,18 +98,12 @@ def _blocks(num_query: int, num_key: int, width: int) -> Any:
         max(n for n in range(TILE, most + 1, TILE) if size % n == 0)
         for size in (num_query, num_key)
     )
+    of_rows = ("q", "q_major_dkv", "q_dkv", "q_dq")
+    of_columns = ("k_major", "k", "k_major_dkv", "k_dkv", "k_major_dq", "k_dq")
     return kernel.BlockSizes(
         block_b=1,
-        block_q=rows,
-        block_k_major=columns,
-        block_k=columns,
-        block_q_major_dkv=rows,
-        block_q_dkv=rows,
-        block_k_major_dkv=columns,
-        block_k_dkv=columns,
-        block_q_dq=rows,
-        block_k_major_dq=columns,
-        block_k_dq=columns,
+        **{f"block_{name}": rows for name in of_rows},
+        **{f"block_{name}": columns for name in of_columns},
     )
 
 
@@ -140,10 +128,8 @@ def _under_vmap(function: Any) -> Any:
     return batched
 
 
-def _split(function: Any) -> Any:
-    # Tokens that `vmap` runs side by side are split over particles; see `_under_vmap`.
-    return kernels.over_devices(function, kernels.EXAMPLES_OF_PARTICLES)
-
-
-_forward = _under_vmap(_split(_on_one_device))
-_backward = _under_vmap(_split(_gradients_on_one_device))
+# Tokens that `vmap` runs side by side are split over particles; see `_under_vmap`.
+_forward, _backward = (
+    _under_vmap(kernels.over_devices(function, kernels.EXAMPLES_OF_PARTICLES))
+    for function in (_on_one_device, _gradients_on_one_device)
+)

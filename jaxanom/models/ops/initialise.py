@@ -23,19 +23,12 @@ Draw = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 _CUT_NORMAL_STD = 0.87962566103423978
 
 
-def zeros(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws nothing: zeros."""
-    return np.zeros(shape, np.float32)
-
-
-def ones(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws nothing: ones."""
-    return np.ones(shape, np.float32)
-
-
 def constant(value: float) -> Draw:
     """Returns a draw that fills with `value`."""
     return lambda rng, shape: np.full(shape, value, np.float32)
+
+
+zeros, ones = constant(0.0), constant(1.0)
 
 
 def normal(std: float) -> Draw:
@@ -57,16 +50,12 @@ def lecun_normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray
     return values * np.float32(1 / (_CUT_NORMAL_STD * np.sqrt(fan_in)))
 
 
-def embedding(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
-    """Draws a table [rows, D] from N(0, 1 / D), flax's default."""
-    return normal(1 / np.sqrt(shape[-1]))(rng, shape)
-
-
 _BY_NAME: dict[str, Draw] = {
     "kernel": lecun_normal,
     "bias": zeros,
     "scale": ones,
-    "embedding": embedding,
+    # A table [rows, D] is drawn from N(0, 1 / D), flax's default.
+    "embedding": lambda rng, shape: normal(1 / np.sqrt(shape[-1]))(rng, shape),
 }
 
 
@@ -75,7 +64,6 @@ def parameters(
     key: PRNGKey,
     *inputs: Any,
     overrides: Mapping[str, Draw] | None = None,
-    method: str | Callable[..., Any] | None = None,
     **keywords: Any,
 ) -> Params:
     """Draws the parameters `module.init` would create, without compiling anything.
@@ -84,14 +72,13 @@ def parameters(
     values when others come or go.
 
     Args:
-      module: any linen module whose only collection is "params".
+      module: Any linen module whose only collection is "params".
       key: `jax.random.key`; must be concrete, so this is not for use inside `jit`.
-      *inputs: arrays or `jax.ShapeDtypeStruct`, as the module is called.
-      overrides: path pattern -> draw, first match wins, before the rule by leaf name
+      *inputs: Arrays or `jax.ShapeDtypeStruct`, as the module is called.
+      overrides: Path pattern -> draw, first match wins, before the rule by leaf name
         (kernel, bias, scale, embedding). `{"conv_out/.*": zeros}` starts a UNet at
         noise_pred = 0.
-      method: method to trace instead of `__call__`.
-      **keywords: passed to the method unchanged.
+      **keywords: Passed to `module.init` unchanged.
 
     Returns:
       Nested dict of float32 arrays on the host, as weights that are read: a mesh then
@@ -101,7 +88,7 @@ def parameters(
       UserError: a leaf has no rule, or an override matches no path.
     """
     shapes = jax.eval_shape(
-        lambda key, *inputs: module.init(key, *inputs, method=method, **keywords),
+        lambda key, *inputs: module.init(key, *inputs, **keywords),
         key,
         *inputs,
     )["params"]

@@ -20,28 +20,28 @@ def init(params: Params, rank: int, key: PRNGKey, pattern: str = ATTENTION) -> P
     """Makes an update that is zero at the start: `up` is zero, `down` is Gaussian.
 
     Args:
-      params: nested dict; kernels [D_in, D_out] that match `pattern` get an update.
-      rank: inner width R.
-      key: for the draw of `down`.
-      pattern: regular expression over the whole path "a/b/kernel".
+      params: Nested dict; kernels [D_in, D_out] that match `pattern` get an update.
+      rank: Inner width R.
+      key: Seeds the draw of `down`.
+      pattern: Regular expression over the whole path "a/b/kernel".
 
     Returns:
-      {path with "/" as in `trees.flatten`: {"down": [D_in, R], "up": [R, D_out]}}.
+      {path of the kernel: {"down": [D_in, R], "up": [R, D_out]}}.
 
     Raises:
       UserError: rank below 1, or no kernel matches.
     """
     if rank < 1:
         raise UserError(f"rank={rank}; set config.defect_generation.lora_rank >= 1")
-    chosen = {
+    kernels = {
         path: leaf
         for path, leaf in trees.flatten(params).items()
         if re.fullmatch(pattern, path) and leaf.ndim == 2
     }
-    if not chosen:
+    if not kernels:
         raise UserError(f"no [D_in, D_out] kernel matches {pattern}")
     update: dict[str, Any] = {}
-    for number, (path, leaf) in enumerate(sorted(chosen.items())):
+    for number, (path, leaf) in enumerate(sorted(kernels.items())):
         width_in, width_out = leaf.shape
         draw = jax.random.normal(jax.random.fold_in(key, number), (width_in, rank))
         update[f"{path}/down"] = draw / rank

@@ -19,24 +19,17 @@ weights but not those of attention, and both recompute the cheap rest.
 """
 
 
-def block(module: type[nn.Module], name: str | bool) -> type[nn.Module]:
-    """Returns the module class, recomputed in the backward pass as the policy says.
+def block(module: type[nn.Module], name: str) -> type[nn.Module]:
+    """Returns a block's class, recomputed in the backward pass as the policy says.
 
-    Args:
-      module: class of a block; its parameter paths stay as they are.
-      name: One of `POLICIES`.
-
-    Raises:
-      UserError: an unknown name.
+    Parameter paths stay as they are; `name` is one of `POLICIES`.
     """
-    name = resolve(name)
-    return module if name == "none" else nn.remat(module, policy=POLICIES[name])
+    policy = POLICIES[resolve(name)]
+    return module if policy is None else nn.remat(module, policy=policy)
 
 
-def resolve(name: str | bool) -> str:
+def resolve(name: str) -> str:
     """Returns the policy's name; UserError where there is none of that name."""
-    if isinstance(name, bool):  # as in the records of older runs
-        return "full" if name else "none"
     if name not in POLICIES:
         raise UserError(
             f"remat={name!r} (config.model.remat, config.bayes_pfl.remat); choose one "

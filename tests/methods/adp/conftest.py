@@ -35,7 +35,7 @@ def parts(tiny_backbone) -> Parts:
                 ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
             ),
             "dtype": "float32",
-            "remat": False,
+            "remat": "none",
         }
     )
     towers, params = model.load(settings, 0)

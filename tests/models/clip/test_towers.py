@@ -280,12 +280,12 @@ class TestBoth:
             return jnp.sum(out.pooled**3) + jnp.sum(out.hidden_states[0])
 
         params = {"vision_model": weights()["vision_model"]}
-        traced = str(jax.make_jaxpr(loss, static_argnums=1)(params, True))
+        traced = str(jax.make_jaxpr(loss, static_argnums=1)(params, "full"))
         assert "remat" in traced or "checkpoint" in traced
         grad = jax.jit(jax.value_and_grad(loss), static_argnums=1)
         # Sums of hundreds of terms, in another order.
         close = functools.partial(CLOSE, rtol=1e-4)
-        jax.tree.map(close, grad(params, True), grad(params, False))
+        jax.tree.map(close, grad(params, "full"), grad(params, "none"))
 
     def test_gradient_reaches_every_parameter_of_a_layer(self):
         one = clip.ClipConfig(

@@ -259,7 +259,7 @@ def test_remat_changes_neither_values_nor_gradients():
 
         return jax.jit(jax.value_and_grad(loss))(params)
 
-    plain, recomputed = loss_and_grads(False), loss_and_grads(True)
+    plain, recomputed = loss_and_grads("none"), loss_and_grads("full")
     assert jnp.isclose(plain[0], recomputed[0], rtol=1e-5)  # fused another way
     plain, recomputed = jax.device_get((plain[1], recomputed[1]))
     recomputed = trees.flatten(recomputed)

@@ -195,7 +195,7 @@ class TestUNet:
 
     def test_remat_is_refused_with_its_key(self):
         with pytest.raises(ValueError, match=r"config\.model\.remat='none'"):
-            interop.adapt(unet.UNet(UNET, remat=True))
+            interop.adapt(unet.UNet(UNET, remat="full"))
 
 
 class TestAutoencoder:
