@@ -18,7 +18,7 @@ from jaxanom import record, trees
 from jaxanom.data.foundry import names
 from jaxanom.jobs import config_file
 from jaxanom.methods.pretraining import captions
-from jaxanom.models import backbones, networks
+from jaxanom.models import networks
 from jaxanom.models.checkpoints import pretrained
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import layouts
@@ -172,7 +172,7 @@ def write_backbone(folder: Path, size: int = SIZE, dtype: Any = None) -> Path:
             vae.AutoencoderKL(coder), jax.random.key(2), image
         ),
         "unet": initialise.parameters(
-            unet.UNet(network), jax.random.key(3), *backbones.unet_example(network)
+            unet.UNet(network), jax.random.key(3), *networks.example(unet.UNet(network))
         ),
     }
     settings = {

@@ -40,10 +40,16 @@ BY_DESIGN = {
     ("models/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
 =======
     ("models/clip/towers.py", "ImageTower.encode"): "projection of pooled features",
-    ("models/clip/towers.py", "ImageTower.project_tokens"): "projection, one for all layers",
+    (
+        "models/clip/towers.py",
+        "ImageTower.project_tokens",
+    ): "projection of tokens",
     ("models/clip/towers.py", "TextTower.__call__"): "projection of pooled features",
     ("models/clip/shared_prefix.py", "project"): "projection of pooled features",
-    ("methods/detector/segmenter.py", "Segmenter.__call__"): "the last layer: two logits a pixel",
+    (
+        "methods/detector/segmenter.py",
+        "Segmenter.__call__",
+    ): "last layer, two logits",
     ("models/latent/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
 >>>>>>> a368e95 (Give both autoencoders one way around their networks, and remat one type)
     ("methods/app/model.py", "particle_logits"): "cosines",

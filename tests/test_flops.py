@@ -7,7 +7,7 @@ from jax.sharding import AbstractMesh, AxisType
 from jax.sharding import PartitionSpec as P
 
 from jaxanom import flops
-from jaxanom.models import backbones
+from jaxanom.models import networks
 from jaxanom.models.clip import towers
 from jaxanom.models.latent import unet
 from jaxanom.models.ops import attention
@@ -155,7 +155,7 @@ def test_moving_values_is_free_and_arithmetic_is_counted_apart():
 
 
 def forward(module, *inputs):
-    params = backbones.abstract(module, *(jnp.zeros(x.shape, x.dtype) for x in inputs))
+    params = networks.shapes(module)
     return flops.count(
         lambda params, *inputs: module.apply({"params": params}, *inputs),
         params,

@@ -29,7 +29,6 @@ import numpy as np
 from benchmarks import harness
 from benchmarks.parity import published_models
 from jaxanom import flops, trees
-from jaxanom.models import networks
 from jaxanom.models.checkpoints import sources
 from jaxanom.models.libraries import interop
 from jaxanom.parallel import mesh as meshes
@@ -96,7 +95,7 @@ def compare(
       numbers.
     """
     source = sources.find(folder, (subject.kind,), subject.kind)
-    network = networks.of(subject.kind, source.config)
+    network = source.network(subject.kind)
     loading = sources.Loading(mesh=meshes.make_mesh())
     params = sources.read(source, subject.kind, network.shapes(), loading)
     module = network.module

@@ -30,8 +30,8 @@ from benchmarks.parity import published_models
 from benchmarks.speed import unet
 from jaxanom import flops
 from jaxanom.diffusion import schedules
-from jaxanom.models import backbones
-from jaxanom.models.latent import unet as networks
+from jaxanom.models import backbones, networks
+from jaxanom.models.latent import unet as latent_unet
 from jaxanom.models.ops import attention
 
 NAME = "programs"
@@ -43,7 +43,7 @@ _ARGUMENT = re.compile(
 )
 
 
-def by_hand(config: networks.UNetConfig, side: int, length: int) -> dict[str, int]:
+def by_hand(config: latent_unet.UNetConfig, side: int, length: int) -> dict[str, int]:
     """Counts 2 x multiply-adds of one row's forward pass, layer by layer.
 
     Returns:
@@ -126,15 +126,15 @@ def donated_bytes(text: str) -> int:
 
 def train_step(size: str, form: str) -> dict[str, Any]:
     """Traces the step with one form of attention; returns its row."""
-    config = networks.UNetConfig.from_dict(dict(SUBJECTS[size]["unet sd-1.5"].config))
-    module, length = networks.UNet(config), published_models.TEXT_LENGTH
+    raw = dict(SUBJECTS[size]["unet sd-1.5"].config)
+    config = latent_unet.UNetConfig.from_dict(raw)
+    module, length = latent_unet.UNet(config), published_models.TEXT_LENGTH
     side = config.sample_size
     latents = jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32)
     context = jax.ShapeDtypeStruct((1, length, config.cross_attention_dim), jnp.float32)
     times = jax.ShapeDtypeStruct((1,), jnp.int32)
     batch = dict(latents=latents, noise=latents, timesteps=times, context=context)
-    examples = (jnp.zeros(x.shape, x.dtype) for x in (latents, times, context))
-    params = backbones.abstract(module, *examples)
+    params = networks.shapes(module)
     calls = unet.jitted(module)
     moments = jax.eval_shape(calls.tx.init, params)
     state = params, moments

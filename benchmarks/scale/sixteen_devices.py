@@ -30,7 +30,7 @@ class Case(NamedTuple):
       subject: "sd15" or "bayes_pfl".
       mesh: sizes of the axes.
       batch_size: global rows.
-      remat: a name of `models.recompute.POLICIES`.
+      remat: a name of `remat.POLICIES`.
       accumulate: microbatches of a step.
       tiny: small networks, to try the script.
     """
@@ -66,7 +66,7 @@ def sd15(case: Case):
     from jaxanom.contracts import Phase
     from jaxanom.jobs import config_file
     from jaxanom.methods.defect_generation import objective, options
-    from jaxanom.models import backbones
+    from jaxanom.models import networks
     from jaxanom.models.latent import unet, vae
 
     kinds = published_models.SMALL if case.tiny else published_models.TRUE
@@ -93,9 +93,8 @@ def sd15(case: Case):
     )
     size = jax.ShapeDtypeStruct
     ints = size((rows,), jnp.int32)
-    pixels = jnp.zeros((1, *(8 * autoencoder.config.downsampling,) * 2, 3))
     frozen = {
-        "vae": backbones.abstract(autoencoder, pixels),
+        "vae": networks.shapes(autoencoder),
         "contexts": {
             "defect": size((16, 77, width), jnp.float32),
             "background": size((15, 77, width), jnp.float32),
@@ -110,7 +109,7 @@ def sd15(case: Case):
         "defect_id": ints,
         "valid": size((rows,), jnp.bool_),
     }
-    params = {"unet": backbones.abstract(module, *backbones.unet_example(config))}
+    params = {"unet": networks.shapes(module)}
     return Phase("finetune", loss), params, frozen, batch
 
 
@@ -125,7 +124,7 @@ def bayes_pfl(case: Case):
     from jaxanom.methods import bayes_pfl as method
     from jaxanom.methods.bayes_pfl import model, objective
     from jaxanom.methods.bayes_pfl import options as settings
-    from jaxanom.models import backbones
+    from jaxanom.models import networks
     from jaxanom.models.clip import towers as clip
 
     of = bayes_pfl_subject.SIZES["small" if case.tiny else "published"]
@@ -143,9 +142,8 @@ def bayes_pfl(case: Case):
     network = model.Network(options, width, hidden // 2)
     params = model.init(network, hidden, jax.random.key(0), None)  # on the host
     size, rows = jax.ShapeDtypeStruct, case.batch_size
-    example = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, side, side, 3))
     frozen = {
-        "clip": backbones.abstract(clip.CLIP(config), *example),
+        "clip": networks.shapes(clip.CLIP(config)),
         "names": {
             "words": size((12, 16, width), jnp.float32),
             "eos_positions": size((12,), jnp.int32),

@@ -54,9 +54,8 @@ class Problem(NamedTuple):
 
 def problem(directory: str, steps: int, batch: int) -> Problem:
     """Loads the towers of a directory and lays out the sentences around a token."""
-    parts = dict.fromkeys(
-        ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
-    )
+    names = ("clip", "autoencoder", "text_encoder", "unet", "scheduler")
+    parts = dict.fromkeys((*names, "variant", "clip_act"), "")
     settings = {"directory": directory, "dtype": "float32", "remat": "none", **parts}
     towers, params = model.load(ml_collections.ConfigDict(settings), 0)
     words = wording.phrases("foundry", ())

@@ -14,15 +14,16 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from jaxanom import record
+from jaxanom import record, trees
 from jaxanom.diffusion import targets
 from jaxanom.errors import UserError
+from jaxanom.models import networks
 from jaxanom.models.checkpoints import sources
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import original_stable_diffusion
 from jaxanom.models.clip import towers
 from jaxanom.models.clip.tokenizer import Tokenizer
-from jaxanom.models.latent import noise_schedule, tiny_autoencoder, unet, vae
+from jaxanom.models.latent import noise_schedule, tiny_autoencoder, unet
 from jaxanom.models.libraries import interop
 from jaxanom.models.ops import initialise
 from jaxanom.parallel import mesh as meshes
@@ -64,19 +65,14 @@ class TextEncoder(NamedTuple):
     def encode(self, texts: list[str], batch_size: int = 64) -> np.ndarray:
         """Returns the last hidden states [N, L, D] float32 of N texts."""
         ids = self.tokenizer.encode(texts, self.length)
-        apply = jax.jit(
-            meshes.bound(
-                lambda params, token_ids: (
-                    self.module.apply({"params": params}, token_ids).last_hidden_state
-                )
-            )
-        )
-        parts = []
-        for start in range(0, len(ids), batch_size):
-            rows = ids[start : start + batch_size]
-            padded = np.resize(rows, (min(batch_size, len(ids)), self.length))
-            states = np.asarray(apply(self.params, padded), np.float32)
-            parts.append(states[: len(rows)])
+
+        def states(params: Params, token_ids: Array) -> Array:
+            return self.module.apply({"params": params}, token_ids).last_hidden_state
+
+        apply, parts = jax.jit(meshes.bound(states)), []
+        for rows, count in trees.fixed_batches(len(ids), min(batch_size, len(ids))):
+            part = np.asarray(apply(self.params, ids[rows]), np.float32)
+            parts.append(part[:count])
         return np.concatenate(parts)
 
 
@@ -95,18 +91,6 @@ def resolve(name: str) -> Path:
     )
 
 
-def abstract(module: nn.Module, *example: Any) -> Params:
-    """Returns the module's parameter tree as shapes, without making any value.
-
-    Args:
-      module: a network.
-      *example: what it is called with. Arrays of numpy, or `jax.ShapeDtypeStruct`: to
-        fill one of jax compiles a program.
-    """
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(module.init, key, *example)["params"]
-
-
 def load_autoencoder(
     directory: str | Path, loading: sources.Loading = sources.PLAIN
 ) -> Tower:
@@ -121,15 +105,8 @@ def load_autoencoder(
         config, params = tiny_autoencoder.from_state(*states)
         return Tower(tiny_autoencoder.TinyAutoencoder(config), params)
     source = sources.find(_named(directory), ("vae", "."), "vae", loading)
-    if source.config.get("_class_name") == "AutoencoderTiny":
-        tiny = source.read_config(tiny_autoencoder.TinyConfig.from_dict)
-        module, kind = tiny_autoencoder.TinyAutoencoder(tiny), "tiny_autoencoder"
-    else:
-        config = source.read_config(vae.VaeConfig.from_dict)
-        module, kind = vae.AutoencoderKL(config), "vae"
-    size = 8 * module.config.downsampling
-    shapes = abstract(module, np.zeros((1, size, size, 3), np.float32))
-    return Tower(module, sources.read(source, kind, shapes, loading))
+    is_tiny = source.config.get("_class_name") == "AutoencoderTiny"
+    return _read(source, "tiny_autoencoder" if is_tiny else "vae", loading)
 
 
 def load_text_encoder(
@@ -138,24 +115,12 @@ def load_text_encoder(
     """Loads the text tower (`text_encoder/`, else that of a CLIP) and `tokenizer/`."""
     folders = ("text_encoder", "clip", ".")
     source = sources.find(_named(directory), folders, "text_encoder", loading)
-    if "text_config" in source.config:
-        config = source.read_config(towers.ClipConfig.from_dict).text_config
-    else:
-        config = source.read_config(towers.TextConfig.from_dict)
-    module = towers.TextTower(config, projection=False)
-    length = config.max_position_embeddings
-    shapes = abstract(module, np.zeros((1, length), np.int32))
+    module = source.network("text_encoder").module.clone(projection=False)
     others = (r"(vision_model|visual_projection|text_projection)[./].*", "logit_scale")
+    shapes = networks.shapes(module)
     params = sources.read(source, "text_encoder", shapes, loading, others)
-    tokenizer = load_tokenizer(directory)
-    if tokenizer.vocab_size > config.vocab_size:
-        # An id past the table would be read as another word in silence.
-        raise UserError(
-            f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and the text "
-            f"tower beside it {config.vocab_size}; use the tokenizer the tower was "
-            "trained on"
-        )
-    return TextEncoder(module, params, tokenizer, length)
+    tokenizer = tokenizer_for(module.config, directory)
+    return TextEncoder(module, params, tokenizer, module.config.max_position_embeddings)
 
 
 def load_tokenizer(directory: str | Path) -> Tokenizer:
@@ -171,59 +136,43 @@ def load_tokenizer(directory: str | Path) -> Tokenizer:
     return Tokenizer(path / _TOKENIZER_FOLDERS[0])  # says what is wanted there
 
 
+def tokenizer_for(config: towers.TextConfig, directory: str | Path) -> Tokenizer:
+    """Loads the tokenizer of a checkpoint for its text tower; see `load_tokenizer`.
+
+    Raises:
+      UserError: it has more ids than the tower, which would read them as other words.
+    """
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise UserError(
+            f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and its text "
+            f"tower {config.vocab_size}; use the tokenizer the tower was trained on"
+        )
+    return tokenizer
+
+
 def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads both CLIP towers from `clip/` of a directory, or from the directory."""
     source = sources.find(_named(directory), ("clip", "."), "clip", loading)
-    config = source.read_config(towers.ClipConfig.from_dict, _preprocessor(source))
-    module = towers.CLIP(config)
-    size, length = (
-        config.vision_config.image_size,
-        config.text_config.max_position_embeddings,
-    )
-    shapes = abstract(
-        module,
-        np.zeros((1, length), np.int32),
-        np.zeros((1, size, size, 3), np.float32),
-    )
-    return Tower(module, sources.read(source, "clip", shapes, loading))
-
-
-def load_image_encoder(
-    directory: str | Path, loading: sources.Loading = sources.PLAIN
-) -> Tower:
-    """Loads the image tower (`image_encoder/`, else that of a CLIP)."""
-    folders = ("image_encoder", "clip", ".")
-    source = sources.find(_named(directory), folders, "image_encoder", loading)
-    preprocessor = _preprocessor(source)
-    if "vision_config" in source.config:
-        whole = source.read_config(towers.ClipConfig.from_dict, preprocessor)
-        config = whole.vision_config
-    else:
-        config = source.read_config(towers.VisionConfig.from_dict, preprocessor)
-    projection = source.config.get("architectures") != ["CLIPVisionModel"]
-    module = towers.ImageTower(config, projection)
-    shapes = abstract(
-        module, np.zeros((1, config.image_size, config.image_size, 3), np.float32)
-    )
-    others = (r"(text_model|text_projection)[./].*", "logit_scale")
-    params = sources.read(source, "image_encoder", shapes, loading, others)
-    return Tower(module, params)
+    return _read(source, "clip", loading)
 
 
 def load_unet(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads `unet/` of a checkpoint, or a UNet's own directory."""
     source = sources.find(_named(directory), ("unet", "."), "unet", loading)
-    config = source.read_config(unet.UNetConfig.from_dict)
-    module = unet.UNet(config)
-    shapes = abstract(module, *unet_example(config))
-    return Tower(module, sources.read(source, "unet", shapes, loading))
+    return _read(source, "unet", loading)
+
+
+def _read(source: sources.Source, kind: str, loading: sources.Loading) -> Tower:
+    module = source.network(kind).module
+    return Tower(module, sources.read(source, kind, networks.shapes(module), loading))
 
 
 def implemented(tower: Any, implementation: str) -> Any:
     """Returns a tower with the module that computes it chosen; weights stay.
 
     Args:
-      tower: a `Tower` or `TextEncoder` with a module of ours.
+      tower: A `Tower` or `TextEncoder` with a module of ours.
       implementation: "ours", or "hf_flax" for the Flax class of diffusers or
         transformers, a second opinion on the same weights.
 
@@ -253,10 +202,10 @@ def small_unet(
 
     Args:
       latent_channels, context_width: What autoencoder and text tower give it.
-      block_out_channels, layers_per_block, num_heads: see `unet.UNetConfig`.
-      fine_self_attention: self-attention at the finest resolution too, which costs a
+      block_out_channels, layers_per_block, num_heads: See `unet.UNetConfig`.
+      fine_self_attention: Self-attention at the finest resolution too, which costs a
         third of the time; the coarser ones always have it.
-      sample_size: side of the latents trained on, for the record.
+      sample_size: Side of the latents trained on, for the record.
     """
     channels = tuple(block_out_channels)
     blocks = len(channels)
@@ -279,51 +228,28 @@ def small_unet(
 def new_unet(config: unet.UNetConfig, key: Array) -> Tower:
     """Makes a UNet with fresh weights; its last convolution starts at zero."""
     module = unet.UNet(config)
-    params = initialise.parameters(
-        module,
-        key,
-        *unet_example(config),
-        overrides={"conv_out/.*": initialise.zeros},
-    )
-    return Tower(module, params)
+    zeros = {"conv_out/.*": initialise.zeros}
+    inputs = networks.example(module)
+    return Tower(module, initialise.parameters(module, key, *inputs, overrides=zeros))
 
 
-def unet_example(
-    config: unet.UNetConfig,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (latents, timesteps, context) of the smallest legal call."""
-    size = 2 ** (len(config.block_out_channels) - 1)
-    return (
-        np.zeros((1, size, size, config.in_channels), np.float32),
-        np.zeros((1,), np.int32),
-        np.zeros((1, 2, config.cross_attention_dim), np.float32),
-    )
-
-
-def load_scheduler(directory: str | Path) -> dict[str, Any]:
-    """Returns `scheduler/scheduler_config.json` of a checkpoint, once it makes sense.
+def load_schedule(directory: str | Path) -> noise_schedule.NoiseSchedule:
+    """Returns noise levels, prediction type and spacing of a checkpoint.
 
     Raises:
-      UserError: no such file, or a value in it that cannot be honoured.
+      UserError: there is no `scheduler/scheduler_config.json`, or a value in it cannot
+        be honoured.
     """
     folders, file = ("scheduler", "."), "scheduler_config.json"
     path = sources.small_files(_named(directory), folders, ((file,),))
     if path.is_file():
-        where = path
         settings = original_stable_diffusion.scheduler(weights.shapes(path))
-    else:
-        found = [path / folder / file for folder in folders]
-        where = next((each for each in found if each.is_file()), None)
-        if where is None:
-            raise UserError(f"{found[0]} is missing; set config.model.scheduler")
-        settings = record.read_json(where)
-    noise_schedule.read(settings, where)
-    return {"prediction_type": "epsilon", **settings}
-
-
-def load_schedule(directory: str | Path) -> noise_schedule.NoiseSchedule:
-    """Returns noise levels, prediction type and spacing of a checkpoint."""
-    return noise_schedule.read(load_scheduler(directory), directory)
+        return noise_schedule.read(settings, path)
+    places = [path / folder / file for folder in folders]
+    for place in places:
+        if place.is_file():
+            return noise_schedule.read(record.read_json(place), place)
+    raise UserError(f"{places[0]} is missing; set config.model.scheduler")
 
 
 def load_alphas(directory: str | Path) -> np.ndarray:
@@ -338,8 +264,8 @@ def noise_apply(module: unet.UNet, directory: str | Path) -> Callable[..., Array
     the methods have one form.
 
     Args:
-      module: the UNet.
-      directory: whose scheduler says what the UNet predicts.
+      module: The UNet.
+      directory: The checkpoint whose scheduler says what the UNet predicts.
     """
     schedule = load_schedule(directory)
     is_velocity = schedule.prediction_type == "v_prediction"
@@ -356,11 +282,6 @@ def noise_apply(module: unet.UNet, directory: str | Path) -> Callable[..., Array
 
 def _named(name: str | Path) -> str | Path:
     return EMBEDDED if str(name) == "embedded" else name
-
-
-def _preprocessor(source: sources.Source) -> dict[str, Any] | None:
-    path = source.weights / "preprocessor_config.json"
-    return record.read_json(path) if path.is_file() else None
 
 
 def latent_channels(autoencoder: Tower) -> int:

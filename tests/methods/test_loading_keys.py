@@ -65,13 +65,6 @@ def test_a_checkpoint_of_half_precision_is_read_by_its_variant(recipe, halves):
     prepare.prepare(config_of(recipe, halves, variant="fp16"))
 
 
-def test_a_run_older_than_the_keys_is_read_as_it_was(tiny_backbone):
-    config = config_of("defect_generation/foundry.py", tiny_backbone)
-    with config.unlocked():
-        del config.model["variant"], config.model["clip_act"]
-    prepare.prepare(config)
-
-
 @pytest.mark.parametrize(
     ("recipe", "read"),
     [

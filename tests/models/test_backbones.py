@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxanom import record
-from jaxanom.models import backbones
+from jaxanom.models import backbones, networks
 from jaxanom.models.clip import tokenizer
 from jaxanom.models.latent import unet
 
@@ -75,7 +75,7 @@ def test_a_tokenizer_with_more_words_than_the_tower_is_refused(copy):
     texts = ["".join(word) for word in letters]
     shutil.rmtree(copy / "tokenizer")
     tokenizer.train(texts, 900, copy / "tokenizer")
-    with pytest.raises(ValueError, match="has 900 ids and the text tower"):
+    with pytest.raises(ValueError, match="has 900 ids and its text tower"):
         backbones.load_text_encoder(copy)
 
 
@@ -129,7 +129,7 @@ def test_an_image_that_does_not_divide_names_its_key(tiny_backbone):
 def test_a_small_unet_attends_to_text_at_every_grid_and_to_itself_where_asked(fine):
     config = backbones.small_unet(4, 6, (8, 16), 1, 2, fine)
     assert unet.attention_resolutions(config, 8, 8) == ((8, 8), (4, 4))
-    shapes = backbones.abstract(unet.UNet(config), *backbones.unet_example(config))
+    shapes = networks.shapes(unet.UNet(config))
     block = shapes["down_blocks_0"]["attentions_0"]["transformer_blocks_0"]
     # The first attention reads channels (itself) or the context.
     assert block["attn1"]["to_k"]["kernel"].shape == ((8 if fine else 6), 8)

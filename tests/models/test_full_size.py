@@ -7,12 +7,11 @@ configs, built on torch's meta device.
 import collections
 import functools
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxanom import trees
-from jaxanom.models import backbones
+from jaxanom.models import networks
 from jaxanom.models.checkpoints import pretrained
 from jaxanom.models.checkpoints.names import layouts, original_stable_diffusion
 from jaxanom.models.clip import towers
@@ -128,25 +127,21 @@ def _theirs(name):
 @functools.cache
 def ours(name):
     """(kind, parameter shapes) of our module."""
-    ids, image = jnp.zeros((1, 77), jnp.int32), jnp.zeros((1, 32, 32, 3))
     if name in CLIPS:
         config = towers.ClipConfig.from_dict(CLIPS[name])
-        side = config.vision_config.image_size
-        picture = jnp.zeros((1, side, side, 3))
-        return "clip", backbones.abstract(towers.CLIP(config), ids, picture)
+        return "clip", networks.shapes(towers.CLIP(config))
     if name in ("SD1 text", "SD2 text"):
         raw = SD1_TEXT if name == "SD1 text" else OPEN_H_TEXT
         module = towers.TextTower(towers.TextConfig.from_dict(raw), projection=False)
-        return "text_encoder", backbones.abstract(module, ids)
+        return "text_encoder", networks.shapes(module)
     if name == "TAESD":
         module = tiny_autoencoder.TinyAutoencoder(tiny_autoencoder.TinyConfig())
-        return "tiny_autoencoder", backbones.abstract(module, image)
+        return "tiny_autoencoder", networks.shapes(module)
     if name == "SD VAE":
         module = vae.AutoencoderKL(vae.VaeConfig.from_dict(SD_VAE))
-        return "vae", backbones.abstract(module, image)
+        return "vae", networks.shapes(module)
     config = unet.UNetConfig.from_dict(SD1_UNET if name == "SD1.5 UNet" else SD2_UNET)
-    example = backbones.unet_example(config)
-    return "unet", backbones.abstract(unet.UNet(config), *example)
+    return "unet", networks.shapes(unet.UNet(config))
 
 
 def assert_each_read_once(shapes, target, kind, ignored=0):
@@ -179,13 +174,13 @@ def test_every_published_key_is_read_exactly_once(name):
         shapes | {first: (*shapes[first], 2)},
     ):
         with pytest.raises(ValueError, match=r"extra\.weight|" + first):
-            pretrained.plan(wrong, target, kind)
+            pretrained.match(wrong, target, kind)
 
 
 def test_another_architecture_is_refused():
     kind, target = ours("SD1.5 UNet")
     with pytest.raises(ValueError, match="of another shape") as caught:
-        pretrained.plan(theirs("SD2 UNet"), target, kind)
+        pretrained.match(theirs("SD2 UNet"), target, kind)
     assert "attn2.to_k" in str(caught.value) and "(320, 1024)" in str(caught.value)
 
 
@@ -287,9 +282,9 @@ def test_every_key_of_a_single_file_checkpoint_is_read_exactly_once(kind, genera
     assert_each_read_once(shapes, target, kind, ignored=spare)
     extra = shapes | {f"{own}extra.weight": (1,)}
     with pytest.raises(ValueError, match=r"extra\.weight"):
-        pretrained.plan(extra, target, kind)
+        pretrained.match(extra, target, kind)
     with pytest.raises(ValueError, match=r"unknown\.weight"):
-        pretrained.plan(shapes | {"unknown.weight": (1,)}, target, kind)
+        pretrained.match(shapes | {"unknown.weight": (1,)}, target, kind)
 
 
 @pytest.mark.parametrize("generation", [1, 2])
@@ -314,7 +309,7 @@ def test_every_key_of_the_authors_own_clip_is_read_exactly_once(name):
     constants = {"input_resolution": (), "context_length": (), "vocab_size": ()}
     assert_each_read_once(shapes | constants, target, "clip", ignored=3)
     with pytest.raises(ValueError, match=r"extra\.weight"):
-        pretrained.plan(shapes | {"extra.weight": (1,)}, target, "clip")
+        pretrained.match(shapes | {"extra.weight": (1,)}, target, "clip")
     # One tower alone, out of the file of both.
     for kind, part in (("text_encoder", "text_model"), ("image_encoder", "vision")):
         tower = {
@@ -322,7 +317,7 @@ def test_every_key_of_the_authors_own_clip_is_read_exactly_once(name):
             for path, leaf in trees.flatten(target).items()
             if path.startswith(part) or (part == "vision" and "visual" in path)
         }
-        pretrained.plan(shapes, trees.unflatten(tower), kind)
+        pretrained.match(shapes, trees.unflatten(tower), kind)
 
 
 def test_flax_trees_are_read_path_by_path():

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxanom import record, trees
-from jaxanom.models import backbones
-from jaxanom.models.checkpoints import pretrained
+from jaxanom.models import backbones, networks
+from jaxanom.models.checkpoints import pretrained, sources
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import original_stable_diffusion
 from jaxanom.models.clip import towers
@@ -144,7 +144,7 @@ def same(first, second):
 def test_a_unet_in_the_original_layout_is_the_one_in_diffusers(second_unet, tmp_path):
     model, folder = second_unet
     config = unet.UNetConfig.from_dict(pretrained.load_config(folder, "unet"))
-    target = backbones.abstract(unet.UNet(config), *backbones.unet_example(config))
+    target = networks.shapes(unet.UNet(config))
     path = original_file(tmp_path / "sd.safetensors", "unet", model.state_dict())
     same(
         pretrained.load_params(path, "unet", target),
@@ -200,13 +200,15 @@ def test_openclip_in_transformers_format(tmp_path):
     assert_close(found.text.last_hidden_state, wanted.text_model_output[0])
     assert_close(found.image.patch_tokens, wanted.vision_model_output[0][:, 1:])
     # The image tower alone, and the text tower without projection, of the same file.
-    image_tower = backbones.load_image_encoder(tmp_path)
+    source = sources.find(tmp_path, (".",), "image_encoder")
+    target = source.network("image_encoder").shapes()
+    others = (r"(text_model|text_projection)[./].*", "logit_scale")
     same(
-        image_tower.params,
+        sources.read(source, "image_encoder", target, ignore=others),
         {k: tower.params[k] for k in ("vision_model", "visual_projection")},
     )
     text = towers.TextTower(tower.module.config.text_config, projection=False)
-    shapes = backbones.abstract(text, ids)
+    shapes = networks.shapes(text)
     with pytest.raises(ValueError, match="in the weights but not in the model"):
         pretrained.load_params(tmp_path, "text_encoder", shapes)
 
@@ -340,7 +342,7 @@ def test_the_text_tower_of_stable_diffusion_2_ends_before_openclips_last_layer(
     config = towers.TextConfig.from_dict(TEXT | {"num_hidden_layers": 1})
     module = towers.TextTower(config, projection=False)
     ids = sentences()
-    shapes = backbones.abstract(module, ids)
+    shapes = networks.shapes(module)
     params = pretrained.load_params(path, "text_encoder", shapes)
     found = jax.jit(module.apply)({"params": params}, ids.astype(np.int32))
     with torch.no_grad():

@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from jaxanom.contracts import Phase
-from jaxanom.models import backbones
+from jaxanom.models import networks
 from jaxanom.models.latent import unet
 from jaxanom.models.ops import initialise
 from jaxanom.parallel import collectives, mesh, placement, rules
@@ -250,7 +250,7 @@ def unet_received():
         )
         return jnp.mean(found**2), {}
 
-    params = backbones.abstract(module, *backbones.unet_example(config))
+    params = networks.shapes(module)
     batch = {"latents": float32(16, 64, 64, 4), "context": float32(16, 8, 32)}
     stage = plan.Stage(Phase("fit", loss), optimizer.read(common.PHASE, "phase"), 0, 0)
     found = forecast.of_step(stage, params, {}, batch, mesh.make_mesh(1, 8))

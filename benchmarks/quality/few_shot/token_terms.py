@@ -111,9 +111,8 @@ class Unseen(NamedTuple):
 
 def bench(directory: str = "embedded") -> Bench:
     """Loads the towers and lays out the sentences."""
-    parts = dict.fromkeys(
-        ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
-    )
+    names = ("clip", "autoencoder", "text_encoder", "unet", "scheduler")
+    parts = dict.fromkeys((*names, "variant", "clip_act"), "")
     settings = {"directory": directory, "dtype": "float32", "remat": "none", **parts}
     towers, params = model.load(ml_collections.ConfigDict(settings), 0)
     words = wording.phrases("foundry", ())

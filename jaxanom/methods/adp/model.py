@@ -130,7 +130,7 @@ def load(settings: Any, size: int) -> tuple[Towers, Params]:
         tokenizer=text.tokenizer,
         text_length=text.length,
         alphas_cumprod=backbones.load_alphas(scheduler),
-        is_velocity=backbones.load_scheduler(scheduler)["prediction_type"] != "epsilon",
+        is_velocity=backbones.load_schedule(scheduler).prediction_type != "epsilon",
         size=size,
     )
     params = {

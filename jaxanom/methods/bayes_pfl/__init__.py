@@ -86,7 +86,8 @@ def make(config: Any, dataset: Any) -> Method:
     """
     options = settings.read_options(config.bayes_pfl)
     backbone = config.model
-    tower = backbones.load_clip(backbone.directory, sources.chosen(backbone))
+    loading = sources.Loading(variant=backbone.variant)
+    tower = backbones.load_clip(backbone.directory, loading)
     towers = build_towers(tower.module.config, options, backbone.dtype)
     size = tuple(dataset.image_size)
     width = check(towers, options, size)

@@ -4,12 +4,13 @@ No weight is read, but those of TAESD's small original files; parameter trees an
 operations are counted on abstract values.
 """
 
+import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from flax import linen as nn
+import numpy as np
 
 from jaxanom import flops, trees
 from jaxanom.errors import UserError
@@ -34,15 +35,15 @@ class Part(NamedTuple):
     """One network of a checkpoint.
 
     Attributes:
-      folder: where it lies in the checkpoint; "" for the checkpoint itself.
-      kind: a key of `pretrained.KINDS`.
-      architecture: what it is, in words.
-      layout: whose names its tensors have, see `layouts.LAYOUTS`.
-      shapes: its parameter tree.
+      folder: Where it lies in the checkpoint; "" for the checkpoint itself.
+      kind: A key of `pretrained.KINDS`.
+      architecture: What it is, in words.
+      layout: Whose names its tensors have, see `layouts.LAYOUTS`.
+      shapes: Its parameter tree.
       dtypes: {dtype in the file: number of tensors}.
-      assumed: what no tensor tells, see `sources.Source`.
-      problems: tensors and leaves that do not fit, one line each; empty if all do.
-      calls: what one forward takes, batch 1.
+      calls: What one forward takes, batch 1.
+      assumed: What no tensor tells, see `sources.Source`.
+      problems: Tensors and leaves that do not fit, one line each; empty if all do.
     """
 
     folder: str
@@ -51,9 +52,9 @@ class Part(NamedTuple):
     layout: str
     shapes: Params
     dtypes: dict[str, int]
-    assumed: str
-    problems: tuple[str, ...]
     calls: tuple[Call, ...]
+    assumed: str = ""
+    problems: tuple[str, ...] = ()
 
     @property
     def num_params(self) -> int:
@@ -65,7 +66,7 @@ def parts(name: str | Path) -> list[tuple[str, str]]:
     """Lists the networks of a checkpoint as (folder, kind).
 
     Args:
-      name: directory, file or hub name, see `sources.find`.
+      name: Directory, file or hub name, see `sources.find`.
 
     Raises:
       UserError: there is no such checkpoint, or it holds no network known here.
@@ -73,16 +74,12 @@ def parts(name: str | Path) -> list[tuple[str, str]]:
     path = sources.small_files(name, (*_FOLDERS, "."), [("config.json",)])
     if path.is_file():
         return [("", kind) for kind in _kinds_of_file(path)]
-    found = [
-        (folder, _kind_of_config(pretrained.load_config(path, folder), path / folder))
-        for folder in _FOLDERS
-        if (path / folder / "config.json").is_file()
-    ]
-    if found:
-        return found
+    folders = [name for name in _FOLDERS if (path / name / "config.json").is_file()]
+    if folders:
+        return [(folder, _kind_of(path / folder)) for folder in folders]
     if tiny_autoencoder.pair_of_files(path) is not None:
         return [("", "tiny_autoencoder")]
-    return [("", _kind_of_config(pretrained.load_config(path), path))]
+    return [("", _kind_of(path))]
 
 
 def examine(
@@ -95,9 +92,9 @@ def examine(
     """Examines one network of a checkpoint.
 
     Args:
-      name: as in `parts`.
-      folder, kind: an entry of `parts`.
-      image_size: side in pixels of the images that operations are counted for; None
+      name: As in `parts`.
+      folder, kind: An entry of `parts`.
+      image_size: Side in pixels of the images that operations are counted for; None
         takes the config's.
       variant: Which weight files are meant, such as "fp16".
 
@@ -109,23 +106,19 @@ def examine(
         return _examine_pair(*pair, image_size)
     loading = sources.Loading(variant=variant)
     source = sources.find(name, (folder or ".",), kind, loading)
-    try:
-        network = networks.of(kind, source.config, image_size)
-    except TypeError as error:  # such as a word where a list is wanted
-        raise UserError(f"config.json of {source.weights}: {error}") from error
+    network = source.network(kind, image_size)
     tensors = weights.tensors(weight_files.locate(source.weights, kind, variant))
-    target = network.shapes()
-    fit = pretrained.compare({k: v.shape for k, v in tensors.items()}, target, kind)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    fit = pretrained.compare(shapes, network.shapes(), kind)
+    used = {origin.name for origin in fit.origins.values()}
+    part = _part(folder, kind, network, fit.layout, [tensors[x].dtype for x in used])
     problems = [
         *(f"not in the model: {line}" for line in fit.unread),
         *(f"not in the weights: {line}" for line in fit.missing),
         *(f"twice in the weights: {line}" for line in fit.doubled),
         *(f"of another shape: {line}" for line in fit.differing),
     ]
-    used = {origin.name for origin in fit.origins.values()}
-    dtypes = Counter(tensors[name].dtype.name for name in used)
-    part = _part(folder, kind, network, target, fit.layout, dtypes, problems)
-    return part._replace(assumed=source.assumed)
+    return part._replace(assumed=source.assumed, problems=tuple(problems))
 
 
 def schedule(name: str | Path) -> str | None:
@@ -144,11 +137,11 @@ def schedule(name: str | Path) -> str | None:
             return None
     elif not any((path / place / file).is_file() for place in ("scheduler", ".")):
         return None
-    found = backbones.load_schedule(name)
-    first, last = found.alphas_cumprod[[0, -1]]
+    noise = backbones.load_schedule(name)
+    first, last = noise.alphas_cumprod[[0, -1]]
     return (
-        f"{len(found.alphas_cumprod)} noise levels, alphas_cumprod {first:.4g} to "
-        f"{last:.4g}, predicts {found.prediction_type}, spacing {found.spacing}"
+        f"{len(noise.alphas_cumprod)} noise levels, alphas_cumprod {first:.4g} to "
+        f"{last:.4g}, predicts {noise.prediction_type}, spacing {noise.spacing}"
     )
 
 
@@ -157,45 +150,31 @@ def _examine_pair(encoder: Path, decoder: Path, image_size: int | None) -> Part:
     states = [tiny_autoencoder.read_state(path) for path in (encoder, decoder)]
     config, _ = tiny_autoencoder.from_state(*states)
     network = networks.of("tiny_autoencoder", config.to_dict(), image_size)
-    dtypes = Counter(array.dtype.name for state in states for array in state.values())
-    target = network.shapes()
-    return _part("", "tiny_autoencoder", network, target, "original", dtypes, [])
+    dtypes = [array.dtype for state in states for array in state.values()]
+    return _part("", "tiny_autoencoder", network, "original", dtypes)
 
 
 def _part(
     folder: str,
     kind: str,
     network: networks.Network,
-    target: Params,
     layout: str,
-    dtypes: Mapping[str, int],
-    problems: Sequence[str],
+    dtypes: Sequence[np.dtype],
 ) -> Part:
+    shapes = network.shapes()
     calls = tuple(
-        Call(title, _count(network.module, method, target, inputs))
+        Call(
+            title,
+            flops.count(
+                functools.partial(network.module.apply, method=method or None),
+                {"params": shapes},
+                *inputs,
+            ),
+        )
         for (title, method), inputs in network.calls.items()
     )
-    return Part(
-        folder,
-        kind,
-        network.words,
-        layout,
-        target,
-        dict(dtypes),
-        "",
-        tuple(problems),
-        calls,
-    )
-
-
-def _count(module: nn.Module, method: str, shapes: Params, inputs: Any) -> flops.Count:
-    return flops.count(
-        lambda params, *inputs: module.apply(
-            {"params": params}, *inputs, method=method or None
-        ),
-        shapes,
-        *inputs,
-    )
+    names = Counter(dtype.name for dtype in dtypes)
+    return Part(folder, kind, network.words, layout, shapes, dict(names), calls)
 
 
 def _kinds_of_file(path: Path) -> list[str]:
@@ -211,22 +190,22 @@ def _kinds_of_file(path: Path) -> list[str]:
         raise UserError(
             f"{path} does not tell what it is; put the model's config.json beside it"
         )
-    return [_kind_of_config(pretrained.load_config(path.parent), path.parent)]
+    return [_kind_of(path.parent)]
 
 
-def _kind_of_config(config: Mapping[str, Any], where: Path) -> str:
-    """Tells a network by its class name; PyTorch's and Flax's are one."""
-    known = {}
-    for kind, layout in pretrained.KINDS.items():
-        known[networks.class_name(layout.identity)] = kind
-    known |= {
+def _kind_of(folder: Path) -> str:
+    """Tells a network by the class name in its config.json."""
+    known = {
+        networks.class_name(layout.identity): kind
+        for kind, layout in pretrained.KINDS.items()
+    } | {
         "CLIPTextModelWithProjection": "text_encoder",
         "CLIPVisionModel": "image_encoder",
     }
-    name = networks.class_name(config)
+    name = networks.class_name(pretrained.load_config(folder))
     if name not in known:
         raise UserError(
-            f"{where} holds a {name or 'model without a class name'}; known are "
+            f"{folder} holds a {name or 'model without a class name'}; known are "
             f"{sorted(known)}"
         )
     return known[name]

@@ -16,10 +16,10 @@ def read(
     """Builds `config_class` from the keys of a config.json.
 
     Args:
-      config_class: a dataclass whose field names are keys of the file.
-      raw: the parsed file; lists become tuples.
-      fixed: keys we know but do not vary -> the one value they may have.
-      ignored: keys that change nothing here; names starting with "_" always are.
+      config_class: A dataclass whose field names are keys of the file.
+      raw: The parsed file; lists become tuples.
+      fixed: Keys we know but do not vary -> the one value they may have.
+      ignored: Keys that change nothing here; names starting with "_" always are.
 
     Raises:
       UserError: a key is unknown, or a fixed key has another value.
@@ -46,11 +46,11 @@ def read(
 
 def write(config: Any, class_name: str, **extra: Any) -> dict[str, Any]:
     """Returns the dict of a config.json that `read` takes back; tuples become lists."""
-    fields = {
+    fields = {"_class_name": class_name, **dataclasses.asdict(config), **extra}
+    return {
         name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
+        for name, value in fields.items()
     }
-    return {"_class_name": class_name, **fields, **extra}
 
 
 def per_block(value: Any, num_blocks: int, name: str) -> tuple[Any, ...]:

@@ -9,7 +9,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from jaxanom.errors import UserError
 
@@ -36,7 +35,7 @@ def cache_directory() -> Path:
 
 def cached(name: str) -> Path | None:
     """Returns the snapshot of a hub name in the local cache, if there is one."""
-    repository, revision = _parts(name)
+    repository, revision = _split(name)
     folder = cache_directory() / f"models--{repository.replace('/', '--')}"
     reference = folder / "refs" / revision
     commit = reference.read_text().strip() if reference.is_file() else revision
@@ -46,55 +45,38 @@ def cached(name: str) -> Path | None:
 
 def resolve(
     name: str,
-    is_complete: Callable[[Path], bool] = lambda path: True,
-    patterns: Sequence[Sequence[str]] = ((),),
+    is_complete: Callable[[Path], bool],
+    patterns: Sequence[Sequence[str]],
 ) -> Path:
     """Returns a directory that holds what is wanted of a hub name.
 
     Args:
       name: "owner/name", or "owner/name@revision".
-      is_complete: says whether a directory holds it.
-      patterns: what to fetch, such as ["unet/*.json", "unet/*.safetensors"]; later
-        entries are tried where the earlier ones did not do. An empty one is everything.
+      is_complete: Says whether a directory holds it.
+      patterns: What to fetch, such as ["unet/*.json", "unet/*.safetensors"]; later
+        entries are tried where the earlier ones did not do.
 
     Raises:
       UserError: the hub refuses, or has no such files.
       ImportError: nothing is cached and `huggingface_hub` is not installed.
     """
-    found = cached(name)
-    if found is not None and is_complete(found):
-        return found
-    for wanted in patterns:
-        found = _download(name, wanted)
-        if is_complete(found):
-            return found
-    names = [pattern for wanted in patterns for pattern in wanted]
+    snapshot = cached(name)
+    if snapshot is not None and is_complete(snapshot):
+        return snapshot
+    for group in patterns:
+        snapshot = _download(name, group)
+        if is_complete(snapshot):
+            return snapshot
+    names = [pattern for group in patterns for pattern in group]
     raise UserError(f"{name} on the hub lacks what is wanted: none of {names} did")
 
 
-def _parts(name: str) -> tuple[str, str]:
+def _split(name: str) -> tuple[str, str]:
     repository, _, revision = name.partition("@")
     return repository, revision or "main"
 
 
 def _download(name: str, patterns: Sequence[str]) -> Path:
-    library = _library(name)
-    repository, revision = _parts(name)
-    try:
-        folder = library.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=list(patterns) or None,
-            cache_dir=cache_directory(),
-        )
-    except Exception as error:  # The library raises errors of many packages.
-        raise UserError(
-            f"{name!r} is no local path, and the hub did not give it: {error}"
-        ) from error
-    return Path(folder)
-
-
-def _library(name: str) -> Any:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -103,4 +85,16 @@ def _library(name: str) -> Any:
             "from the hub, pip install jaxanom[hf] (or huggingface_hub), or give the "
             "path of a directory that holds it"
         ) from error
-    return huggingface_hub
+    repository, revision = _split(name)
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=list(patterns),
+            cache_dir=cache_directory(),
+        )
+    except Exception as error:  # The library raises errors of many packages.
+        raise UserError(
+            f"{name!r} is no local path, and the hub did not give it: {error}"
+        ) from error
+    return Path(folder)

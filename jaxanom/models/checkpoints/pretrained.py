@@ -7,7 +7,7 @@ one tensor after the other is read, cast, turned into our order and placed.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from jaxanom import record, trees
 from jaxanom.errors import UserError
 from jaxanom.models.checkpoints import weight_files
 from jaxanom.models.checkpoints.formats import stored, weights
-from jaxanom.models.checkpoints.formats.stored import Computed, Stored
+from jaxanom.models.checkpoints.formats.stored import Computed
 from jaxanom.models.checkpoints.names import layouts
 from jaxanom.models.checkpoints.names.layouts import Origin
 from jaxanom.types import Params
@@ -27,9 +27,6 @@ from jaxanom.types import Params
 Kind = weight_files.Kind
 KINDS = weight_files.KINDS
 published_names = layouts.published_names
-Place = Callable[[str, np.ndarray], Any]
-
-_CONFIG_NAMES = {"scheduler": "scheduler_config.json"}
 FORMATS = ("safetensors", "flax")
 _SHOWN = weight_files.SHOWN
 
@@ -39,11 +36,11 @@ class Comparison(NamedTuple):
 
     Attributes:
       origins: {path in our tree: where it comes from}, for the leaves that fit.
-      layout: one of `layouts.LAYOUTS`.
-      unread: tensors that nobody wants.
-      missing: leaves that nobody fills.
-      doubled: leaves that two tensors fill.
-      differing: leaves whose tensor has another shape.
+      layout: One of `layouts.LAYOUTS`.
+      unread: Tensors that nobody wants.
+      missing: Leaves that nobody fills.
+      doubled: Leaves that two tensors fill.
+      differing: Leaves whose tensor has another shape.
     """
 
     origins: dict[str, Origin]
@@ -64,7 +61,7 @@ def compare(
 
     Args:
       shapes: {name in the file: shape}.
-      target, kind, ignore: as in `from_published`.
+      target, kind, ignore: As in `from_published`.
     """
     weight_files.kind_of(kind)
     leaves = {path: tuple(leaf.shape) for path, leaf in trees.flatten(target).items()}
@@ -76,48 +73,27 @@ def compare(
         for name, shape in shapes.items()
         if not any(pattern.fullmatch(name) for pattern in skipped)
     }
-    chosen, missing, doubled, differing, used = {}, [], [], [], set()
+    fit, used = Comparison({}, layout, [], [], [], []), set()
     for path, choices in layouts.origins(leaves, kind, layout).items():
         names = dict.fromkeys(origin.name for origin in choices)
-        found = [name for name in names if name in left]
-        used.update(found)
+        there = [name for name in names if name in left]
+        used.update(there)
         fitting = [
             origin for origin in choices if left.get(origin.name) == origin.shape
         ]
-        if not found:
-            missing.append(f"{' or '.join(names)} {choices[0].shape} for {path}")
-        elif len(found) > 1:
-            doubled.append(f"{' and '.join(found)} for {path}")
+        if not there:
+            line = f"{' or '.join(names)} {choices[0].shape} for {path}"
+            fit.missing.append(line)
+        elif len(there) > 1:
+            fit.doubled.append(f"{' and '.join(there)} for {path}")
         elif not fitting:
-            wanted = next(o.shape for o in choices if o.name == found[0])
-            differing.append(f"{found[0]} is {left[found[0]]}, {path} wants {wanted}")
+            (name,) = there
+            shape = next(origin.shape for origin in choices if origin.name == name)
+            fit.differing.append(f"{name} is {left[name]}, {path} wants {shape}")
         else:
-            chosen[path] = fitting[0]
-    unread = [f"{name} {shape}" for name, shape in left.items() if name not in used]
-    return Comparison(chosen, layout, unread, missing, doubled, differing)
-
-
-def plan(
-    shapes: Mapping[str, tuple[int, ...]],
-    target: Params,
-    kind: str,
-    ignore: Sequence[str] = (),
-) -> dict[str, str]:
-    """Returns {name in the file: path in our tree}, once everything matches.
-
-    Works on shapes alone, so a wrong file is refused before any weight is read. Where
-    one tensor fills several leaves (queries, keys and values), the last is named.
-
-    Args:
-      shapes: {name in the file: shape}.
-      target, kind, ignore: as in `from_published`.
-
-    Raises:
-      UserError: lists tensors nobody wants, leaves nobody fills, leaves that two
-        tensors fill, and shapes that differ, each with its shape.
-    """
-    found = _matched(shapes, target, kind, ignore)
-    return {origin.name: path for path, origin in found.items()}
+            fit.origins[path] = fitting[0]
+    fit.unread.extend(f"{name} {left[name]}" for name in left if name not in used)
+    return fit
 
 
 def from_published(
@@ -131,10 +107,10 @@ def from_published(
 
     Args:
       published: {name: array}, in any of `layouts.LAYOUTS`.
-      target: nested dict of anything with a shape, e.g. `jax.eval_shape` of our init.
-      kind: a key of `KINDS`.
-      dtype: floating leaves are cast to it; None keeps theirs.
-      ignore: regular expressions; tensors whose whole name matches one are left out on
+      target: Nested dict of anything with a shape, e.g. `networks.shapes` of a module.
+      kind: A key of `KINDS`.
+      dtype: Floating leaves are cast to it; None keeps theirs.
+      ignore: Regular expressions; tensors whose whole name matches one are left out on
         purpose (such as `vision_model.*` where only the text tower is wanted).
 
     Returns:
@@ -145,7 +121,7 @@ def from_published(
     """
     shapes = {name: tuple(np.shape(value)) for name, value in published.items()}
     flat = {}
-    for path, origin in _matched(shapes, target, kind, ignore).items():
+    for path, origin in match(shapes, target, kind, ignore).items():
         index, count = origin.part
         rows = np.asarray(published[origin.name])
         if count > 1:
@@ -158,8 +134,8 @@ def to_published(tree: Params, kind: str) -> dict[str, np.ndarray]:
     """Returns {published name: array} of our tree; `from_published` inverts it exactly.
 
     Args:
-      tree: nested dict of arrays, host or device.
-      kind: a key of `KINDS`.
+      tree: Nested dict of arrays, host or device.
+      kind: A key of `KINDS`.
     """
     return {name: np.asarray(leaf) for name, leaf in _outward(tree, kind).items()}
 
@@ -168,19 +144,17 @@ def load_config(directory: Path, component: str = "") -> dict[str, Any]:
     """Reads `<directory>/<component>/config.json`.
 
     Args:
-      directory: a saved pipeline, or with component "" a saved model.
-      component: "unet", "vae", "text_encoder", ... or ""; the file of "scheduler" is
-        `scheduler_config.json`.
+      directory: A saved pipeline, or with component "" a saved model.
+      component: "unet", "vae", "text_encoder", ... or "".
 
     Raises:
       UserError: the file is missing or is not a JSON object.
     """
     folder = Path(directory) / component
-    path = folder / _CONFIG_NAMES.get(component, "config.json")
+    path = folder / "config.json"
     if not path.is_file():
-        weight_file = "" if component in _CONFIG_NAMES else " and a .safetensors file"
         raise UserError(
-            f"{path} is missing; wanted {path.name}{weight_file} in {folder}; "
+            f"{path} is missing; wanted it and a .safetensors file in {folder}; "
             f"{weight_files.contents(folder)}"
         )
     config = record.read_json(path)
@@ -195,7 +169,7 @@ def load_params(
     target: Params,
     dtype: Any = np.float32,
     ignore: Sequence[str] = (),
-    place: Place | Sharding | Mapping[str, Any] | None = None,
+    place: Mapping[str, Any] | None = None,
     variant: str | None = None,
 ) -> dict[str, Any]:
     """Reads published weights into the shape of `target`, one tensor at a time.
@@ -204,17 +178,16 @@ def load_params(
     ones come first, so that the peak is little above the result.
 
     Args:
-      directory_or_file: the component's own directory (`<pipeline>/unet`), where the
+      directory_or_file: The component's own directory (`<pipeline>/unet`), where the
         kind's usual file is looked for, single before sharded; or a weight file or
         index of any name.
-      kind, target, dtype, ignore: as in `from_published`.
-      place: where each leaf goes as soon as it is read: a sharding for all, a tree of
-        shardings like `target` (`parallel.rules.shardings`), or a function of path and
-        host array; None leaves it on the host.
-      variant: such as "fp16", of the file's name.
+      kind, target, dtype, ignore: As in `from_published`.
+      place: Where each leaf goes as soon as it is read, a tree of shardings like
+        `target` (`parallel.rules.shardings`); None leaves it on the host.
+      variant: Such as "fp16" in the file's name.
 
     Returns:
-      Nested dict of what `place` returned, or of NumPy arrays.
+      Nested dict of arrays, on the devices or of NumPy.
 
     Raises:
       UserError: no weight file, a damaged one, or one of another model.
@@ -223,13 +196,19 @@ def load_params(
     tensors = weights.tensors(path)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     try:
-        found = _matched(shapes, target, kind, ignore)
-    except ValueError as error:
+        origins = match(shapes, target, kind, ignore)
+    except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    put = _placer(place, target)
-    flat: dict[str, Any] = dict.fromkeys(found)
-    for leaf in sorted(found, key=lambda leaf: -tensors[found[leaf].name].nbytes):
-        flat[leaf] = put(leaf, _fetch(tensors, found[leaf], dtype))
+    shardings = trees.flatten(place or {})
+    if place and shardings.keys() != origins.keys():
+        differing = sorted(shardings.keys() ^ origins.keys())
+        raise UserError(f"place and target differ in {differing[:5]}")
+    flat: dict[str, Any] = dict.fromkeys(origins)
+    for leaf in sorted(origins, key=lambda leaf: -tensors[origins[leaf].name].nbytes):
+        origin = origins[leaf]
+        rows = stored.read(tensors[origin.name], origin.part)
+        array = layouts.inward(weights.cast(rows, dtype, origin.name), origin)
+        flat[leaf] = _on_devices(array, shardings[leaf]) if place else array
     return trees.unflatten(flat)
 
 
@@ -246,14 +225,14 @@ def save_component(
     """Writes config.json and weights as the published classes' `from_pretrained` reads.
 
     Args:
-      directory: the pipeline's directory; the model's own if `component` is "".
-      component: the folder below it.
-      config: what config.json shall hold; the class name is added where it lacks one.
-      tree: our parameters, host or device; one leaf at a time is fetched.
-      kind: a key of `KINDS`.
+      directory: The pipeline's directory; the model's own if `component` is "".
+      component: The folder below it.
+      config: What config.json shall hold; the class name is added where it lacks one.
+      tree: Our parameters, host or device; one leaf at a time is fetched.
+      kind: A key of `KINDS`.
       dtype: float16 or bfloat16 for a smaller file; None keeps the tree's.
       format: "safetensors" for the PyTorch classes, "flax" for the Flax ones.
-      shard_bytes: the most bytes of one safetensors file; None writes one.
+      shard_bytes: The most bytes of one safetensors file; None writes one.
 
     Raises:
       UserError: an unknown format, a value that `dtype` cannot hold, or weights in
@@ -285,18 +264,24 @@ def _refuse_hidden(path: Path, kind: str) -> None:
             )
 
 
-def _matched(
+def match(
     shapes: Mapping[str, tuple[int, ...]],
     target: Params,
     kind: str,
-    ignore: Sequence[str],
+    ignore: Sequence[str] = (),
 ) -> dict[str, Origin]:
-    found = compare(shapes, target, kind, ignore)
+    """Returns where each leaf comes from, once everything fits; see `compare`.
+
+    Raises:
+      UserError: lists tensors nobody wants, leaves nobody fills, leaves that two
+        tensors fill, and shapes that differ, each with its shape.
+    """
+    fit = compare(shapes, target, kind, ignore)
     problems = {
-        "in the weights but not in the model": found.unread,
-        "in the model but not in the weights": found.missing,
-        "twice in the weights": found.doubled,
-        "of another shape": found.differing,
+        "in the weights but not in the model": fit.unread,
+        "in the model but not in the weights": fit.missing,
+        "twice in the weights": fit.doubled,
+        "of another shape": fit.differing,
     }
     if any(problems.values()):
         listed = "".join(_listing(*problem) for problem in problems.items())
@@ -304,26 +289,7 @@ def _matched(
             f"the weights are not those of this {kind}; check that its config.json "
             f"belongs to them{listed}"
         )
-    return found.origins
-
-
-def _fetch(tensors: Mapping[str, Stored], origin: Origin, dtype: Any) -> np.ndarray:
-    array = stored.read(tensors[origin.name], origin.part)
-    return layouts.inward(weights.cast(array, dtype, origin.name), origin)
-
-
-def _placer(place: Any, target: Params) -> Place:
-    if place is None:
-        return lambda path, array: array
-    if isinstance(place, Sharding):
-        return lambda path, array: _on_devices(array, place)
-    if isinstance(place, Mapping):
-        shardings = trees.flatten(place)
-        differing = sorted(shardings.keys() ^ trees.flatten(target).keys())
-        if differing:
-            raise UserError(f"place and target differ in {differing[:5]}")
-        return lambda path, array: _on_devices(array, shardings[path])
-    return place
+    return fit.origins
 
 
 def _on_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
@@ -344,9 +310,7 @@ def _outward(tree: Params, kind: str) -> dict[str, Computed]:
 
 def _outward_leaf(path: str, leaf: Any) -> Computed:
     leaf = leaf if hasattr(leaf, "dtype") else np.asarray(leaf)
-    axes = layouts.outward_axes(path, len(leaf.shape))
-    if axes is None:
-        return Computed(leaf.shape, leaf.dtype, lambda: np.asarray(leaf))
+    axes = layouts.outward_axes(path, len(leaf.shape)) or range(len(leaf.shape))
     shape = tuple(leaf.shape[axis] for axis in axes)
     return Computed(
         shape,
@@ -358,6 +322,7 @@ def _outward_leaf(path: str, leaf: Any) -> Computed:
 def _listing(title: str, items: Sequence[str]) -> str:
     if not items:
         return ""
-    shown = [f"\n  {item}" for item in items[:_SHOWN]]
-    more = [f"\n  ... and {len(items) - _SHOWN} more"] if len(items) > _SHOWN else []
-    return "".join([f"\n{len(items)} {title}:", *shown, *more])
+    lines = [f"\n{len(items)} {title}:", *(f"\n  {item}" for item in items[:_SHOWN])]
+    if len(items) > _SHOWN:
+        lines.append(f"\n  ... and {len(items) - _SHOWN} more")
+    return "".join(lines)

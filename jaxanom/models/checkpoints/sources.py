@@ -5,14 +5,16 @@ one, or a single file of weights. A single file in Stable Diffusion's or CLIP's 
 layout tells its config by its shapes; any other needs config.json beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxanom import record
 from jaxanom.errors import UserError
+from jaxanom.models import networks
 from jaxanom.models.checkpoints import hub, pretrained, weight_files
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import (
@@ -29,10 +31,10 @@ class Loading(NamedTuple):
     """How weights are read.
 
     Attributes:
-      dtype: floating leaves are cast to it; None keeps the file's.
+      dtype: Floating leaves are cast to it; None keeps the file's.
       variant: Which weight files are meant: "fp16" is `model.fp16.safetensors`.
-      hidden_act: activation of CLIP's towers; "" is the config's.
-      mesh: devices over which `parallel.rules` spreads each leaf as soon as it is read;
+      hidden_act: Activation of CLIP's towers; "" is the config's.
+      mesh: Devices over which `parallel.rules` spreads each leaf as soon as it is read;
         None leaves them on the host.
     """
 
@@ -45,24 +47,22 @@ class Loading(NamedTuple):
 PLAIN = Loading()
 
 
-def chosen(section: Mapping[str, Any]) -> Loading:
+def chosen(section: Any) -> Loading:
     """Returns how a section of a config wants weights to be read.
 
     Args:
-      section: `variant` and `clip_act` are read; a run's stored config may be older
-        than these keys.
+      section: A ConfigDict of which `variant` and `clip_act` are read.
 
     Raises:
       UserError: an activation that is not known.
     """
-    variant, hidden_act = section.get("variant", ""), section.get("clip_act", "")
     known = ("", *layers.ACTIVATIONS)
-    if hidden_act not in known:
+    if section.clip_act not in known:
         raise UserError(
-            f"config.model.clip_act={hidden_act!r}; choose one of {known}, where '' is "
-            "what the checkpoint says"
+            f"config.model.clip_act={section.clip_act!r}; choose one of {known}, where "
+            "'' is what the checkpoint says"
         )
-    return Loading(variant=variant, hidden_act=hidden_act)
+    return Loading(variant=section.variant, hidden_act=section.clip_act)
 
 
 # What tells of a checkpoint is fetched with any part of it, so that a snapshot that has
@@ -83,10 +83,10 @@ class Source(NamedTuple):
     """One network.
 
     Attributes:
-      config: its config.json, read or inferred.
-      weights: a directory with its weights, or the file itself.
-      assumed: what was taken to hold because no tensor tells it, in words.
-      hidden_act: activation of CLIP's towers; "" is the config's.
+      config: Its config.json, read or inferred.
+      weights: A directory with its weights, or the file itself.
+      assumed: What was taken to hold because no tensor tells it, in words.
+      hidden_act: Activation of CLIP's towers; "" is the config's.
     """
 
     config: dict[str, Any]
@@ -94,19 +94,22 @@ class Source(NamedTuple):
     assumed: str = ""
     hidden_act: str = ""
 
-    def read_config(self, from_dict: Callable[..., Any], *rest: Any) -> Any:
-        """Returns `from_dict(config, *rest)`, a CLIP's with the activation chosen.
+    def network(self, kind: str, image_size: int | None = None) -> networks.Network:
+        """Returns what the config describes, see `networks.of`.
 
         Raises:
-          UserError: refused; says where the config is and what it declares itself.
+          UserError: it was refused; says where the config is and what it declares.
         """
+        beside = self.weights / "preprocessor_config.json"
+        preprocessor = record.read_json(beside) if beside.is_file() else None
         try:
-            found = from_dict(self.config, *rest)
-        except ValueError as error:
-            kind = self.config.get("_class_name") or self.config.get("architectures")
-            declared = f", which declares {kind}" if kind else ""
+            return networks.of(
+                kind, self.config, image_size, preprocessor, self.hidden_act
+            )
+        except (ValueError, TypeError) as error:  # such as a word where a list belongs
+            name = self.config.get("_class_name") or self.config.get("architectures")
+            declared = f", which declares {name}" if name else ""
             raise UserError(f"config of {self.weights}{declared}: {error}") from error
-        return layers.with_activation(found, self.hidden_act)
 
 
 def find(
@@ -115,11 +118,11 @@ def find(
     """Finds one network of a checkpoint, fetching it from the hub if need be.
 
     Args:
-      name: a directory, a file, or a hub name.
-      folders: where the network may be in a directory, the likeliest first; "." is the
+      name: A directory, a file, or a hub name.
+      folders: Where the network may be in a directory, the likeliest first; "." is the
         directory itself.
-      kind: a key of `pretrained.KINDS`.
-      loading: its variant and activation are read.
+      kind: A key of `pretrained.KINDS`.
+      loading: Its variant and activation are read.
 
     Raises:
       UserError: nothing there, no config.json, or a single file of unknown sizes.
@@ -137,13 +140,14 @@ def find(
             *_DESCRIPTIONS,
             *(_below(f, pattern) for f in folders for pattern in _patterns(names)),
         ]
-        for names in _by_format(weight_files.candidates(kind, variant))
+        for names in weight_files.formats(kind, variant)
     ]
     path = _local(name, is_complete, groups)
     if path.is_file():
         config, assumed = _config_of_file(path, kind)
         return Source(config, path, "" if hidden_act else assumed, hidden_act)
-    folder = _folder(path, folders)
+    told = [name for name in folders if (path / name / "config.json").is_file()]
+    folder = (told or folders)[0]
     config = pretrained.load_config(path, folder)
     return Source(config, path / folder, hidden_act=hidden_act)
 
@@ -158,9 +162,9 @@ def read(
     """Reads a network's weights, each to where `loading` says.
 
     Args:
-      source: from `find`.
-      kind, target, ignore: as in `pretrained.load_params`.
-      loading: how.
+      source: What `find` returned.
+      kind, target, ignore: As in `pretrained.load_params`.
+      loading: How to read them.
 
     Raises:
       UserError: as `pretrained.load_params`.
@@ -181,11 +185,11 @@ def small_files(
     """Returns the directory (or file) that a name stands for, with its small files.
 
     Args:
-      name: as in `find`.
-      folders: where the files may be in a directory.
-      choices: sets of files, such as [("vocab.json", "merges.txt")], of which one at
+      name: As in `find`.
+      folders: Where the files may be in a directory.
+      choices: Sets of files, such as [("vocab.json", "merges.txt")], of which one at
         least is wanted whole, in one folder.
-      beside: files that are fetched with them where they are there.
+      beside: Files that are fetched with them where they are there.
     """
 
     def is_complete(snapshot: Path) -> bool:
@@ -196,8 +200,8 @@ def small_files(
         )
 
     files = dict.fromkeys([*(file for files in choices for file in files), *beside])
-    wanted = [_below(folder, file) for folder in folders for file in files]
-    return _local(name, is_complete, [[*_DESCRIPTIONS, *wanted]])
+    patterns = [_below(folder, file) for folder in folders for file in files]
+    return _local(name, is_complete, [[*_DESCRIPTIONS, *patterns]])
 
 
 def _local(
@@ -215,13 +219,6 @@ def _local(
         "'embedded', to a folder in diffusers' layout (unet/, vae/, text_encoder/, "
         "...), to a file of weights, or to a hub name like owner/name"
     )
-
-
-def _folder(path: Path, folders: Sequence[str]) -> str:
-    for folder in folders:
-        if (path / folder / "config.json").is_file():
-            return folder
-    return folders[0]
 
 
 def _config_of_file(path: Path, kind: str) -> tuple[dict[str, Any], str]:
@@ -246,19 +243,14 @@ def _config_of_file(path: Path, kind: str) -> tuple[dict[str, Any], str]:
 
 def _has_weights(folder: Path, kind: str, variant: str | None) -> bool:
     """Says whether what `weight_files.locate` finds there is whole, with its config."""
-    names = weight_files.candidates(kind, variant)
-    found = next((folder / name for name in names if (folder / name).is_file()), None)
-    if found is None or not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file():
         return False
-    return weights.is_whole(found)
+    files = [folder / name for name in weight_files.candidates(kind, variant)]
+    first = next((file for file in files if file.is_file()), None)
+    return first is not None and weights.is_whole(first)
 
 
-def _by_format(names: Sequence[str]) -> list[list[str]]:
-    """Groups a file with its index, so that one format is fetched and not all."""
-    return [list(names[i : i + 2]) for i in range(0, len(names), 2)]
-
-
-def _patterns(names: Sequence[str]) -> list[str]:
+def _patterns(names: tuple[str, str]) -> list[str]:
     single, index = names
     stem, dot, suffix = single.rpartition(".")
     return [single, index, f"{stem}-{_NUMBER}-of-{_NUMBER}{dot}{suffix}"]

@@ -16,10 +16,10 @@ class Kind(NamedTuple):
     """One published class: how its directory is laid out.
 
     Attributes:
-      stem: the weight file's name without `.safetensors`.
-      identity: what config.json must say for the class to be found; a config that
+      stem: The weight file's name without `.safetensors`.
+      identity: What config.json must say for the class to be found; a config that
         says otherwise keeps its own words.
-      torch_stem, flax_stem: the same for `.bin` and `.msgpack`.
+      torch_stem, flax_stem: The same for `.bin` and `.msgpack`.
     """
 
     stem: str
@@ -57,44 +57,44 @@ def kind_of(name: str) -> Kind:
     return KINDS[name]
 
 
-def candidates(kind: str, variant: str | None = None) -> list[str]:
-    """Lists the names a kind's weights may have in its directory, the best first.
+def formats(kind: str, variant: str | None = None) -> list[tuple[str, str]]:
+    """Lists the (file, index of shards) a kind's weights may be in, the best first.
 
     Args:
-      kind: a key of `KINDS`.
-      variant: such as "fp16"; None is the plain one.
+      kind: A key of `KINDS`.
+      variant: Such as "fp16"; None is the plain one.
     """
     layout = kind_of(kind)
     dotted = f".{variant}" if variant else ""
-    found = []
-    for stem, suffix in (
-        (layout.stem, ".safetensors"),
-        (layout.torch_stem, ".bin"),
-        (layout.flax_stem, ".msgpack"),
-    ):
-        found += [
-            f"{stem}{dotted}{suffix}",
-            f"{stem}{suffix}.index{dotted}.json",
-        ]
-    return found
+    return [
+        (f"{stem}{dotted}{suffix}", f"{stem}{suffix}.index{dotted}.json")
+        for stem, suffix in (
+            (layout.stem, ".safetensors"),
+            (layout.torch_stem, ".bin"),
+            (layout.flax_stem, ".msgpack"),
+        )
+    ]
+
+
+def candidates(kind: str, variant: str | None = None) -> list[str]:
+    """Lists all names of `formats`, in order."""
+    return [name for names in formats(kind, variant) for name in names]
 
 
 def locate(path: Path, kind: str, variant: str | None = None) -> Path:
     """Finds the weight file, or index, of a component's directory.
 
     Args:
-      path: the directory; a file stands for itself.
-      kind, variant: as in `candidates`.
+      path: The directory; a file stands for itself.
+      kind, variant: As in `formats`.
 
     Raises:
       UserError: no weights are there; the message says what is.
     """
     names = candidates(kind, variant)
-    if path.is_file():
-        return path
-    for name in names:
-        if (path / name).is_file():
-            return path / name
+    for file in (path, *(path / name for name in names)):
+        if file.is_file():
+            return file
     which, hint = (
         (f"{kind} weights of variant {variant!r}", "the plain files are variant=''")
         if variant

@@ -24,8 +24,8 @@ def with_activation(config: Any, hidden_act: str) -> Any:
     """Returns a config with another activation in its towers; "" keeps what it is.
 
     Args:
-      config: a `clip.TextConfig`, `VisionConfig`, or `ClipConfig` of both.
-      hidden_act: a key of `ACTIVATIONS`, or "".
+      config: A `towers.TextConfig`, `VisionConfig`, or `ClipConfig` of both.
+      hidden_act: A key of `ACTIVATIONS`, or "".
     """
     if not hidden_act:
         return config
@@ -54,7 +54,8 @@ class TextModel(nn.Module):
     def __call__(self, token_embeddings: Array, return_layers: tuple[int, ...]):
         """Adds positions and encodes under the causal mask."""
         hidden = self.embeddings(token_embeddings)
-        bias = causal_bias(hidden.shape[1])
+        allowed = jnp.tril(jnp.ones((hidden.shape[1],) * 2, bool))
+        bias = jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)[None, None]
         hidden, kept = self.encoder(hidden.astype(self.dtype), bias, return_layers)
         return self.final_layer_norm(hidden), kept
 
@@ -66,13 +67,9 @@ class TextEmbeddings(nn.Module):
 
     def setup(self):
         """Names the tables as the parameter tree does."""
-        width, init = self.config.hidden_size, _normal(0.02)
-        self.token_embedding = nn.Embed(
-            self.config.vocab_size, width, embedding_init=init
-        )
-        self.position_embedding = nn.Embed(
-            self.config.max_position_embeddings, width, embedding_init=init
-        )
+        config = self.config
+        self.token_embedding = _table(config.vocab_size, config)
+        self.position_embedding = _table(config.max_position_embeddings, config)
 
     def __call__(self, token_embeddings: Array) -> Array:
         """[B, L, D] -> [B, L, D] float32 with positions added."""
@@ -137,9 +134,8 @@ class VisionEmbeddings(nn.Module):
             dtype=self.dtype,
             kernel_init=_normal(0.02),
         )
-        self.position_embedding = nn.Embed(
-            (config.image_size // patch) ** 2 + 1, width, embedding_init=_normal(0.02)
-        )
+        num_positions = (config.image_size // patch) ** 2 + 1
+        self.position_embedding = _table(num_positions, config)
 
     def __call__(self, image: Array) -> Array:
         """[B, H, W, 3] in [0, 1] -> [B, 1 + N, D] float32."""
@@ -155,8 +151,7 @@ class VisionEmbeddings(nn.Module):
             raise UserError(
                 f"image has dtype {image.dtype}; wanted float in [0, 1] (divide by 255)"
             )
-        mean, std = (jnp.asarray(x) for x in (config.image_mean, config.image_std))
-        patches = self.patch_embedding((image - mean) / std)  # [B, h, w, D]
+        patches = self.patch_embedding(standardise(image, config))  # [B, h, w, D]
         grid = patches.shape[1:3]
         patches = patches.reshape(image.shape[0], -1, config.hidden_size)  # [B, N, D]
         table = self.position_embedding.embedding
@@ -191,8 +186,7 @@ class Layers(nn.Module):
     def __call__(self, hidden: Array, bias: Array | None, return_layers):
         """[B, S, D] -> [B, S, D] and the states after `return_layers`."""
         num_layers = self.config.num_hidden_layers
-        wrong = [i for i in return_layers if not 0 <= i <= num_layers]
-        if wrong:
+        if wrong := [i for i in return_layers if not 0 <= i <= num_layers]:
             raise UserError(
                 f"return_layers has {wrong}; layers are 0 (embedding) to {num_layers}"
             )
@@ -231,17 +225,15 @@ class SelfAttention(nn.Module):
     def __call__(self, hidden: Array, bias: Array | None) -> Array:
         """[B, S, D], additive bias [1, 1, S, S] -> [B, S, D]."""
         width, num_heads = self.config.hidden_size, self.config.num_attention_heads
-        std_in, std_out = _attention_stds(self.config)
+        std_in, std_out = _residual_stds(self.config)
         query, key, value = (
-            nn.Dense(width, dtype=self.dtype, kernel_init=_normal(std_in), name=name)(
-                hidden
-            ).reshape(*hidden.shape[:2], num_heads, width // num_heads)
+            _dense(width, std_in, name, self.dtype)(hidden).reshape(
+                *hidden.shape[:2], num_heads, width // num_heads
+            )
             for name in ("q_proj", "k_proj", "v_proj")
         )  # [B, S, H, D / H] each
         mixed = attention.dot_product(query, key, value, bias).reshape(hidden.shape)
-        return nn.Dense(
-            width, dtype=self.dtype, kernel_init=_normal(std_out), name="out_proj"
-        )(mixed)
+        return _dense(width, std_out, "out_proj", self.dtype)(mixed)
 
 
 class Mlp(nn.Module):
@@ -253,18 +245,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, hidden: Array) -> Array:
         """[B, S, D] -> [B, S, D]."""
-        width = self.config.hidden_size
-        hidden = nn.Dense(
-            self.config.intermediate_size,
-            dtype=self.dtype,
-            kernel_init=_normal((2 * width) ** -0.5),
-            name="fc1",
-        )(hidden)
-        hidden = ACTIVATIONS[self.config.hidden_act](hidden)
-        std, _ = _attention_stds(self.config)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=_normal(std), name="fc2")(
-            hidden
-        )
+        config, width = self.config, self.config.hidden_size
+        std_in, std_out = (2 * width) ** -0.5, _residual_stds(config)[0]
+        hidden = _dense(config.intermediate_size, std_in, "fc1", self.dtype)(hidden)
+        hidden = ACTIVATIONS[config.hidden_act](hidden)
+        return _dense(width, std_out, "fc2", self.dtype)(hidden)
 
 
 def projection(config: Any) -> nn.Dense:
@@ -276,10 +261,10 @@ def projection(config: Any) -> nn.Dense:
     )
 
 
-def causal_bias(length: int) -> Array:
-    """Returns [1, 1, L, L] float32: 0 up to the diagonal, hugely negative after it."""
-    allowed = jnp.tril(jnp.ones((length, length), bool))
-    return jnp.where(allowed, 0.0, jnp.finfo(jnp.float32).min)[None, None]
+def standardise(image: Array, config: Any) -> Array:
+    """Returns pixels in [0, 1] minus the config's mean, divided by its spread."""
+    mean, std = (jnp.asarray(x) for x in (config.image_mean, config.image_std))
+    return (image - mean) / std
 
 
 def _layer_norm(config: Any, name: str | None = None) -> nn.LayerNorm:
@@ -292,11 +277,18 @@ def _layer_norm(config: Any, name: str | None = None) -> nn.LayerNorm:
     )
 
 
-def _normal(std: float) -> nn.initializers.Initializer:
-    return nn.initializers.normal(std)
+_normal = nn.initializers.normal
 
 
-def _attention_stds(config: Any) -> tuple[float, float]:
+def _table(num_rows: int, config: Any) -> nn.Embed:
+    return nn.Embed(num_rows, config.hidden_size, embedding_init=_normal(0.02))
+
+
+def _dense(width: int, std: float, name: str, dtype: Any) -> nn.Dense:
+    return nn.Dense(width, dtype=dtype, kernel_init=_normal(std), name=name)
+
+
+def _residual_stds(config: Any) -> tuple[float, float]:
     """Initial spreads into and out of a residual branch (released CLIP code)."""
     width = config.hidden_size**-0.5
     return width * (2 * config.num_hidden_layers) ** -0.5, width

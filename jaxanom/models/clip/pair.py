@@ -1,6 +1,5 @@
 """Any CLIP, transformer or residual, as two feature functions and their weights."""
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.errors import UserError
-from jaxanom.models import backbones
+from jaxanom.models import backbones, networks
 from jaxanom.models.checkpoints import pretrained, sources, weight_files
 from jaxanom.models.checkpoints.formats import weights
-from jaxanom.models.clip import resnet, towers
+from jaxanom.models.checkpoints.names import openai_clip
+from jaxanom.models.clip import layers, resnet, towers
 from jaxanom.models.clip.tokenizer import Tokenizer
 from jaxanom.types import Array, Params
 
@@ -25,13 +25,13 @@ class ClipPair(NamedTuple):
     """Both towers.
 
     Attributes:
-      text_config: sizes of the text tower.
+      text_config: Sizes of the text tower.
       text_params: Parameters of `towers.TextTower`.
       image_params: Parameters of the image tower.
-      encode_image: normalised features of images.
-      logit_scale: log of the temperature, a float32 scalar.
+      encode_image: Normalised features of images.
+      logit_scale: Log of the temperature, a float32 scalar.
       feature_width: v.
-      tokenizer: that the text tower was trained with.
+      tokenizer: The one that the text tower was trained with.
     """
 
     text_config: towers.TextConfig
@@ -54,23 +54,17 @@ def load(
       directory: "embedded", a directory in transformers' layout (`clip/` or itself), or
         one with a weight file of a residual CLIP under its authors' names.
       dtype: What matrix products in the image tower compute in.
-      loading: variant and activation of the weights.
+      loading: Variant and activation of the weights.
 
     Raises:
       UserError: there is no CLIP, or no tokenizer that fits it.
     """
     residual = _residual_file(directory, loading.variant)
-    if residual:
-        found = _open_residual(residual, loading.hidden_act)
-    else:
-        found = _open_transformer(directory, loading)
-    text_config, text_params, module, image_params, scale = found
-    tokenizer = backbones.load_tokenizer(directory)
-    if tokenizer.vocab_size > text_config.vocab_size:
-        raise UserError(
-            f"the tokenizer of {directory} has {tokenizer.vocab_size} ids and its text "
-            f"tower {text_config.vocab_size}; use the one the tower was trained with"
-        )
+    text_config, text_params, module, image_params, scale = (
+        _open_residual(residual, loading.hidden_act)
+        if residual
+        else _open_transformer(directory, loading)
+    )
     return ClipPair(
         text_config=text_config,
         text_params=text_params,
@@ -78,7 +72,7 @@ def load(
         encode_image=encoder(module.clone(dtype=dtype)),
         logit_scale=jnp.asarray(scale, jnp.float32),
         feature_width=text_config.projection_dim,
-        tokenizer=tokenizer,
+        tokenizer=backbones.tokenizer_for(text_config, directory),
     )
 
 
@@ -86,8 +80,8 @@ def encoder(module: towers.ImageTower | resnet.ResNetTower) -> EncodeImage:
     """Returns normalised features of an image tower."""
 
     def encode(params: Params, image: Array) -> tuple[Array, Array]:
-        found = module.apply({"params": params}, image)
-        tokens = found.patch_tokens
+        output = module.apply({"params": params}, image)
+        tokens = output.patch_tokens
         if isinstance(module, towers.ImageTower):
             patch = module.config.patch_size
             tokens = module.apply({"params": params}, tokens, method="project_tokens")
@@ -95,42 +89,43 @@ def encoder(module: towers.ImageTower | resnet.ResNetTower) -> EncodeImage:
             patch = 32
         grid = (image.shape[1] // patch, image.shape[2] // patch)
         tokens = towers.normalise(tokens).reshape(image.shape[0], *grid, -1)
-        return towers.normalise(found.image_features), tokens
+        return towers.normalise(output.image_features), tokens
 
     return encode
 
 
 def _open_transformer(directory: str | Path, loading: sources.Loading):
     tower = backbones.load_clip(directory, loading)
-    config, params = tower.module.config, tower.params
-    width = {"projection_dim": config.projection_dim}
-    text_config = dataclasses.replace(config.text_config, **width)
-    image = towers.ImageTower(dataclasses.replace(config.vision_config, **width))
+    params = tower.params
+    text_config, image_config = tower.module.config.towers()
     text_params = {key: params[key] for key in ("text_model", "text_projection")}
     image_params = {key: params[key] for key in ("vision_model", "visual_projection")}
+    image = towers.ImageTower(image_config)
     return text_config, text_params, image, image_params, params["logit_scale"]
 
 
 def _residual_file(directory: str | Path, variant: str | None) -> Path | None:
     """Returns the weight file of a residual CLIP, None where there is another one."""
-    if str(directory) == "embedded" or not Path(directory).expanduser().is_dir():
+    folder = Path(directory).expanduser()
+    if str(directory) == "embedded" or not folder.is_dir():
         return None
     try:
-        path = weight_files.locate(Path(directory).expanduser(), "clip", variant)
-    except ValueError:
+        path = weight_files.locate(folder, "clip", variant)
+    except UserError:
         return None
     return path if resnet.recognises(weights.shapes(path)) else None
 
 
 def _open_residual(path: Path, hidden_act: str):
     state = weights.read(path, np.float32)
-    image_config = resnet.config_from_published(state)
-    image_params = resnet.params_from_published(state)
-    text_config = resnet.text_config_from_published(state, hidden_act)
-    shapes = backbones.abstract(
-        towers.TextTower(text_config), np.zeros((1, 2), np.int32)
+    text_config = towers.TextConfig.from_dict(
+        openai_clip.text_config({name: array.shape for name, array in state.items()})
+        | {"projection_dim": state["text_projection"].shape[1]}
     )
+    text_config = layers.with_activation(text_config, hidden_act)
+    shapes = networks.shapes(towers.TextTower(text_config))
     others = (r"visual\..*", "logit_scale")
     text_params = pretrained.from_published(state, shapes, "clip", ignore=others)
-    image = resnet.ResNetTower(image_config)
+    image = resnet.ResNetTower(resnet.config_from_published(state))
+    image_params = resnet.params_from_published(state)
     return text_config, text_params, image, image_params, state["logit_scale"]

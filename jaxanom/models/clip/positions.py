@@ -13,7 +13,7 @@ def resize(table: Array, grid: tuple[int, int], antialias: bool = False) -> Arra
 
     Args:
       table: [g * g, D], the stored positions without that of the class token.
-      grid: rows and columns wanted; (g, g) returns the table itself.
+      grid: Rows and columns wanted; (g, g) returns the table itself.
       antialias: False is torch's bicubic (a = -0.75, edges repeated), as in
         transformers; True its antialiased form (a = -0.5, renormalised at edges).
 

@@ -10,6 +10,7 @@ copied or written to, neither under `vmap` nor in the backward pass.
     tower.apply({"params": params}, **prompt._asdict())
 """
 
+import itertools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -75,7 +76,7 @@ def parse(
     are cut at places, so "{name}s" is the name and the word "s".
 
     Args:
-      template: words and places.
+      template: Words and places.
       num_vectors: N, rows of the prompt vectors.
       words: `Tokenizer.words`.
 
@@ -96,12 +97,12 @@ def parse(
 
 
 def _run(place: str, num_vectors: int) -> range:
-    found = re.fullmatch(r"\{(\d+)(?::(\d+))?\}", place)
+    ends = re.fullmatch(r"\{(\d+)(?::(\d+))?\}", place)
     if place == "{vectors}":
         run = range(num_vectors)
-    elif found:
-        start = int(found[1])
-        run = range(start, start + 1 if found[2] is None else int(found[2]))
+    elif ends:
+        start = int(ends[1])
+        run = range(start, start + 1 if ends[2] is None else int(ends[2]))
     else:
         raise UserError(
             f"place {place} is unknown; use {NAME}, {{vectors}}, {{2}} or {{0:4}}"
@@ -121,9 +122,9 @@ def make_layout(
     """Lays out one sentence per class: start, template, end, padding.
 
     Args:
-      template: from `parse`, or by hand.
-      names: token ids of K class names, as `Tokenizer.words` gives them.
-      special: a `Tokenizer`.
+      template: From `parse`, or by hand.
+      names: Token ids of K class names, as `Tokenizer.words` gives them.
+      special: A `Tokenizer`.
       num_vectors: N; None is one more than the largest vector of the template.
       length: L; None is the longest sentence. The tower is causal and read at the end
         token, so columns after it cost time and change no feature; the last hidden
@@ -135,7 +136,11 @@ def make_layout(
     Raises:
       UserError: a sentence is longer than `length`, or a vector is outside N.
     """
-    rows = [_fill(template, name, special) for name in names]
+    rows = []
+    for name in names:
+        pieces = [name if piece == NAME else [piece] for piece in template]
+        words = itertools.chain.from_iterable(pieces)
+        rows.append([special.bos_id, *words, special.eos_id])
     if not rows:
         raise UserError("names is empty; give the tokens of one class name at least")
     longest = max(len(row) for row in rows)
@@ -150,11 +155,11 @@ def make_layout(
     for line, row in zip(codes, rows, strict=True):
         line[: len(row)] = row
     slots = np.where(codes < 0, ~codes, -1)
-    wanted = int(slots.max()) + 1
-    num_vectors = wanted if num_vectors is None else num_vectors
-    if wanted > num_vectors:
+    last = int(slots.max())
+    num_vectors = last + 1 if num_vectors is None else num_vectors
+    if last >= num_vectors:
         raise UserError(
-            f"the template uses prompt vector {wanted - 1}, num_vectors={num_vectors}"
+            f"the template uses prompt vector {last}, num_vectors={num_vectors}"
         )
     return Layout(
         input_ids=np.where(codes < 0, special.pad_id, codes),
@@ -162,13 +167,6 @@ def make_layout(
         eos_positions=np.array([len(row) - 1 for row in rows], np.int32),
         num_vectors=num_vectors,
     )
-
-
-def _fill(template: Template, name: Sequence[int], special: SpecialIds) -> list[int]:
-    row = [special.bos_id]
-    for piece in template:
-        row += name if piece == NAME else [piece]
-    return [*row, special.eos_id]
 
 
 def assemble(layout: Layout, table: Array, prompt_vectors: Array) -> Prompt:
@@ -179,7 +177,7 @@ def assemble(layout: Layout, table: Array, prompt_vectors: Array) -> Prompt:
     over layout and vectors, or over vectors alone.
 
     Args:
-      layout: over [..., L].
+      layout: Sentences [..., L].
       table: [V, D], the tower's `embeddings/token_embedding/embedding`.
       prompt_vectors: [N, D] or [P, N, D], any number of leading axes.
 

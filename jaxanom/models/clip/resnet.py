@@ -18,7 +18,6 @@ from flax import linen as nn
 from jaxanom import trees
 from jaxanom.errors import UserError
 from jaxanom.models.clip import layers as clip_layers
-from jaxanom.models.clip import towers
 from jaxanom.models.ops import attention
 from jaxanom.types import Array, Params
 
@@ -52,11 +51,6 @@ class ResNetConfig:
                 f"{32 * self.width} none of num_heads={self.num_heads}"
             )
 
-    @property
-    def final_width(self) -> int:
-        """Channels of the grid that is pooled."""
-        return self.width * 32
-
 
 class ResNetOutput(NamedTuple):
     """What the tower says of B images.
@@ -86,13 +80,12 @@ class ResNetTower(nn.Module):
         Raises:
           UserError: a size other than `config.image_size`, or integers.
         """
-        config, size = self.config, self.config.image_size
+        size = self.config.image_size
         if image.shape[1:] != (size, size, 3):
             raise UserError(f"image {image.shape}; wanted [B, {size}, {size}, 3]")
         if not jnp.issubdtype(image.dtype, jnp.floating):
             raise UserError(f"image has dtype {image.dtype}; wanted float in [0, 1]")
-        mean, std = (jnp.asarray(x) for x in (config.image_mean, config.image_std))
-        return self.visual((image - mean) / std)
+        return self.visual(clip_layers.standardise(image, self.config))
 
     def encode(self, pixels: Array) -> ResNetOutput:
         """The same of pixels [B, H, W, 3] that are normalised already."""
@@ -117,14 +110,8 @@ class Trunk(nn.Module):
             x = nn.relu(BatchNorm(config.norm_eps, name=f"bn{number}")(x))
         x = nn.avg_pool(x, (2, 2), (2, 2))
         for stage, depth in enumerate(config.layers):
-            x = Stage(
-                config,
-                width * 2**stage,
-                depth,
-                1 + (stage > 0),
-                self.dtype,
-                name=f"layer{stage + 1}",
-            )(x)
+            sizes = width * 2**stage, depth, 1 + (stage > 0)
+            x = Stage(config, *sizes, self.dtype, name=f"layer{stage + 1}")(x)
         return AttentionPool(config, self.dtype, name="attnpool")(x)
 
 
@@ -141,10 +128,8 @@ class Stage(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, h, w, C] -> [B, h / stride, w / stride, 4 planes]."""
         for number in range(self.depth):
-            stride = self.stride if number == 0 else 1
-            x = Bottleneck(
-                self.config, self.planes, stride, self.dtype, name=str(number)
-            )(x)
+            sizes = self.planes, self.stride if number == 0 else 1
+            x = Bottleneck(self.config, *sizes, self.dtype, name=str(number))(x)
         return x
 
 
@@ -185,14 +170,9 @@ class BatchNorm(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[..., C] -> [..., C]."""
         ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        inits = {"scale": ones, "bias": zeros, "mean": zeros, "var": ones}
         scale, bias, mean, var = (
-            self.param(name, init, (x.shape[-1],))
-            for name, init in (
-                ("scale", ones),
-                ("bias", zeros),
-                ("mean", zeros),
-                ("var", ones),
-            )
+            self.param(name, init, (x.shape[-1],)) for name, init in inits.items()
         )
         factor = scale / jnp.sqrt(var + self.epsilon)
         return (x * factor + (bias - mean * factor)).astype(x.dtype)
@@ -221,9 +201,8 @@ class AttentionPool(nn.Module):
             nn.Dense(width, dtype=self.dtype, name=name)(tokens).reshape(heads)
             for name in ("q_proj", "k_proj", "v_proj")
         )
-        logits = attention.products("bqhd,bkhd->bhqk", query, key)
-        weights = nn.softmax(logits * heads[-1] ** -0.5).astype(value.dtype)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(tokens.shape)
+        mixed = attention.dot_product(query, key, value, implementation="matmul")
+        mixed = mixed.reshape(tokens.shape)
         out = nn.Dense(config.projection_dim, dtype=self.dtype, name="c_proj")(mixed)
         out = out.astype(jnp.promote_types(out.dtype, jnp.float32))
         return ResNetOutput(out[:, 0], out[:, 1:])
@@ -263,19 +242,12 @@ def config_from_published(
 
     Args:
       state: {published name: array}.
-      **known: sizes that no tensor shows: `num_heads` (released towers have 64
+      **known: Sizes that no tensor shows: `num_heads` (released towers have 64
         channels a head), `image_mean`, `image_std`.
     """
-    depths = tuple(
-        len(
-            {
-                name.split(".")[2]
-                for name in state
-                if name.startswith(f"visual.layer{n}.")
-            }
-        )
-        for n in (1, 2, 3, 4)
-    )
+    layers = (name for name in state if name.startswith("visual.layer"))
+    stages = [stage for stage, _ in {tuple(name.split(".")[1:3]) for name in layers}]
+    depths = tuple(stages.count(f"layer{n}") for n in (1, 2, 3, 4))
     width = state["visual.layer1.0.conv1.weight"].shape[0]
     tokens = state["visual.attnpool.positional_embedding"].shape[0]
     return ResNetConfig(
@@ -285,36 +257,6 @@ def config_from_published(
         image_size=32 * round((tokens - 1) ** 0.5),
         **{"num_heads": max(width * 32 // 64, 1), **known},
     )
-
-
-def text_config_from_published(
-    state: Mapping[str, np.ndarray], hidden_act: str = ""
-) -> towers.TextConfig:
-    """Reads the sizes of the text tower beside it; its heads have 64 channels.
-
-    Args:
-      state: {published name: array}.
-      hidden_act: its activation, which no tensor shows; "" is OpenAI's, quick_gelu.
-    """
-    vocabulary, width = state["token_embedding.weight"].shape
-    layers = {
-        name.split(".")[2]
-        for name in state
-        if name.startswith("transformer.resblocks.")
-    }
-    config = towers.TextConfig(
-        vocab_size=vocabulary,
-        hidden_size=width,
-        intermediate_size=state["transformer.resblocks.0.mlp.c_fc.weight"].shape[0],
-        projection_dim=state["text_projection"].shape[1],
-        num_hidden_layers=len(layers),
-        num_attention_heads=max(width // 64, 1),
-        max_position_embeddings=state["positional_embedding"].shape[0],
-        bos_token_id=vocabulary - 2,
-        eos_token_id=vocabulary - 1,
-        pad_token_id=0,
-    )
-    return clip_layers.with_activation(config, hidden_act)
 
 
 def params_from_published(state: Mapping[str, np.ndarray]) -> Params:

@@ -46,26 +46,25 @@ def cut(layout: prompts.Layout) -> Cut:
     ends = np.asarray(layout.eos_positions)
     alike = (ids == ids[:1]).all(0) & (slots == slots[:1]).all(0)
     length = int(np.argmin(np.append(alike, False)))
-    length = min(length, int(ends.min()))
-    last = int(ends.max()) + 1
+    return _cut_at(layout, min(length, int(ends.min())), int(ends.max()) + 1)
+
+
+def whole(layout: prompts.Layout) -> Cut:
+    """The plain form: nothing is shared, and every column is encoded."""
+    return _cut_at(layout, 0, None)
+
+
+def _cut_at(layout: prompts.Layout, length: int, last: int | None) -> Cut:
+    ids, slots = np.asarray(layout.input_ids), np.asarray(layout.slots)
     prefix = layout.replace(
         input_ids=ids[0, :length], slots=slots[0, :length], eos_positions=np.int32(0)
     )
     suffix = layout.replace(
         input_ids=ids[:, length:last],
         slots=slots[:, length:last],
-        eos_positions=(ends - length).astype(np.int32),
+        eos_positions=(np.asarray(layout.eos_positions) - length).astype(np.int32),
     )
     return Cut(prefix, suffix)
-
-
-def whole(layout: prompts.Layout) -> Cut:
-    """The plain form: nothing is shared, and every column is encoded."""
-    ids, slots = np.asarray(layout.input_ids), np.asarray(layout.slots)
-    prefix = layout.replace(
-        input_ids=ids[0, :0], slots=slots[0, :0], eos_positions=np.int32(0)
-    )
-    return Cut(prefix, layout)
 
 
 def text_features(
@@ -79,8 +78,8 @@ def text_features(
 
     Args:
       params: Parameters of `towers.TextTower`, projection included.
-      config: its sizes.
-      parts: from `cut` or `whole`.
+      config: Its sizes.
+      parts: What `cut` or `whole` returned.
       prompt_vectors: [P, N, D].
       dtype: What matrix products compute in.
 
@@ -125,7 +124,7 @@ def encode(
     """Runs all layers over beginnings and ends.
 
     Args:
-      params, config, dtype: as in `text_features`.
+      params, config, dtype: As in `text_features`.
       first: [P, L0, D] with positions; L0 may be 0.
       rest: [P, K, L1, D] with positions.
 
@@ -162,19 +161,17 @@ def _qkv(layer: Params, hidden: Array, config: towers.TextConfig, dtype: Any):
 
 def _over_one(query: Array, key: Array, value: Array) -> Array:
     """Causal attention of [P, L0, H, d] to itself: [P, L0, H d]."""
-    logits = _logits("pqhd,pkhd->phqk", query, key)
-    weights = jax.nn.softmax(logits + _causal(query.shape[1], logits.dtype), -1)
-    mixed = jnp.einsum("phqk,pkhd->pqhd", weights.astype(value.dtype), value)
+    bias = _causal(query.shape[1])[None, None]
+    mixed = attention.dot_product(query, key, value, bias)
     return mixed.reshape(*mixed.shape[:2], -1)
 
 
 def _over_both(own: tuple[Array, Array, Array], key: Array, value: Array) -> Array:
-    """Attention of ends [P, K, L1, H, d] to all of their beginning and, causally, to
-    themselves: [P, K, L1, H d]."""
+    """Attention of ends [P, K, L1, H, d] to their beginning and, causally, to them."""
     query, own_key, own_value = own
     before = _logits("pcqhd,pkhd->pchqk", query, key)  # [P, K, H, L1, L0]
     among = _logits("pcqhd,pckhd->pchqk", query, own_key)  # [P, K, H, L1, L1]
-    among = among + _causal(query.shape[2], among.dtype)
+    among = among + _causal(query.shape[2])
     weights = jax.nn.softmax(jnp.concatenate([before, among], -1), -1)
     to_first, to_own = jnp.split(weights.astype(value.dtype), [key.shape[1]], axis=-1)
     mixed = jnp.einsum("pchqk,pkhd->pcqhd", to_first, value)
@@ -186,10 +183,9 @@ def _logits(equation: str, query: Array, key: Array) -> Array:
     return attention.products(equation, query, key) * query.shape[-1] ** -0.5
 
 
-def _causal(length: int, dtype: Any) -> Array:
-    return jnp.where(jnp.tril(jnp.ones((length, length), bool)), 0.0, -jnp.inf).astype(
-        dtype
-    )
+def _causal(length: int) -> Array:
+    allowed = jnp.tril(jnp.ones((length, length), bool))
+    return jnp.where(allowed, 0.0, -jnp.inf).astype(jnp.float32)
 
 
 def _mlp(layer: Params, hidden: Array, config: towers.TextConfig, dtype: Any) -> Array:

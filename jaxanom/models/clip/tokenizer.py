@@ -28,24 +28,23 @@ _CONFIG, _SPECIAL = "tokenizer_config.json", "special_tokens_map.json"
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Text to token ids.
 
     Attributes:
-      vocab_size: number of ids.
-      bos_id, eos_id, pad_id: start, end and padding.
+      vocab_size: Number of ids.
+      bos_id, eos_id, pad_id: Start, end and padding.
     """
 
-    def __init__(self, directory: str | Path, pad_id: int | None = None):
+    def __init__(self, directory: str | Path):
         """Reads `vocab.json` and `merges.txt`, else `tokenizer.json`, of a directory.
 
         Args:
-          directory: as transformers' CLIPTokenizer saves it.
-          pad_id: None is the pad token that `special_tokens_map.json` or
-            `tokenizer_config.json` names, and the end token where none does.
+          directory: As transformers' CLIPTokenizer saves it. Padding is the pad token
+            that `special_tokens_map.json` or `tokenizer_config.json` names, and the end
+            token where none does.
 
         Raises:
           UserError: files are missing, damaged, or not a CLIP vocabulary.
-          ImportError: the package `tokenizers` is not installed.
         """
         directory = Path(directory)
         if (directory / _VOCAB).is_file() and (directory / _MERGES).is_file():
@@ -64,25 +63,20 @@ class Tokenizer:
                 f"{directory} holds no tokenizer; wanted {_VOCAB} and {_MERGES}, or "
                 f"{_JSON}"
             )
-        if pad_id is None:
-            pad_id = _saved_pad_id(directory, backend)
-        self._adopt(backend, source, pad_id)
+        self._adopt(backend, source, _saved_pad_id(directory, backend))
 
     @classmethod
     def from_merges(
-        cls,
-        path: str | Path,
-        num_merges: int = CLIP_NUM_MERGES,
-        pad_id: int | None = None,
+        cls, path: str | Path, num_merges: int = CLIP_NUM_MERGES
     ) -> "Tokenizer":
         """Builds the vocabulary from a merges file alone, `.gz` or plain.
 
         Ids are given in CLIP's order: bytes, bytes that end a word, merges, start, end.
+        Padding is the end token.
 
         Args:
-          path: a version line, then one merge a line.
-          num_merges: merges to use, from the top.
-          pad_id: None is the end token.
+          path: A version line, then one merge a line.
+          num_merges: Merges to use, from the top.
 
         Raises:
           UserError: the file holds fewer merges.
@@ -94,9 +88,9 @@ class Tokenizer:
                 f"{path} holds {len(merges)} merges, fewer than num_merges={num_merges}"
             )
         vocab = _vocabulary(merges[:num_merges])
-        made = cls.__new__(cls)
-        made._adopt(_assemble(vocab, merges[:num_merges]), path, pad_id)
-        return made
+        tokenizer = cls.__new__(cls)
+        tokenizer._adopt(_assemble(vocab, merges[:num_merges]), path, None)
+        return tokenizer
 
     def encode(
         self, texts: str | Sequence[str], length: int, truncate: bool = False
@@ -105,8 +99,8 @@ class Tokenizer:
 
         Args:
           texts: N strings; one string is a batch of one.
-          length: columns, `max_position_embeddings` of the tower or fewer.
-          truncate: cut long texts (the end token stays) instead of raising.
+          length: Columns, `max_position_embeddings` of the tower or fewer.
+          truncate: Cut long texts (the end token stays) instead of raising.
 
         Raises:
           UserError: a text does not fit and `truncate` is False.
@@ -130,15 +124,6 @@ class Tokenizer:
         encoded = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [one.ids for one in encoded]
 
-    def decode(self, ids: np.ndarray) -> list[str]:
-        """Returns the texts of ids [N, L], up to the first end token; lower case."""
-        texts = []
-        for row in np.atleast_2d(np.asarray(ids)).tolist():
-            row = row[: row.index(self.eos_id)] if self.eos_id in row else row
-            text = self._backend.decode(row, skip_special_tokens=True)
-            texts.append(text.replace(_SUFFIX, " ").strip())
-        return texts
-
     def _adopt(self, backend: Any, source: Path, pad_id: int | None) -> None:
         ids = sorted(backend.get_vocab().values())
         if len(ids) < _NUM_BASE + 2 or ids != list(range(len(ids))):
@@ -151,33 +136,30 @@ class Tokenizer:
         self.vocab_size = len(ids)
         self.bos_id, self.eos_id = backend.token_to_id(BOS), backend.token_to_id(EOS)
         self.pad_id = self.eos_id if pad_id is None else pad_id
-        if not 0 <= self.pad_id < self.vocab_size:
-            raise UserError(
-                f"pad_id={pad_id} is outside {source}, 0 to {self.vocab_size - 1}"
-            )
 
 
 def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Tokenizer:
     """Learns merges from texts and writes a directory that transformers reads too.
 
     Args:
-      texts: the corpus.
-      vocab_size: most ids wanted; 512 bytes and 2 special tokens are always there, and
+      texts: The corpus.
+      vocab_size: Most ids wanted; 512 bytes and 2 special tokens are always there, and
         a small corpus runs out of pairs earlier.
-      directory: receives `vocab.json`, `merges.txt`, `tokenizer_config.json` and
+      directory: Receives `vocab.json`, `merges.txt`, `tokenizer_config.json` and
         `special_tokens_map.json`.
 
     Raises:
       UserError: `vocab_size` leaves no room for merges.
     """
+    import tokenizers
+
     num_merges = vocab_size - _NUM_BASE - 2
     if num_merges < 1:
         raise UserError(f"vocab_size={vocab_size}; wanted more than {_NUM_BASE + 2}")
-    library = _library()
     backend = _assemble({}, [])
-    trainer = library.trainers.BpeTrainer(
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
-        initial_alphabet=library.pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         end_of_word_suffix=_SUFFIX,
         show_progress=False,
     )
@@ -185,13 +167,6 @@ def train(texts: Iterable[str], vocab_size: int, directory: str | Path) -> Token
     learned = json.loads(backend.to_str())["model"]["merges"]
     merges = [tuple(pair) for pair in learned[:num_merges]]
     directory = Path(directory)
-    _write(directory, _vocabulary(merges), merges)
-    return Tokenizer(directory)
-
-
-def _write(
-    directory: Path, vocab: dict[str, int], merges: Sequence[tuple[str, str]]
-) -> None:
     special = dict(bos_token=BOS, eos_token=EOS, unk_token=EOS, pad_token=EOS)
     config = {
         "tokenizer_class": "CLIPTokenizer",
@@ -202,28 +177,19 @@ def _write(
     directory.mkdir(parents=True, exist_ok=True)
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
     (directory / _MERGES).write_text("\n".join(lines), encoding="utf-8")
-    record.write_json(directory / _VOCAB, vocab)
+    record.write_json(directory / _VOCAB, _vocabulary(merges))
     record.write_json(directory / _CONFIG, config)
     record.write_json(directory / _SPECIAL, special)
-
-
-def _library() -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ImportError(
-            "text towers need the package `tokenizers`; pip install jaxanom, or "
-            "pip install tokenizers"
-        ) from error
-    return tokenizers
+    return Tokenizer(directory)
 
 
 def _assemble(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Any:
     """Builds the library's pipeline: normalise, cut into words, merge bytes."""
-    library = _library()
-    split, normalizers = library.pre_tokenizers, library.normalizers
-    backend = library.Tokenizer(
-        library.models.BPE(
+    import tokenizers
+
+    split, normalizers = tokenizers.pre_tokenizers, tokenizers.normalizers
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE(
             vocab=vocab,
             merges=list(merges),
             unk_token=EOS,
@@ -234,25 +200,24 @@ def _assemble(vocab: dict[str, int], merges: Sequence[tuple[str, str]]) -> Any:
     backend.normalizer = normalizers.Sequence(
         [
             normalizers.NFC(),
-            normalizers.Replace(library.Regex(r"\s+"), " "),
+            normalizers.Replace(tokenizers.Regex(r"\s+"), " "),
             normalizers.Lowercase(),
         ]
     )
-    words = split.Split(library.Regex(_WORDS), behavior="removed", invert=True)
+    words = split.Split(tokenizers.Regex(_WORDS), behavior="removed", invert=True)
     backend.pre_tokenizer = split.Sequence(
         [words, split.ByteLevel(add_prefix_space=False)]
     )
-    backend.decoder = library.decoders.ByteLevel()
     if vocab:
         backend.add_special_tokens([BOS, EOS])
     return backend
 
 
 def _load_json(path: Path) -> Any:
+    import tokenizers
+
     try:
-        backend = _library().Tokenizer.from_file(str(path))
-    except ImportError:
-        raise
+        backend = tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # The library raises bare Exception on a bad file.
         raise UserError(f"{path} is not a tokenizer file: {error}") from error
     backend.no_truncation()
@@ -326,8 +291,8 @@ def _saved_pad_id(directory: Path, backend: Any) -> int | None:
         token = record.read_json(path).get("pad_token") if path.is_file() else None
         token = token["content"] if isinstance(token, dict) else token
         if token is not None:
-            found = backend.token_to_id(token)
-            if found is None:
+            pad_id = backend.token_to_id(token)
+            if pad_id is None:
                 raise UserError(f"{path} pads with {token!r}, not in the vocabulary")
-            return found
+            return pad_id
     return None

@@ -22,41 +22,55 @@ from jaxanom.models.clip import layers
 from jaxanom.types import Array
 
 
-def _known(cls: type, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Picks the fields of `cls` out of a config.json dict."""
-    nested = [name for name in ("text_config", "vision_config") if name in config]
-    if nested:
-        raise UserError(
-            f"this config.json is of a whole CLIP (it holds {nested}); use "
-            "ClipConfig.from_dict and take the tower's config from there"
-        )
-    if config.get("attention_dropout", 0):
-        raise UserError(
-            f"attention_dropout={config['attention_dropout']}; these towers have no "
-            "dropout, set it to 0 in config.json"
-        )
-    names = {field.name for field in dataclasses.fields(cls)}
-    return {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.items()
-        if name in names
-    }
+class _TowerConfig:
+    """What the configs of both towers share."""
 
+    def __post_init__(self):
+        if self.hidden_size % self.num_attention_heads:
+            raise UserError(
+                f"hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.hidden_act not in layers.ACTIVATIONS:
+            known = sorted(layers.ACTIVATIONS)
+            raise UserError(f"hidden_act={self.hidden_act!r}; known are {known}")
 
-def _check(config: Any) -> None:
-    if config.hidden_size % config.num_attention_heads:
-        raise UserError(
-            f"hidden_size={config.hidden_size} is not a multiple of "
-            f"num_attention_heads={config.num_attention_heads}"
-        )
-    if config.hidden_act not in layers.ACTIVATIONS:
-        raise UserError(
-            f"hidden_act={config.hidden_act!r}; known are {sorted(layers.ACTIVATIONS)}"
+    @classmethod
+    def from_dict(
+        cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Reads the dict of a tower's config.json; foreign keys are ignored.
+
+        Of preprocessor_config.json, if given, mean and std of pixels are read.
+        """
+        nested = [name for name in ("text_config", "vision_config") if name in config]
+        if nested:
+            raise UserError(
+                f"this config.json is of a whole CLIP (it holds {nested}); use "
+                "ClipConfig.from_dict and take the tower's config from there"
+            )
+        if config.get("attention_dropout", 0):
+            raise UserError(
+                f"attention_dropout={config['attention_dropout']}; these towers have "
+                "no dropout, set it to 0 in config.json"
+            )
+        pixels = {
+            name: value
+            for name, value in (preprocessor or {}).items()
+            if name in ("image_mean", "image_std")
+        }
+        names = {field.name for field in dataclasses.fields(cls)}
+        return cls(
+            **{
+                name: tuple(value) if isinstance(value, list) else value
+                for name, value in {**config, **pixels}.items()
+                if name in names
+            }
         )
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(_TowerConfig):
     """Sizes of the text tower; names and defaults of transformers' CLIPTextConfig."""
 
     vocab_size: int = 49408
@@ -72,18 +86,9 @@ class TextConfig:
     eos_token_id: int = 49407
     pad_token_id: int = 1
 
-    def __post_init__(self):
-        """Refuses sizes that do not fit together."""
-        _check(self)
-
-    @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> "TextConfig":
-        """Reads the dict of a text tower's config.json; foreign keys are ignored."""
-        return cls(**_known(cls, config))
-
 
 @dataclasses.dataclass(frozen=True)
-class VisionConfig:
+class VisionConfig(_TowerConfig):
     """Sizes of the image tower; names and defaults of transformers' CLIPVisionConfig.
 
     `image_mean` and `image_std` are the fields of preprocessor_config.json.
@@ -100,25 +105,6 @@ class VisionConfig:
     layer_norm_eps: float = 1e-5
     image_mean: tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
     image_std: tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
-
-    def __post_init__(self):
-        """Refuses sizes that do not fit together."""
-        _check(self)
-
-    @classmethod
-    def from_dict(
-        cls, config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None
-    ) -> "VisionConfig":
-        """Reads an image tower's config.json and, if given, preprocessor_config.json.
-
-        Foreign keys are ignored; of the preprocessor only mean and std are read.
-        """
-        normalisation = {
-            name: tuple(preprocessor[name])
-            for name in ("image_mean", "image_std")
-            if preprocessor and name in preprocessor
-        }
-        return cls(**{**_known(cls, config), **normalisation})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +137,14 @@ class ClipConfig:
             logit_scale_init_value=config.get(
                 "logit_scale_init_value", cls.logit_scale_init_value
             ),
+        )
+
+    def towers(self) -> tuple[TextConfig, VisionConfig]:
+        """Returns the configs of both, each with the joint space's width."""
+        width = {"projection_dim": self.projection_dim}
+        return (
+            dataclasses.replace(self.text_config, **width),
+            dataclasses.replace(self.vision_config, **width),
         )
 
 
@@ -199,11 +193,11 @@ class TextTower(nn.Module):
     """Sentences, or token embeddings, to features under a causal mask.
 
     Attributes:
-      config: sizes.
-      projection: whether there is a `text_projection`; text towers of latent
+      config: Sizes.
+      projection: Whether there is a `text_projection`; text towers of latent
         diffusion models have none.
       dtype: What matrix products compute in.
-      remat: what every layer keeps for the backward pass, see `recompute.POLICIES`.
+      remat: What every layer keeps for the backward pass, see `remat.POLICIES`.
     """
 
     config: TextConfig
@@ -230,7 +224,7 @@ class TextTower(nn.Module):
           input_ids: [B, L] int32, L up to `max_position_embeddings`.
           token_embeddings: [B, L, D] instead of ids, before positions are added.
           eos_positions: [B] int32, where to pool; None: found in `input_ids`.
-          return_layers: hidden states to return; 0 is the embedding, i what comes out
+          return_layers: Hidden states to return; 0 is the embedding, i what comes out
             of the i-th layer.
 
         Raises:
@@ -243,28 +237,27 @@ class TextTower(nn.Module):
             if input_ids is None:
                 raise UserError("token_embeddings hold no ids; pass eos_positions [B]")
             eos_positions = find_eos(input_ids, self.config.eos_token_id)
-        if token_embeddings is None:
-            token_embeddings = self.embed_tokens(input_ids)
-        last, hidden_states = self.text_model(token_embeddings, return_layers)
+        last, hidden_states = self._states(input_ids, token_embeddings, return_layers)
         chex.assert_shape(eos_positions, last.shape[:1])
         pooled = jnp.take_along_axis(last, eos_positions[:, None, None], axis=1)[:, 0]
         features = self.text_projection(pooled) if self.projection else None
         return TextOutput(last, pooled, features, hidden_states)
 
-    def embed_tokens(self, input_ids: Array) -> Array:
-        """Looks ids [...] up in the token table: [..., D] float32, no positions."""
-        return self.text_model.embeddings.token_embedding(input_ids)
+    def _states(self, input_ids, token_embeddings, return_layers):
+        if token_embeddings is None:
+            token_embeddings = self.text_model.embeddings.token_embedding(input_ids)
+        return self.text_model(token_embeddings, return_layers)
 
 
 class ImageTower(nn.Module):
     """Images in [0, 1] to pooled features and patch tokens.
 
     Attributes:
-      config: sizes, and the mean and std that pixels are normalised with inside.
-      projection: whether there is a `visual_projection`.
+      config: Sizes, and the mean and std that pixels are normalised with inside.
+      projection: Whether there is a `visual_projection`.
       dtype: What matrix products compute in.
-      remat: what every layer keeps for the backward pass, see `recompute.POLICIES`.
-      antialias_positions: how positions are interpolated at a size other than
+      remat: What every layer keeps for the backward pass, see `remat.POLICIES`.
+      antialias_positions: How positions are interpolated at a size other than
         `config.image_size`; see `positions.resize`.
     """
 
@@ -289,7 +282,7 @@ class ImageTower(nn.Module):
 
         Args:
           image: [B, H, W, 3] float in [0, 1]; H, W any multiples of the patch size.
-          return_layers: hidden states to return; 0 is the normed embedding, i what
+          return_layers: Hidden states to return; 0 is the normed embedding, i what
             comes out of the i-th layer.
 
         Raises:
@@ -308,20 +301,14 @@ class ImageTower(nn.Module):
         features = self.visual_projection(pooled) if self.projection else None
         return ImageOutput(pooled, features, tokens[:, 1:], hidden_states)
 
-    def norm_tokens(self, tokens: Array) -> Array:
-        """Applies the post layer norm to tokens [..., D] of any layer, in float32."""
-        return self.vision_model.post_layernorm(tokens)
-
-    def project_tokens(self, tokens: Array, norm: bool = True) -> Array:
+    def project_tokens(self, tokens: Array) -> Array:
         """Carries tokens [..., D] of any layer to the joint space: [..., K] float32.
 
-        Args:
-          tokens: `patch_tokens` or one of `hidden_states`.
-          norm: apply the post layer norm first, as the class token's path does.
+        The post layer norm comes first, as on the class token's path.
         """
         if not self.projection:
             raise UserError("projection=False: this tower has no visual_projection")
-        tokens = self.norm_tokens(tokens) if norm else tokens
+        tokens = self.vision_model.post_layernorm(tokens)
         return self.visual_projection(tokens.astype(jnp.float32))
 
 
@@ -335,18 +322,7 @@ class CLIP(nn.Module):
 
     def setup(self):
         """Puts both towers into this module's own scope: no extra tree level."""
-        width = {"projection_dim": self.config.projection_dim}
-        self.text = TextTower(
-            dataclasses.replace(self.config.text_config, **width),
-            dtype=self.dtype,
-            remat=self.remat,
-        )
-        self.image = ImageTower(
-            dataclasses.replace(self.config.vision_config, **width),
-            dtype=self.dtype,
-            remat=self.remat,
-            antialias_positions=self.antialias_positions,
-        )
+        self.text, self.image = self._towers()
         nn.share_scope(self, self.text)
         nn.share_scope(self, self.image)
         self.logit_scale = self.param(
@@ -354,6 +330,13 @@ class CLIP(nn.Module):
             nn.initializers.constant(self.config.logit_scale_init_value),
             (),
         )
+
+    @nn.nowrap
+    def _towers(self) -> tuple[TextTower, ImageTower]:
+        text, vision = self.config.towers()
+        common = {"dtype": self.dtype, "remat": self.remat}
+        positions = {"antialias_positions": self.antialias_positions}
+        return TextTower(text, **common), ImageTower(vision, **common, **positions)
 
     def __call__(self, input_ids: Array, image: Array) -> ClipOutput:
         """Compares every image [B, H, W, 3] with every sentence [B', L]."""

@@ -9,19 +9,17 @@ diffusers' transformer blocks have the tanh form of GELU and a group-norm epsilo
 form and 1e-6. `UNet` puts PyTorch's in, unless `library_constants` is set.
 """
 
-import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from jaxanom.errors import UserError
+from jaxanom.models.clip import layers as clip_layers
 from jaxanom.models.clip import towers as clip
 from jaxanom.models.latent import layers, unet, vae
 from jaxanom.models.libraries import classes
 from jaxanom.models.libraries.classes import KEY
-from jaxanom.models.ops import remat as recompute
 from jaxanom.types import Array
 
 _TRANSFORMER_EPSILON = 1e-6
@@ -35,11 +33,24 @@ _VAE_FIXED = {
 }
 
 
-class UNet(unet.UNet):
+class _Whole(nn.Module):
+    """A module that is one of the library's, in its own scope: no extra tree level."""
+
+    def setup(self):
+        self.network = self.library()
+        nn.share_scope(self, self.network)
+
+    @nn.nowrap
+    def library_model(self) -> nn.Module:
+        """Builds what the library's `from_pretrained` returns beside the weights."""
+        return self.library()
+
+
+class UNet(_Whole, unet.UNet):
     """diffusers' FlaxUNet2DConditionModel.
 
     Attributes:
-      library_constants: keep the library's own GELU and epsilon, see the file's text.
+      library_constants: Keep the library's own GELU and epsilon, see the file's text.
     """
 
     library_constants: bool = False
@@ -58,16 +69,6 @@ class UNet(unet.UNet):
         fields["attention_head_dim"] = self.config.num_heads
         fields["sample_size"] = self.config.sample_size or 32
         return classes.build("FlaxUNet2DConditionModel", fields, self.dtype)
-
-    @nn.nowrap
-    def library_model(self) -> nn.Module:
-        """Builds what the library's `from_pretrained` returns beside the weights."""
-        return self.library()
-
-    def setup(self):
-        """Puts the library's module into this scope: no extra tree level."""
-        self.network = self.library()
-        nn.share_scope(self, self.network)
 
     def __call__(
         self,
@@ -97,13 +98,8 @@ class UNet(unet.UNet):
         return noise_pred.transpose(0, 2, 3, 1).astype(jnp.float32)
 
 
-class AutoencoderKL(vae.AutoencoderKL):
+class AutoencoderKL(_Whole, vae.AutoencoderKL):
     """diffusers' FlaxAutoencoderKL."""
-
-    @property
-    def remat(self) -> bool:
-        """There is no such choice in the autoencoder."""
-        return False
 
     @nn.nowrap
     def library(self) -> nn.Module:
@@ -114,32 +110,17 @@ class AutoencoderKL(vae.AutoencoderKL):
             del fields[name]
         return classes.build("FlaxAutoencoderKL", fields, self.dtype)
 
-    @nn.nowrap
-    def library_model(self) -> nn.Module:
-        """Builds what the library's `from_pretrained` returns beside the weights."""
-        return self.library()
-
-    def setup(self):
-        """Puts the library's module into this scope: no extra tree level."""
-        self.network = self.library()
-        nn.share_scope(self, self.network)
-
-    def encode(self, image: Array) -> vae.Moments:
-        """See `vae.AutoencoderKL.encode`."""
+    def moments(self, image: Array) -> tuple[Array, Array]:
+        """Returns mean and log-variance of unscaled latents, float32."""
         pixels = (2 * jnp.asarray(image) - 1).transpose(0, 3, 1, 2)  # [B, 3, H, W]
-        found = self.network.encode(pixels).latent_dist
-        factor = self.config.scaling_factor
-        return vae.Moments(
-            found.mean.astype(jnp.float32) * factor,
-            found.logvar.astype(jnp.float32) + 2 * np.log(factor),
-        )
+        gaussian = self.network.encode(pixels).latent_dist
+        return gaussian.mean.astype(jnp.float32), gaussian.logvar.astype(jnp.float32)
 
-    def decode(self, latents: Array, clip: bool = True) -> Array:
-        """See `vae.AutoencoderKL.decode`."""
+    def picture(self, latents: Array) -> Array:
+        """Returns the image of unscaled latents, float32, about [0, 1]."""
         # Channels last, as the library reads latents whose last axis fits.
-        found = self.network.decode(jnp.asarray(latents) / self.config.scaling_factor)
-        image = found.sample.transpose(0, 2, 3, 1).astype(jnp.float32) / 2 + 0.5
-        return jnp.clip(image, 0.0, 1.0) if clip else image
+        image = self.network.decode(latents).sample.transpose(0, 2, 3, 1)
+        return image.astype(jnp.float32) / 2 + 0.5
 
 
 class TextTower(clip.TextTower):
@@ -149,17 +130,14 @@ class TextTower(clip.TextTower):
     def library(self) -> nn.Module:
         """Builds the library's module; UserError as `UNet.library`."""
         _check(self)
-        return classes.clip_class("FlaxCLIPTextTransformer")(
-            classes.text_config(self.config), self.dtype
-        )
+        transformer = classes.clip_class("FlaxCLIPTextTransformer")
+        return transformer(classes.clip_config(self.config), self.dtype)
 
     @nn.nowrap
     def library_model(self) -> Any:
         """Builds what the library's `from_pretrained` returns, without weights."""
         name = f"FlaxCLIPTextModel{'WithProjection' if self.projection else ''}"
-        return classes.clip_class(name)(
-            classes.text_config(self.config), dtype=self.dtype, _do_init=False
-        )
+        return classes.clip_model(name, self)
 
     def setup(self):
         """Names the submodules as the parameter tree does."""
@@ -167,32 +145,16 @@ class TextTower(clip.TextTower):
         if self.projection:
             self.text_projection = nn.Dense(self.config.projection_dim, use_bias=False)
 
-    def __call__(
-        self,
-        input_ids: Array | None = None,
-        token_embeddings: Array | None = None,
-        eos_positions: Array | None = None,
-        return_layers: tuple[int, ...] = (),
-    ) -> clip.TextOutput:
-        """Encodes sentences given as ids; see `clip.TextTower`.
-
-        Raises:
-          UserError: embeddings are given instead of ids.
-        """
-        if token_embeddings is not None or input_ids is None:
+    def _states(self, input_ids, token_embeddings, return_layers):
+        if token_embeddings is not None:
             raise UserError(f"{KEY}='hf_flax' reads input_ids only; set {KEY}='ours'")
         ids = jnp.asarray(input_ids)
         places = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-        found = self.text_model(
+        output = self.text_model(
             ids, jnp.ones_like(ids), places, output_hidden_states=bool(return_layers)
         )
-        last = found.last_hidden_state.astype(jnp.float32)
-        if eos_positions is None:
-            eos_positions = clip.find_eos(ids, self.config.eos_token_id)
-        pooled = jnp.take_along_axis(last, eos_positions[:, None, None], axis=1)[:, 0]
-        features = self.text_projection(pooled) if self.projection else None
-        states = tuple(found.hidden_states[i] for i in return_layers)
-        return clip.TextOutput(last, pooled, features, states)
+        last = output.last_hidden_state.astype(jnp.float32)
+        return last, tuple(output.hidden_states[i] for i in return_layers)
 
 
 class ImageTower(clip.ImageTower):
@@ -202,9 +164,8 @@ class ImageTower(clip.ImageTower):
     def library(self) -> nn.Module:
         """Builds the library's module; UserError as `UNet.library`."""
         _check(self)
-        return classes.clip_class("FlaxCLIPVisionTransformer")(
-            classes.vision_config(self.config), self.dtype
-        )
+        transformer = classes.clip_class("FlaxCLIPVisionTransformer")
+        return transformer(classes.clip_config(self.config), self.dtype)
 
     @nn.nowrap
     def library_model(self) -> Any:
@@ -216,19 +177,16 @@ class ImageTower(clip.ImageTower):
         if self.projection:
             raise UserError(
                 "transformers has no Flax image tower with a projection; use "
-                "clip.ImageTower(..., projection=False) or a whole clip.CLIP"
+                "towers.ImageTower(..., projection=False) or a whole towers.CLIP"
             )
-        return classes.clip_class("FlaxCLIPVisionModel")(
-            classes.vision_config(self.config), dtype=self.dtype, _do_init=False
-        )
+        return classes.clip_model("FlaxCLIPVisionModel", self)
 
     def setup(self):
         """Names the submodules as the parameter tree does."""
         self.vision_model = self.library()
         if self.projection:
-            self.visual_projection = nn.Dense(
-                self.config.projection_dim, use_bias=False
-            )
+            width = self.config.projection_dim
+            self.visual_projection = nn.Dense(width, use_bias=False)
 
     def __call__(
         self, image: Array, return_layers: tuple[int, ...] = ()
@@ -244,16 +202,12 @@ class ImageTower(clip.ImageTower):
                 f"{KEY}='hf_flax' takes images of {size} px only, got {image.shape}; "
                 f"set {KEY}='ours'"
             )
-        mean, std = (
-            jnp.asarray(x) for x in (self.config.image_mean, self.config.image_std)
-        )
-        found = self.vision_model(
-            (image - mean) / std, output_hidden_states=bool(return_layers)
-        )
-        pooled = found.pooler_output.astype(jnp.float32)
+        pixels = clip_layers.standardise(image, self.config)
+        output = self.vision_model(pixels, output_hidden_states=bool(return_layers))
+        pooled = output.pooler_output.astype(jnp.float32)
         features = self.visual_projection(pooled) if self.projection else None
-        states = tuple(found.hidden_states[i] for i in return_layers)
-        patch_tokens = found.last_hidden_state[:, 1:]
+        states = tuple(output.hidden_states[i] for i in return_layers)
+        patch_tokens = output.last_hidden_state[:, 1:]
         return clip.ImageOutput(pooled, features, patch_tokens, states)
 
     def embed(self, image: Array) -> Array:
@@ -277,42 +231,17 @@ class CLIP(clip.CLIP):
     @nn.nowrap
     def library_model(self) -> Any:
         """Builds what the library's `from_pretrained` returns, without weights."""
-        config = self.config
-        return classes.clip_class("FlaxCLIPModel")(
-            classes.clip_class("CLIPConfig")(
-                text_config=classes.text_config(config.text_config).to_dict(),
-                vision_config=classes.vision_config(config.vision_config).to_dict(),
-                projection_dim=config.projection_dim,
-                logit_scale_init_value=config.logit_scale_init_value,
-            ),
-            dtype=self.dtype,
-            _do_init=False,
-        )
-
-    def setup(self):
-        """Puts both towers into this module's own scope: no extra tree level."""
-        self.text, self.image = self._towers()
-        nn.share_scope(self, self.text)
-        nn.share_scope(self, self.image)
-        self.logit_scale = self.param(
-            "logit_scale",
-            nn.initializers.constant(self.config.logit_scale_init_value),
-            (),
-        )
+        return classes.clip_model("FlaxCLIPModel", self)
 
     @nn.nowrap
     def _towers(self, **place: Any) -> tuple[TextTower, ImageTower]:
-        config = self.config
-        width = {"projection_dim": config.projection_dim}
+        text, vision = self.config.towers()
         common = {"dtype": self.dtype, "remat": self.remat, **place}
-        return (
-            TextTower(dataclasses.replace(config.text_config, **width), **common),
-            ImageTower(dataclasses.replace(config.vision_config, **width), **common),
-        )
+        return TextTower(text, **common), ImageTower(vision, **common)
 
 
 def _check(module: nn.Module, fixed: dict[str, Any] | None = None) -> None:
-    if recompute.resolve(module.remat) != "none":
+    if getattr(module, "remat", "none") != "none":
         raise UserError(
             f"{KEY}='hf_flax' cannot recompute its blocks; set config.model.remat="
             f"'none' or {KEY}='ours'"

@@ -61,40 +61,41 @@ def clip_class(name: str) -> Any:
     return getattr(place, name)
 
 
-def text_config(config: towers.TextConfig) -> Any:
-    """Returns transformers' CLIPTextConfig."""
-    return clip_class("CLIPTextConfig")(**dataclasses.asdict(config))
-
-
-def vision_config(config: towers.VisionConfig) -> Any:
-    """Returns transformers' CLIPVisionConfig."""
+def clip_config(config: Any) -> Any:
+    """Returns the config of a tower, or of a whole CLIP, as transformers' own."""
     fields = dataclasses.asdict(config)
-    for name in ("image_mean", "image_std"):  # of the preprocessor, over there
-        del fields[name]
-    return clip_class("CLIPVisionConfig")(**fields)
+    name = type(config).__name__
+    if isinstance(config, towers.ClipConfig):
+        for part in ("text_config", "vision_config"):
+            fields[part] = clip_config(getattr(config, part)).to_dict()
+    for of_preprocessor in ("image_mean", "image_std"):
+        fields.pop(of_preprocessor, None)
+    return clip_class("CLIPConfig" if name == "ClipConfig" else f"CLIP{name}")(**fields)
 
 
-class _DropNotice(logging.Filter):
-    """Drops the notice that comes with every single layer of diffusers' classes."""
+def clip_model(name: str, module: nn.Module) -> Any:
+    """Builds one of transformers' Flax CLIP models for our module, without weights."""
+    config = clip_config(module.config)
+    return clip_class(name)(config, dtype=module.dtype, _do_init=False)
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Returns whether a record is to be shown."""
-        return "Flax classes are deprecated" not in record.getMessage()
+
+def _drop_notice(record: logging.LogRecord) -> bool:
+    """Refuses the notice that comes with every single layer of diffusers' classes."""
+    return "Flax classes are deprecated" not in record.getMessage()
 
 
 def _silence() -> None:
     for name in _NOISY:
         logger = logging.getLogger(f"diffusers.models.{name}")
-        if not any(isinstance(found, _DropNotice) for found in logger.filters):
-            logger.addFilter(_DropNotice())
+        logger.addFilter(_drop_notice)
 
 
 def _missing(package: str, before: str) -> UserError:
     try:
-        found = f"version {importlib.metadata.version(package)} is installed"
+        present = f"version {importlib.metadata.version(package)} is installed"
     except importlib.metadata.PackageNotFoundError:
-        found = "it is not installed"
+        present = "it is not installed"
     return UserError(
         f"{KEY}='hf_flax' needs {package} < {before}, the last with Flax classes; "
-        f"{found}: pip install 'jaxanom[hf]', or set {KEY}='ours'"
+        f"{present}: pip install 'jaxanom[hf]', or set {KEY}='ours'"
     )

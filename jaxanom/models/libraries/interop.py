@@ -11,13 +11,12 @@ of the extra `hf`.
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from jaxanom import trees
 from jaxanom.errors import UserError
+from jaxanom.models import networks
 from jaxanom.models.clip import towers
 from jaxanom.models.latent import unet, vae
 from jaxanom.models.libraries import adapters
@@ -32,14 +31,22 @@ _ADAPTED = {
     towers.CLIP: adapters.CLIP,
 }
 _FIELDS = ("config", "dtype", "projection", "remat")
+_KINDS = {
+    "FlaxUNet2DConditionModel": "unet",
+    "FlaxAutoencoderKL": "vae",
+    "FlaxCLIPModel": "clip",
+    "FlaxCLIPTextModel": "text_encoder",
+    "FlaxCLIPTextModelWithProjection": "text_encoder",
+    "FlaxCLIPVisionModel": "image_encoder",
+}
 
 
 def adapt(module: nn.Module) -> nn.Module:
     """Returns the library's network with the interface and parameter tree of ours.
 
     Args:
-      module: `unet.UNet`, `vae.AutoencoderKL`, `clip.TextTower`, `clip.ImageTower` or
-        `clip.CLIP`.
+      module: A `unet.UNet`, `vae.AutoencoderKL`, or `TextTower`, `ImageTower` or `CLIP`
+        of `towers`.
 
     Raises:
       UserError: the extra `hf` is missing, or the library has no such network.
@@ -56,12 +63,15 @@ def adapt(module: nn.Module) -> nn.Module:
 
 
 def from_flax(model: Any, params: Params | None = None) -> tuple[nn.Module, Params]:
-    """Carries a Flax model of the libraries into ours.
+    """Carries a Flax model of diffusers or transformers into ours.
+
+        module, params = interop.from_flax(FlaxCLIPModel.from_pretrained(name))
+        module.apply({"params": params}, ids, image, ...)
 
     Args:
-      model: a FlaxUNet2DConditionModel, FlaxAutoencoderKL, FlaxCLIPModel,
+      model: A FlaxUNet2DConditionModel, FlaxAutoencoderKL, FlaxCLIPModel,
         FlaxCLIPTextModel, FlaxCLIPTextModelWithProjection or FlaxCLIPVisionModel.
-      params: its parameters; None takes `model.params`, which only transformers' have.
+      params: Its parameters; None takes `model.params`, which only transformers' have.
 
     Returns:
       (our module, nested dict of NumPy arrays). Of the UNet, ours has PyTorch's
@@ -72,91 +82,44 @@ def from_flax(model: Any, params: Params | None = None) -> tuple[nn.Module, Para
         parameters of other shapes than the config's.
     """
     name = type(model).__name__
-    if name not in _OURS:
-        raise UserError(f"{name} is none of the Flax models {sorted(_OURS)}")
+    if name not in _KINDS:
+        raise UserError(f"{name} is none of the Flax models {sorted(_KINDS)}")
     if params is None:
         params = getattr(model, "params", None)
     if params is None:
         raise UserError(f"a {name} does not hold its parameters; pass `params`")
     config = model.config
-    module = _OURS[name](config.to_dict() if hasattr(config, "to_dict") else config)
-    host = jax.tree.map(np.asarray, _plain(params))
-    trees.check_same_shapes(host, _shapes(module), f"the {name}")
+    raw = dict(config.to_dict() if hasattr(config, "to_dict") else config)
+    module = networks.of(_KINDS[name], {**raw, "_class_name": name}).module
+    host = _plain(params)
+    trees.check_same_shapes(host, networks.shapes(module), f"the {name}")
     return module, host
 
 
 def to_flax(module: nn.Module, params: Params) -> tuple[Any, Params]:
-    """Carries one of our towers into the library's class.
+    """Carries one of our networks into the library's class.
 
     Args:
-      module: as for `adapt`.
-      params: its parameters; of a whole CLIP's, a single tower takes its part.
+      module: As for `adapt`.
+      params: Its parameters; of a whole CLIP's, a single tower takes its part.
 
     Returns:
-      (model, parameters), as the library's own loading returns them: `model.
-      save_pretrained(directory, params=parameters)` writes both. The UNet has the
-      library's constants.
+      (model, parameters), as the library's own loading returns them:
+      `model.save_pretrained(directory, params=parameters)` writes both. The UNet has
+      the library's constants.
 
     Raises:
       UserError: as for `adapt`; parameters of other shapes than the module's.
     """
     model = adapt(module).library_model()
-    shapes = _shapes(module)
+    shapes = networks.shapes(module)
     part = {name: params[name] for name in shapes if name in params}
     trees.check_same_shapes(part, shapes, f"the parameters for {type(model).__name__}")
     return model, part
-
-
-def _clip_text(projection: bool) -> Any:
-    return lambda config: towers.TextTower(
-        towers.TextConfig.from_dict(config), projection=projection
-    )
-
-
-_OURS = {
-    "FlaxUNet2DConditionModel": lambda config: unet.UNet(
-        unet.UNetConfig.from_dict(config)
-    ),
-    "FlaxAutoencoderKL": lambda config: vae.AutoencoderKL(
-        vae.VaeConfig.from_dict(config)
-    ),
-    "FlaxCLIPModel": lambda config: towers.CLIP(towers.ClipConfig.from_dict(config)),
-    "FlaxCLIPTextModel": _clip_text(projection=False),
-    "FlaxCLIPTextModelWithProjection": _clip_text(projection=True),
-    "FlaxCLIPVisionModel": lambda config: towers.ImageTower(
-        towers.VisionConfig.from_dict(config), projection=False
-    ),
-}
 
 
 def _plain(tree: Any) -> Any:
     """Returns nested dicts for any nested mapping, flax's frozen ones included."""
     if isinstance(tree, Mapping):
         return {name: _plain(value) for name, value in tree.items()}
-    return tree
-
-
-def _shapes(module: nn.Module) -> Params:
-    """Returns the parameter tree of one of our towers as shapes."""
-    config = module.config
-    if isinstance(module, unet.UNet):
-        side = 2 ** (config.num_blocks - 1)
-        example = (
-            jnp.zeros((1, side, side, config.in_channels)),
-            jnp.zeros((1,), jnp.int32),
-            jnp.zeros((1, 1, config.cross_attention_dim)),
-        )
-    elif isinstance(module, vae.AutoencoderKL):
-        side = config.downsampling
-        example = (jnp.zeros((1, side, side, config.in_channels)),)
-    else:
-        ids = jnp.zeros((1, 1), jnp.int32)
-        vision = getattr(config, "vision_config", config)
-        side = getattr(vision, "image_size", 0)
-        image = jnp.zeros((1, side, side, 3))
-        example = {
-            towers.TextTower: (ids,),
-            towers.ImageTower: (image,),
-            towers.CLIP: (ids, image),
-        }[type(module)]
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *example))["params"]
+    return np.asarray(tree)

@@ -34,6 +34,7 @@ def parts(tiny_backbone) -> Parts:
             **dict.fromkeys(
                 ("clip", "autoencoder", "text_encoder", "unet", "scheduler"), ""
             ),
+            **dict.fromkeys(("variant", "clip_act"), ""),
             "dtype": "float32",
             "remat": "none",
         }

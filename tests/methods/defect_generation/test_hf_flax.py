@@ -14,7 +14,7 @@ import pytest
 from jaxanom.data import pools
 from jaxanom.jobs import prepare
 from jaxanom.methods import by_name
-from jaxanom.models import backbones
+from jaxanom.models import backbones, networks
 from jaxanom.models.checkpoints import pretrained
 from jaxanom.models.latent import unet, vae
 from jaxanom.models.ops import initialise
@@ -34,10 +34,8 @@ VAE = vae.VaeConfig(block_out_channels=(8, 8, 8), norm_num_groups=4, scaling_fac
 def backbone(tiny_backbone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("hf") / "backbone"
     shutil.copytree(tiny_backbone, folder)
-    for kind, module, example in (
-        ("unet", unet.UNet(UNET), backbones.unet_example(UNET)),
-        ("vae", vae.AutoencoderKL(VAE), (jnp.zeros((1, 16, 16, 3)),)),
-    ):
+    for kind, module in (("unet", unet.UNet(UNET)), ("vae", vae.AutoencoderKL(VAE))):
+        example = networks.example(module)
         params = initialise.parameters(module, jax.random.key(4), *example)
         shutil.rmtree(folder / kind)
         pretrained.save_component(folder, kind, module.config.to_dict(), params, kind)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxanom import record, trees
-from jaxanom.models import backbones
+from jaxanom.models import backbones, networks
 from jaxanom.models.checkpoints import checkup, pretrained, sources
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.checkpoints.names import original_stable_diffusion
@@ -250,7 +250,8 @@ def test_the_preprocessor_beside_a_tower_sets_mean_and_std(tiny_backbone, tmp_pa
     )
     config = backbones.load_clip(copy).module.config.vision_config
     assert config.image_mean == (0.5, 0.5, 0.5)
-    image = backbones.load_image_encoder(copy).module.config
+    source = sources.find(copy, (".",), "image_encoder")
+    image = source.network("image_encoder").module.config
     assert image.image_mean == (0.5, 0.5, 0.5)
 
 
@@ -279,7 +280,7 @@ def test_a_pair_of_taesd_files_loads_in_each_format(tmp_path, suffix):
         num_decoder_blocks=(1, 1),
     )
     module = tiny_autoencoder.TinyAutoencoder(config)
-    target = backbones.abstract(module, np.zeros((1, 8, 8, 3), np.float32))
+    target = networks.shapes(module)
     rng = np.random.default_rng(0)
     tree = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype("f4"), target)
     states = {"encoder": {}, "decoder": {}}

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxanom import record
+from jaxanom.models import backbones
 from jaxanom.models.checkpoints import sources
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.clip import pair as clip_pair
@@ -97,11 +98,25 @@ def test_the_text_tower_beside_it_is_the_module_on_the_same_weights(residual):
 
 def test_a_transformer_clip_has_the_same_two_functions(tiny_backbone):
     pair = clip_pair.load(tiny_backbone)
-    image = np.random.default_rng(1).random((2, 16, 16, 3)).astype(np.float32)
+    image = np.random.default_rng(1).random((2, 16, 24, 3)).astype(np.float32)
     pooled, patches = jax.jit(pair.encode_image)(pair.image_params, image)
-    assert patches.shape[:3] == (2, 2, 2)
+    assert patches.shape[:3] == (2, 2, 3)
     assert pooled.shape[-1] == features(pair).shape[-1] == pair.feature_width
     np.testing.assert_allclose(np.linalg.norm(patches, axis=-1), 1, rtol=1e-5)
+    # The tower's own answers, none of them swapped or left unprojected.
+    config = backbones.load_clip(tiny_backbone).module.config.towers()[1]
+    tower, variables = towers.ImageTower(config), {"params": pair.image_params}
+    output = tower.apply(variables, image)
+    wanted = output.image_features
+    wanted = wanted / np.linalg.norm(wanted, axis=-1, keepdims=True)
+    np.testing.assert_allclose(pooled, wanted, atol=1e-5)
+    for row, column in np.ndindex(2, 3):
+        token = output.patch_tokens[:, 3 * row + column]
+        wanted = tower.apply(variables, token, method="project_tokens")
+        wanted = wanted / np.linalg.norm(wanted, axis=-1, keepdims=True)
+        np.testing.assert_allclose(patches[:, row, column], wanted, atol=1e-5)
+    spread = np.abs(patches - patches[:, :1, :1]).max(axis=(0, 3))
+    assert np.sort(spread.ravel())[1] > 1e-2  # places differ, so their order shows
 
 
 def test_one_file_is_computed_with_the_activation_asked_for(clip_file, tmp_path):

@@ -121,8 +121,6 @@ class TestText:
     def test_embeddings_of_ids_give_what_ids_give(self):
         ids = sentences()
         table = weights()["text_model"]["embeddings"]["token_embedding"]["embedding"]
-        looked_up = run(TEXT_TOWER, method="embed_tokens", input_ids=ids)
-        CLOSE(looked_up, table[ids], atol=0)
         given = run(
             TEXT_TOWER,
             layers=(0, 1, 2),
@@ -170,7 +168,7 @@ class TestImage:
         projected = run(IMAGE_TOWER, method="project_tokens", tokens=tokens)
         CLOSE(projected[:, 0], out.image_features, atol=1e-5)
 
-    def test_tokens_come_with_and_without_norm_and_projection(self):
+    def test_projected_tokens_are_normed_first(self):
         tokens = image(pictures()).hidden_states[1]
         parts = weights()
         norm = parts["vision_model"]["post_layernorm"]
@@ -179,10 +177,9 @@ class TestImage:
         centred = wide - wide.mean(-1, keepdims=True)
         by_hand = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
         by_hand = by_hand * norm["scale"] + norm["bias"]
-        call = functools.partial(IMAGE_TOWER.apply, {"params": parts}, tokens)
-        CLOSE(call(method="norm_tokens"), by_hand, atol=1e-5)
-        CLOSE(call(method="project_tokens"), by_hand @ kernel, atol=1e-4)
-        CLOSE(call(norm=False, method="project_tokens"), wide @ kernel, atol=1e-4)
+        found = IMAGE_TOWER.apply({"params": parts}, tokens, method="project_tokens")
+        CLOSE(found, by_hand @ kernel, atol=1e-4)
+        assert np.abs(found - wide @ kernel).max() > 0.1
 
     def test_patches_can_be_left_out_between_the_halves_of_the_tower(self):
         tokens = run(IMAGE_TOWER, method="embed", image=pictures())

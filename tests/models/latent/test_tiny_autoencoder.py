@@ -184,9 +184,18 @@ def test_config_is_read_off_names_and_shapes():
             lambda e, d: d.pop("6.conv.2.bias"),
             r"decoder/layers_5/conv_2/bias: wanted \(8,\), found nothing",
         ),
-        (lambda e, d: e.update({"7.bias": np.zeros(8)}), "layers_7/bias: wanted nothing, found"),
-        (lambda e, d: e.update({"2.bias": np.zeros(8)}), "layers_2/bias: wanted nothing, found"),
-        (lambda e, d: e.update({"0.bias": np.zeros(9)}), r"layers_0/bias: wanted \(8,\), found \(9,\)"),
+        (
+            lambda e, d: e.update({"7.bias": np.zeros(8)}),
+            "layers_7/bias: wanted nothing",
+        ),
+        (
+            lambda e, d: e.update({"2.bias": np.zeros(8)}),
+            "layers_2/bias: wanted nothing",
+        ),
+        (
+            lambda e, d: e.update({"0.bias": np.zeros(9)}),
+            r"layers_0/bias: wanted \(8,\), found \(9,\)",
+        ),
         (lambda e, d: e.update({"encoder.0.bias": np.zeros(8)}), "original TAESD name"),
     ],
 )

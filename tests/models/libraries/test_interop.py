@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxanom import trees
-from jaxanom.models import backbones
+from jaxanom.models import networks
 from jaxanom.models.clip import towers
 from jaxanom.models.latent import tiny_autoencoder, unet, vae
 from jaxanom.models.libraries import adapters, interop
@@ -74,7 +74,7 @@ def inputs(name):
 @functools.cache
 def weights(name):
     """Random values in every leaf, so that a leaf that is not read shows."""
-    shapes = backbones.abstract(TOWERS[name], *map(jnp.asarray, inputs(name)))
+    shapes = networks.shapes(TOWERS[name])
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -118,7 +118,7 @@ def library(request):
 @pytest.mark.parametrize("name", TOWERS)
 def test_the_library_reads_our_parameter_tree(library, name):
     adapted = interop.adapt(TOWERS[name])
-    shapes = backbones.abstract(adapted, *map(jnp.asarray, inputs(name)))
+    shapes = networks.shapes(adapted)
     trees.check_same_shapes(shapes, weights(name), name)
     assert type(adapted) is not type(TOWERS[name])
 
@@ -153,7 +153,7 @@ class TestUNet:
             attention_head_dim=2,
         )
         module = unet.UNet(config)
-        shapes = backbones.abstract(module, *map(jnp.asarray, inputs("unet")))
+        shapes = networks.shapes(module)
         rng = np.random.default_rng(1)
         params = jax.tree.map(
             lambda leaf: 0.2 * rng.standard_normal(leaf.shape).astype(np.float32),

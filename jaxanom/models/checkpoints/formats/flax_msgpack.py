@@ -14,13 +14,13 @@ from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 
 from jaxanom import trees
 from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats.stored import Stored
 
 _ARRAY, _CHUNKED = 1, "__msgpack_chunked_array__"
-_CHUNK_BYTES = 2**30
 _MOST_DEPTH, _MOST_TEXT = 64, 4096
 # First byte -> (format of the length or number that follows).
 _TEXT = {0xD9: ">B", 0xDA: ">H", 0xDB: ">I"}
@@ -39,9 +39,6 @@ def tensors(path: Path) -> dict[str, Stored]:
     Raises:
       UserError: the file is missing, cut short, or no tree of arrays.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; wanted a Flax msgpack checkpoint")
     try:
         with path.open("rb") as file:
             scanner = _Scanner(path, file)
@@ -54,27 +51,27 @@ def tensors(path: Path) -> dict[str, Stored]:
         for name, leaf in flat.items():
             if not isinstance(leaf, Stored):
                 raise UserError(f"{name} is {leaf!r}, not an array")
-    except (ValueError, struct.error, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not a readable Flax checkpoint: {error}") from (
-            error
-        )
-    return flat
+        return flat
+    except (ValueError, struct.error, OSError) as error:
+        raise UserError(f"{path} is not a readable Flax checkpoint: {error}") from error
 
 
 def write(file: BinaryIO, tree: Mapping[str, Any]) -> None:
     """Writes a nested dict of arrays, the bytes of `flax.serialization.to_bytes`.
 
     Args:
-      file: open for writing.
-      tree: leaves have shape and dtype; one at a time becomes an array in memory.
+      file: Where to write, open in binary mode.
+      tree: Leaves have shape and dtype; one at a time becomes an array in memory.
     """
-    _write_map(file, len(tree))
+    count = len(tree)
+    short, wide = bytes([0x80 | count % 16]), b"\xde" + struct.pack(">H", count)
+    file.write(short if count < 16 else wide)
     for name, value in tree.items():
-        _write_text(file, name)
+        file.write(serialization.msgpack_serialize(name))
         if isinstance(value, Mapping):
             write(file, value)
         else:
-            _write_leaf(file, value)
+            file.write(serialization.msgpack_serialize(np.asarray(value)))
 
 
 class _Scanner:
@@ -99,8 +96,10 @@ class _Scanner:
         if first in _NUMBER:
             return self._number(_NUMBER[first])
         if 0xA0 <= first <= 0xBF or first in _TEXT:
-            count = first & 0x1F if first <= 0xBF else self._number(_TEXT[first])
-            return self._text(count)
+            size = first & 0x1F if first <= 0xBF else self._number(_TEXT[first])
+            if size > _MOST_TEXT:
+                raise UserError(f"a name of {size} bytes")
+            return self._take(size).decode("utf-8")
         if first <= 0x8F or first in _MAP:
             count = first & 0x0F if first <= 0x8F else self._number(_MAP[first])
             return self._map(count, depth)
@@ -116,13 +115,13 @@ class _Scanner:
 
     def _map(self, count: int, depth: int) -> dict[str, Any]:
         self._expect(2 * count)
-        found = {}
+        tree = {}
         for _ in range(count):
             name = self.value(depth + 1)
-            if not isinstance(name, str) or name in found:
+            if not isinstance(name, str) or name in tree:
                 raise UserError(f"name {name!r} occurs twice or is no text")
-            found[name] = self.value(depth + 1)
-        return found
+            tree[name] = self.value(depth + 1)
+        return tree
 
     def _array(self, size: int) -> Stored:
         """Reads (shape, dtype name) of an extension value and skips its values."""
@@ -140,19 +139,14 @@ class _Scanner:
         length = self._number(_BINARY[first])
         start = self._file.tell()
         dtype = _dtype(name)
-        wanted = _count(shape) * dtype.itemsize
-        if length != wanted or start + length != end:
+        size = _count(shape) * dtype.itemsize
+        if length != size or start + length != end:
             raise UserError(
-                f"an array of shape {shape} and {name} takes {wanted} bytes, {length} "
+                f"an array of shape {shape} and {name} takes {size} bytes, {length} "
                 "are announced"
             )
         self._file.seek(end)
         return Stored(self._path, tuple(shape), dtype, ((start, length),))
-
-    def _text(self, size: int) -> str:
-        if size > _MOST_TEXT:
-            raise UserError(f"a name of {size} bytes")
-        return self._take(size).decode("utf-8")
 
     def _number(self, layout: str) -> Any:
         return struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
@@ -200,59 +194,3 @@ def _dtype(name: Any) -> np.dtype:
     if name not in (*known, "uint64", "uint32", "uint16", "uint8", "bool"):
         raise UserError(f"an array of dtype {name!r}")
     return np.dtype(name)
-
-
-def _write_leaf(file: BinaryIO, value: Any) -> None:
-    array = np.ascontiguousarray(value).reshape(np.shape(value))
-    if array.nbytes <= _CHUNK_BYTES:
-        _write_array(file, array)
-        return
-    flat, step = array.reshape(-1), _CHUNK_BYTES // array.itemsize
-    chunks = [flat[start : start + step] for start in range(0, flat.size, step)]
-    _write_map(file, 3)
-    _write_text(file, _CHUNKED)
-    file.write(b"\xc3")
-    _write_text(file, "shape")
-    _write_map(file, array.ndim)
-    for axis, size in enumerate(array.shape):
-        _write_text(file, str(axis))
-        file.write(_integer(size))
-    _write_text(file, "chunks")
-    _write_map(file, len(chunks))
-    for number, chunk in enumerate(chunks):
-        _write_text(file, str(number))
-        _write_array(file, chunk)
-
-
-def _write_array(file: BinaryIO, array: np.ndarray) -> None:
-    name = array.dtype.name.encode()
-    head = bytes([0x93, 0x90 | array.ndim, *b"".join(map(_integer, array.shape))])
-    head += bytes([0xA0 | len(name)]) + name
-    head += _length(array.nbytes, _BINARY)
-    total = len(head) + array.nbytes
-    fixed = {size: code for code, size in _FIXED_EXTENSION.items()}
-    code = bytes([fixed[total]]) if total in fixed else _length(total, _EXTENSION)
-    file.write(code + bytes([_ARRAY]) + head)
-    file.write(array.reshape(-1).view(np.uint8).data)
-
-
-def _write_map(file: BinaryIO, count: int) -> None:
-    file.write(bytes([0x80 | count]) if count < 16 else _length(count, _MAP))
-
-
-def _write_text(file: BinaryIO, text: str) -> None:
-    raw = text.encode()
-    file.write(bytes([0xA0 | len(raw)]) if len(raw) < 32 else _length(len(raw), _TEXT))
-    file.write(raw)
-
-
-def _integer(value: int) -> bytes:
-    return bytes([value]) if value < 128 else _length(value, _NUMBER)
-
-
-def _length(value: int, layouts: dict[int, str]) -> bytes:
-    """Packs a number after the shortest of the given codes that holds it."""
-    for code, layout in layouts.items():
-        if value < 256 ** struct.calcsize(layout):
-            return bytes([code]) + struct.pack(layout, value)
-    raise UserError(f"{value} is too large for msgpack")

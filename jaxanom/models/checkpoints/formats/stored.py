@@ -20,10 +20,10 @@ class Stored(NamedTuple):
     """Where one tensor is.
 
     Attributes:
-      path: the file.
+      path: The file.
       shape, dtype: The tensor's.
       pieces: (offset, number of bytes) of its parts in the file, in order.
-      strides: steps between values along each axis, counted in values; None where the
+      strides: Steps between values along each axis, counted in values; None where the
         values lie in C order.
     """
 
@@ -60,7 +60,7 @@ def read(tensor: Stored, part: tuple[int, int] = (0, 1)) -> np.ndarray:
     """Reads a tensor, or one of several equal runs of its rows.
 
     Args:
-      tensor: from one of the readers.
+      tensor: What one of the readers returned.
       part: (i, n), the i-th of n runs of the leading axis; (0, 1) is the whole.
 
     Returns:
@@ -110,9 +110,9 @@ def _bytes(tensor: Stored, start: int, size: int) -> np.ndarray:
         for offset, length in tensor.pieces:
             skipped = min(start, length)
             start -= skipped
-            wanted = min(length - skipped, size - filled)
+            count = min(length - skipped, size - filled)
             file.seek(offset + skipped)
-            target = memoryview(raw)[filled : filled + wanted]
+            target = memoryview(raw)[filled : filled + count]
             while target:
                 got = file.readinto(target)
                 if not got:
@@ -121,7 +121,7 @@ def _bytes(tensor: Stored, start: int, size: int) -> np.ndarray:
                         "a tensor; copy it again"
                     )
                 target = target[got:]
-            filled += wanted
+            filled += count
     if filled != size:
         raise UserError(f"{tensor.path} holds {filled} of {size} bytes of a tensor")
     return raw

@@ -30,17 +30,14 @@ _DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _NAMES = {_DICT, _TENSOR, _PARAMETER, *(f"torch.{name}" for name in _STORAGES)}
-_CONSTANTS = {
-    "NONE": None,
-    "NEWTRUE": True,
-    "NEWFALSE": False,
-    "EMPTY_TUPLE": (),
-}
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 _NUMBERS_AND_TEXT = {
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE"),
 }
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+# Instruction -> how many values it takes off the stack; the others take those since
+# the last mark.
+_COUNTS = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "SETITEM": 2, "APPEND": 1}
 MOST_BYTES = 64 * 2**20
 _MARK = object()
 
@@ -72,7 +69,7 @@ def run(program: bytes) -> Any:
     """Executes the harmless instructions of a pickle and returns what they build.
 
     Args:
-      program: the whole pickle.
+      program: The whole pickle.
 
     Returns:
       Dicts, lists, tuples, numbers, text, and `View` for every tensor.
@@ -115,16 +112,14 @@ def _step(
         memo[len(memo)] = stack[-1]
     elif code in ("BINGET", "LONG_BINGET"):
         stack.append(memo[argument])
-    elif code == "TUPLE":
-        stack.append(tuple(_above_mark(stack)))
-    elif code in _TUPLES:
-        stack.append(tuple(_last(stack, _TUPLES[code])))
+    elif code in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+        stack.append(tuple(_taken(stack, code)))
     elif code in ("SETITEM", "SETITEMS"):
-        items = _above_mark(stack) if code == "SETITEMS" else _last(stack, 2)
+        items = _taken(stack, code)
         _set(stack[-1], items)
     elif code in ("APPEND", "APPENDS"):
-        items = _above_mark(stack) if code == "APPENDS" else _last(stack, 1)
-        _wanted(stack[-1], list).extend(items)
+        items = _taken(stack, code)
+        _checked(stack[-1], list).extend(items)
     elif code in ("GLOBAL", "STACK_GLOBAL"):
         parts = argument.split(" ") if code == "GLOBAL" else _last(stack, 2)
         stack.append(_name(".".join(parts), position))
@@ -132,10 +127,10 @@ def _step(
         stack.append(_storage(stack.pop()))
     elif code == "REDUCE":
         arguments = stack.pop()
-        stack.append(_made(stack.pop(), arguments))
+        stack.append(_applied(stack.pop(), arguments))
     elif code == "BUILD":
         # A module's state_dict carries version numbers as an attribute: not needed.
-        _wanted(stack.pop(), dict), _wanted(stack[-1], dict)
+        _checked(stack.pop(), dict), _checked(stack[-1], dict)
     else:
         raise UserError(
             f"instruction {code} at byte {position} of data.pkl is not one that "
@@ -149,14 +144,14 @@ def _last(stack: list[Any], count: int) -> list[Any]:
     return items
 
 
-def _above_mark(stack: list[Any]) -> list[Any]:
+def _taken(stack: list[Any], code: str) -> list[Any]:
+    if code in _COUNTS:
+        return _last(stack, _COUNTS[code])
     start = max(i for i, item in enumerate(stack) if item is _MARK)
-    items = stack[start + 1 :]
-    del stack[start:]
-    return items
+    return _last(stack, len(stack) - start)[1:]
 
 
-def _wanted(value: Any, kind: type) -> Any:
+def _checked(value: Any, kind: type) -> Any:
     if type(value) is not kind:
         raise UserError(f"data.pkl uses a {type(value).__name__} as a {kind.__name__}")
     return value
@@ -167,7 +162,7 @@ def _set(target: Any, items: list[Any]) -> None:
     # Other keys would be hashed, which nested tuples can make take for ever.
     if not all(type(key) in (str, int) for key in keys):
         raise UserError("data.pkl has a dict with keys other than text and integers")
-    _wanted(target, dict).update(zip(keys, values, strict=True))
+    _checked(target, dict).update(zip(keys, values, strict=True))
 
 
 def _name(text: str, position: int) -> _Name:
@@ -191,7 +186,7 @@ def _storage(value: Any) -> Storage:
     return Storage(key, np.dtype(_STORAGES[name]), count)
 
 
-def _made(name: Any, arguments: Any) -> Any:
+def _applied(name: Any, arguments: Any) -> Any:
     """Gives meaning to the three names that a file of weights may apply."""
     if not isinstance(name, _Name) or type(arguments) is not tuple:
         raise UserError("data.pkl applies what is not a name")
@@ -201,7 +196,7 @@ def _made(name: Any, arguments: Any) -> Any:
         return arguments[0]
     if name.text == _TENSOR and len(arguments) >= 4:
         storage, offset, shape, strides = arguments[:4]
-        counts = (offset, *_wanted(shape, tuple), *_wanted(strides, tuple))
+        counts = (offset, *_checked(shape, tuple), *_checked(strides, tuple))
         if (
             isinstance(storage, Storage)
             and all(map(_is_count, counts))

@@ -26,9 +26,6 @@ def tensors(path: Path) -> dict[str, Stored]:
       UserError: the file is missing, of an older format, damaged, or asks for anything
         beyond tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path} is not a file; wanted PyTorch weights")
     if not zipfile.is_zipfile(path):
         raise UserError(
             f"{path} is no zip archive of tensors: it is damaged, or of the older "
@@ -39,10 +36,8 @@ def tensors(path: Path) -> dict[str, Stored]:
         with zipfile.ZipFile(path) as archive:
             root = _root(archive)
             with archive.open(f"{root}/data.pkl") as file:
-                views = _state(
-                    tensor_pickle.run(file.read(tensor_pickle.MOST_BYTES + 1))
-                )
-            _check_byte_order(archive, root)
+                program = file.read(tensor_pickle.MOST_BYTES + 1)
+            views = _state(tensor_pickle.run(program))
             return {
                 name: _locate(path, archive, root, name, view)
                 for name, view in views.items()
@@ -52,34 +47,30 @@ def tensors(path: Path) -> dict[str, Stored]:
 
 
 def _root(archive: zipfile.ZipFile) -> str:
-    found = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-    if len(found) != 1 or found[0].count("/") != 1:
-        raise UserError(f"wanted one <root>/data.pkl in it, found {found}")
-    root = found[0].removesuffix("/data.pkl")
-    if f"{root}/constants.pkl" in archive.namelist():
+    names = archive.namelist()
+    pickles = [name for name in names if name.endswith("/data.pkl")]
+    if len(pickles) != 1 or pickles[0].count("/") != 1:
+        raise UserError(f"wanted one <root>/data.pkl in it, found {pickles}")
+    root = pickles[0].removesuffix("/data.pkl")
+    if f"{root}/constants.pkl" in names:
         raise UserError(
             "it is a TorchScript program, not weights; load it with torch.jit.load and "
             "save its state_dict()"
         )
+    order = archive.read(f"{root}/byteorder") if f"{root}/byteorder" in names else b""
+    if order not in (b"", b"little"):
+        raise UserError(f"byte order {order!r}; only little is read")
     return root
-
-
-def _check_byte_order(archive: zipfile.ZipFile, root: str) -> None:
-    if f"{root}/byteorder" in archive.namelist():
-        order = archive.read(f"{root}/byteorder")
-        if order != b"little":
-            raise UserError(f"byte order {order!r}; only little is read")
 
 
 def _state(content: Any) -> dict[str, View]:
     """Picks the dict of tensors out of what the pickle built."""
-    state = content
-    if not isinstance(state, dict):
-        raise UserError(f"it holds a {type(state).__name__}, not a dict of tensors")
-    if isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
-    elif len(state) == 1 and isinstance(next(iter(state.values())), dict):
-        state = next(iter(state.values()))
+    if not isinstance(content, dict):
+        raise UserError(f"it holds a {type(content).__name__}, not a dict of tensors")
+    inner = content.get("state_dict")
+    if len(content) == 1:
+        (inner,) = content.values()
+    state = inner if isinstance(inner, dict) else content
     wrong = [name for name, value in state.items() if not isinstance(value, View)]
     if wrong or not all(isinstance(name, str) for name in state):
         raise UserError(f"{wrong[:5]} are no tensors; wanted a dict of name -> tensor")

@@ -12,17 +12,15 @@ names mean is the business of `pretrained` and `layouts`.
 """
 
 import math
-import os
 import re
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom import record
+from jaxanom import files, record, trees
 from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import (
     flax_msgpack,
@@ -45,7 +43,7 @@ def tensors(path: Path) -> dict[str, Stored]:
     """Returns what a file, or all shards of an index, hold; no tensor is read.
 
     Args:
-      path: a weight file, or an index of such files.
+      path: A weight file, or an index of such files.
 
     Raises:
       UserError: a file is missing, damaged or of an unknown format, or an index and
@@ -54,14 +52,14 @@ def tensors(path: Path) -> dict[str, Stored]:
     path = Path(path)
     if not _INDEX.fullmatch(path.name):
         return _reader(path)(path)
-    found = {}
+    whole = {}
     for shard, expected in _shards(path).items():
         here = _reader(shard)(shard)
         if set(here) != expected:
             differing = sorted(set(here) ^ expected)[:5]
             raise UserError(f"{shard} and its index disagree on tensors {differing}")
-        found |= here
-    return found
+        whole |= here
+    return whole
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
@@ -81,24 +79,21 @@ def is_whole(path: Path) -> bool:
     return all(shard.is_file() for shard in _shards(path))
 
 
-def stream(path: Path, dtype: Any = None) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) one tensor at a time, so memory holds one beside the result.
+def read(path: Path, dtype: Any = None) -> dict[str, np.ndarray]:
+    """Returns all tensors of a file or an index.
 
     Args:
-      path: a weight file, or an index of such files.
-      dtype: floating tensors are cast to it (float16 and bfloat16 files to float32, as
+      path: A weight file, or an index of such files.
+      dtype: Floating tensors are cast to it (float16 and bfloat16 files to float32, as
         a rule); None keeps the file's. Integers and bools stay as they are.
 
     Raises:
       UserError: as `tensors`; or a value does not fit into `dtype`.
     """
-    for name, tensor in tensors(path).items():
-        yield name, cast(stored.read(tensor), dtype, f"{tensor.path}: {name}")
-
-
-def read(path: Path, dtype: Any = None) -> dict[str, np.ndarray]:
-    """Returns all tensors of a file or an index; see `stream`."""
-    return dict(stream(path, dtype))
+    return {
+        name: cast(stored.read(tensor), dtype, f"{tensor.path}: {name}")
+        for name, tensor in tensors(path).items()
+    }
 
 
 def write(
@@ -114,11 +109,11 @@ def write(
     together, so they are never written over an older index; the index comes last.
 
     Args:
-      path: the single file's name, ending in `.safetensors`; shards are named after it.
+      path: The single file's name, ending in `.safetensors`; shards are named after it.
       tensors: {name: array}, host or device, or `Computed`; one at a time is made.
-      dtype: floating tensors are cast to it, e.g. float16; None keeps theirs.
-      metadata: strings for the header; {"format": "pt"} is what PyTorch readers want.
-      shard_bytes: the most bytes of one shard; None writes one file.
+      dtype: Floating tensors are cast to it, e.g. float16; None keeps theirs.
+      metadata: Strings for the header; {"format": "pt"} is what PyTorch readers want.
+      shard_bytes: The most bytes of one shard; None writes one file.
 
     Returns:
       The file to read: `path`, or its index if it took more than one shard.
@@ -134,7 +129,6 @@ def write(
         name: pending(value, dtype, f"{path}: {name}")
         for name, value in tensors.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
     groups = _group(arrays, shard_bytes)
     index = path.with_name(path.name + INDEX_SUFFIX)
     if index.exists() or (len(groups) > 1 and path.exists()):
@@ -148,8 +142,8 @@ def write(
     weight_map = {}
     for number, names in enumerate(groups, start=1):
         shard = f"{path.stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-        chosen = {name: arrays[name] for name in names}
-        _write_safetensors(path.with_name(shard), chosen, metadata)
+        group = {name: arrays[name] for name in names}
+        _write_safetensors(path.with_name(shard), group, metadata)
         weight_map.update(dict.fromkeys(names, shard))
     total = sum(map(_num_bytes, arrays.values()))
     record.write_json(
@@ -162,9 +156,9 @@ def write_flax(path: Path, tree: Mapping[str, Any], dtype: Any = None) -> Path:
     """Writes a nested dict as the libraries' Flax classes do, whole or not at all.
 
     Args:
-      path: ends in `.msgpack`.
-      tree: leaves as in `write`.
-      dtype: as in `write`.
+      path: Ends in `.msgpack`.
+      tree: Leaves as in `write`.
+      dtype: As in `write`.
 
     Raises:
       UserError: a value does not fit into `dtype`, or the name does not end right.
@@ -172,15 +166,12 @@ def write_flax(path: Path, tree: Mapping[str, Any], dtype: Any = None) -> Path:
     path = Path(path)
     if path.suffix != ".msgpack":
         raise UserError(f"{path} does not end in .msgpack")
-
-    def prepare(value: Any, name: str) -> Any:
-        if isinstance(value, Mapping):
-            return {key: prepare(item, f"{name}/{key}") for key, item in value.items()}
-        return pending(value, dtype, name)
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    leaves = prepare(tree, str(path))
-    _replace(path, lambda file: flax_msgpack.write(file, leaves))
+    leaves = {
+        name: pending(leaf, dtype, f"{path}/{name}")
+        for name, leaf in trees.flatten(tree).items()
+    }
+    with files.replacing(path) as building, building.open("wb") as file:
+        flax_msgpack.write(file, trees.unflatten(leaves))
     return path
 
 
@@ -188,9 +179,9 @@ def pending(value: Any, dtype: Any, name: str) -> Computed:
     """Puts off fetching and casting one array until a writer asks for it.
 
     Args:
-      value: array, host or device, or `Computed`.
-      dtype: as in `cast`.
-      name: what an error calls the array.
+      value: Array, host or device, or `Computed`.
+      dtype: As in `cast`.
+      name: What an error calls the array.
     """
     value = value if hasattr(value, "dtype") else np.asarray(value)
     floating = jnp.issubdtype(value.dtype, jnp.floating)
@@ -204,17 +195,15 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
     """Casts a floating array; refuses to turn a finite value into an infinite one.
 
     Args:
-      array: any shape; integers and bools are returned as they are.
-      dtype: the floating type wanted, or None to keep the array's.
-      name: what the error calls the array.
+      array: Any shape; integers and bools are returned as they are.
+      dtype: The floating type wanted, or None to keep the array's.
+      name: What the error calls the array.
 
     Raises:
       UserError: a finite value overflows `dtype`.
     """
-    if dtype is None or not jnp.issubdtype(array.dtype, jnp.floating):
-        return array
-    dtype = jnp.dtype(dtype)
-    if array.dtype == dtype:
+    dtype = array.dtype if dtype is None else jnp.dtype(dtype)
+    if array.dtype == dtype or not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
@@ -230,7 +219,7 @@ def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
 
 
 def _reader(path: Path) -> Callable[[Path], dict[str, Stored]]:
-    if path.is_dir() or not path.exists():
+    if not path.is_file():
         raise UserError(f"{path} is not a file; wanted weights")
     if path.suffix not in _READERS:
         raise UserError(f"{path} is of no known format; known are {[*_READERS]}")
@@ -273,18 +262,5 @@ def _group(arrays: Mapping[str, Computed], limit: int | None) -> list[list[str]]
 def _write_safetensors(
     path: Path, arrays: Mapping[str, Computed], metadata: Mapping[str, str] | None
 ) -> None:
-    _replace(path, lambda file: safetensors_file.write(file, arrays, metadata or {}))
-
-
-def _replace(path: Path, write: Callable[[BinaryIO], None]) -> None:
-    """Writes one file under a temporary name beside it, then renames."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        # Temporary files are private; weights are for whoever may read their folder.
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with files.replacing(path) as building, building.open("wb") as file:
+        safetensors_file.write(file, arrays, metadata or {})

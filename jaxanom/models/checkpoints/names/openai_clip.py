@@ -71,7 +71,7 @@ def place(published: str) -> Place:
     """Returns where the tensor of a published name lies.
 
     Args:
-      published: name in transformers' CLIPModel.
+      published: A name in transformers' CLIPModel.
 
     Raises:
       UserError: the model has no such tensor.
@@ -79,10 +79,10 @@ def place(published: str) -> Place:
     if published in _WHOLE:
         projection = published.endswith("_projection.weight")
         return Place(_WHOLE[published], input_first=projection)
-    found = _LAYER.fullmatch(published)
-    if found is None:
+    parts = _LAYER.fullmatch(published)
+    if parts is None:
         raise UserError(f"{published} has no name in the original CLIP")
-    tower, number, module, leaf = found.groups()
+    tower, number, module, leaf = parts.groups()
     block = f"{'visual.' if tower == 'vision' else ''}{_BLOCKS}{number}."
     if module in _FUSED:
         return Place(f"{block}attn.in_proj_{leaf}", (_FUSED[module], 3))
@@ -105,7 +105,7 @@ def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     Their activation is what `ASSUMED` says.
 
     Args:
-      shapes: {original name: shape}.
+      shapes: {original name: shape} of a whole file.
 
     Raises:
       UserError: a tensor that tells a size is missing.
@@ -119,24 +119,25 @@ def config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
         raise UserError(f"{missing} are missing; wanted both towers of a CLIP")
     width, _, patch, _ = shapes["visual.conv1.weight"]
     side = round((shapes["visual.positional_embedding"][0] - 1) ** 0.5)
-    joint = shapes["visual.proj"][1]
-    vocabulary, text_width = shapes["token_embedding.weight"]
-    towers = {
-        "text_config": {
-            **_tower(shapes, "", text_width),
-            "vocab_size": vocabulary,
-            "max_position_embeddings": shapes["positional_embedding"][0],
-            # Start and end of text are the last two of CLIP's vocabulary.
-            "bos_token_id": vocabulary - 2,
-            "eos_token_id": vocabulary - 1,
-        },
-        "vision_config": {
-            **_tower(shapes, "visual.", width),
-            "patch_size": patch,
-            "image_size": side * patch,
-        },
+    vision = _tower(shapes, "visual.", width)
+    return {
+        "projection_dim": shapes["visual.proj"][1],
+        "text_config": text_config(shapes),
+        "vision_config": {**vision, "patch_size": patch, "image_size": side * patch},
     }
-    return {"projection_dim": joint, **towers}
+
+
+def text_config(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Reads the sizes of the text tower alone; see `config`."""
+    vocabulary, width = shapes["token_embedding.weight"]
+    return {
+        **_tower(shapes, "", width),
+        "vocab_size": vocabulary,
+        "max_position_embeddings": shapes["positional_embedding"][0],
+        # Start and end of text are the last two of CLIP's vocabulary.
+        "bos_token_id": vocabulary - 2,
+        "eos_token_id": vocabulary - 1,
+    }
 
 
 def _tower(

@@ -56,7 +56,6 @@ def test_we_write_the_bytes_that_flax_writes():
 
 def test_chunks_of_a_large_array_are_joined_and_written_alike(tmp_path, monkeypatch):
     monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 64)
-    monkeypatch.setattr(flax_msgpack, "_CHUNK_BYTES", 64)
     tree = {"a": {"large": DRAW.normal(size=(10, 3)).astype(np.float32)}}
     content = serialization.to_bytes(tree)
     assert b"__msgpack_chunked_array__" in content

@@ -86,26 +86,36 @@ def entry(shape, start, stop, dtype="F32"):
 
 HONEST = {"a": entry([2], 0, 8), "b": entry([2], 8, 16)}
 LIES = {
-    "overlap": ({"a": entry([2], 0, 8), "b": entry([3], 4, 16)}, "b .* overlaps"),
-    "twice the same": ({"a": entry([4], 0, 16), "b": entry([4], 0, 16)}, "overlaps"),
-    "gap": ({"a": entry([1], 0, 4), "b": entry([2], 8, 16)}, "leaves a gap"),
-    "beyond the end": ({"a": entry([2], 0, 8), "b": entry([4], 8, 24)}, "file has"),
-    "short of the end": ({"a": entry([2], 0, 8)}, "file has"),
-    "other size": ({"a": entry([3], 0, 16)}, "takes 12 bytes"),
-    "backwards": ({"a": entry([2], 16, 8)}, "data_offsets are"),
-    "negative": ({"a": entry([2], -8, 0)}, "no list of counts"),
-    "negative shape": ({"a": entry([-2, -2], 0, 16)}, "no list of counts"),
-    "fraction": ({"a": entry([2.0, 2], 0, 16)}, "no list of counts"),
-    "huge": ({"a": entry([2**62, 2**62], 0, 16)}, "takes"),
-    "bool as number": ({"a": entry([True, 4], 0, 16)}, "no list of counts"),
-    "unknown type": ({"a": entry([4], 0, 16, "F31")}, "dtype 'F31'"),
+    "overlap": (
+        {"a": entry([2], 0, 8), "b": entry([3], 4, 16)},
+        "offset for tensor `b`",
+    ),
+    "twice the same": (
+        {"a": entry([4], 0, 16), "b": entry([4], 0, 16)},
+        "offset for tensor",
+    ),
+    "gap": ({"a": entry([1], 0, 4), "b": entry([2], 8, 16)}, "offset for tensor `b`"),
+    "beyond the end": (
+        {"a": entry([2], 0, 8), "b": entry([4], 8, 24)},
+        "file not fully covered",
+    ),
+    "short of the end": ({"a": entry([2], 0, 8)}, "file not fully covered"),
+    "other size": ({"a": entry([3], 0, 16)}, "invalid shape, data type, or offset"),
+    "backwards": ({"a": entry([2], 16, 8)}, "offset for tensor `a`"),
+    "negative": ({"a": entry([2], -8, 0)}, "integer `-8`"),
+    "negative shape": ({"a": entry([-2, -2], 0, 16)}, "integer `-2`"),
+    "fraction": ({"a": entry([2.0, 2], 0, 16)}, "floating point"),
+    "huge": ({"a": entry([2**62, 2**62], 0, 16)}, "overflow"),
+    "bool as number": ({"a": entry([True, 4], 0, 16)}, "boolean `true`"),
+    "unknown type": ({"a": entry([4], 0, 16, "F31")}, "variant `F31`"),
     "three offsets": (
         {"a": {"dtype": "F32", "shape": [4], "data_offsets": [0, 16, 16]}},
-        "data_offsets",
+        "invalid length 3",
     ),
-    "lacking": ({"a": {"dtype": "F32", "shape": [4]}}, "lacks"),
-    "no dict": ({"a": 3}, "lacks"),
-    "a list": ([1], "no JSON object"),
+    "type not of ours": ({"a": entry([2], 0, 16, "C64")}, "dtype 'C64'; known are"),
+    "lacking": ({"a": {"dtype": "F32", "shape": [4]}}, "missing field `data_offsets`"),
+    "no dict": ({"a": 3}, "integer `3`"),
+    "a list": ([1], "sequence"),
 }
 
 
@@ -126,10 +136,9 @@ def test_a_header_that_lies_is_refused_by_what_is_wrong(tmp_path, lie):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b'{"a": 1, "a": 2}', "occurs twice"),
-        (b"{", "Expecting"),
-        (b"\xff\xfe{}", "decode"),
-        (b"[" * 100_000, "nest|recursion|Expecting"),
+        (b"{", "EOF"),
+        (b"\xff\xfe{}", "UTF-8"),
+        (b"[" * 100_000, "sequence"),
     ],
 )
 def test_a_header_that_is_no_json_is_refused(tmp_path, text, message):
@@ -144,7 +153,7 @@ def test_a_header_length_beyond_the_file_is_refused_without_reading_it(
 ):
     path = tmp_path / "w.safetensors"
     path.write_bytes(length.to_bytes(8, "little") + b"{}")
-    with pytest.raises(ValueError, match=f"header of {length} bytes is announced"):
+    with pytest.raises(ValueError, match=r"header too large|invalid header length"):
         safetensors_file.tensors(path)
 
 

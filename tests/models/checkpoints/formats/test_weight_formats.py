@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxanom import trees
-from jaxanom.models import backbones
+from jaxanom.models import backbones, networks
 from jaxanom.models.checkpoints import pretrained
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.models.clip import towers
@@ -44,23 +44,21 @@ VISION = towers.VisionConfig(
     image_size=8,
     patch_size=4,
 )
-IDS, IMAGE = jnp.zeros((1, 9), jnp.int32), jnp.zeros((1, 8, 8, 3))
 MODELS = {
-    "unet": (unet.UNet(UNET), backbones.unet_example(UNET)),
-    "vae": (vae.AutoencoderKL(VAE), (IMAGE,)),
-    "tiny_autoencoder": (tiny_autoencoder.TinyAutoencoder(TINY), (IMAGE,)),
-    "clip": (towers.CLIP(towers.ClipConfig(TEXT, VISION)), (IDS, IMAGE)),
-    "text_encoder": (towers.TextTower(TEXT, projection=False), (IDS,)),
-    "image_encoder": (towers.ImageTower(VISION), (IMAGE,)),
+    "unet": unet.UNet(UNET),
+    "vae": vae.AutoencoderKL(VAE),
+    "tiny_autoencoder": tiny_autoencoder.TinyAutoencoder(TINY),
+    "clip": towers.CLIP(towers.ClipConfig(TEXT, VISION)),
+    "text_encoder": towers.TextTower(TEXT, projection=False),
+    "image_encoder": towers.ImageTower(VISION),
 }
 
 
 def tree_of(kind, dtype=np.float32):
-    module, example = MODELS[kind]
     rng = np.random.default_rng(0)
     return jax.tree.map(
         lambda leaf: rng.normal(size=leaf.shape).astype(dtype),
-        backbones.abstract(module, *example),
+        networks.shapes(MODELS[kind]),
     )
 
 

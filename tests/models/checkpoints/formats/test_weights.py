@@ -222,14 +222,3 @@ def test_an_index_that_lies_is_refused(tmp_path):
     index.write_text("{")
     with pytest.raises(ValueError, match="not a JSON file"):
         weights.read(index)
-
-
-def test_stream_reads_one_tensor_at_a_time(tmp_path, monkeypatch):
-    path = weights.write(tmp_path / "w.safetensors", tensors())
-    seen = []
-    monkeypatch.setattr(weights, "cast", lambda array, *_: seen.append(1) or array)
-    stream = weights.stream(path)
-    name, value = next(stream)
-    np.testing.assert_array_equal(value, tensors()[name])
-    assert len(seen) == 1
-    assert len(list(stream)) == len(tensors()) - 1
