@@ -27,7 +27,6 @@ from jaxanom.types import Params
 Kind = weight_files.Kind
 KINDS = weight_files.KINDS
 published_names = layouts.published_names
-FORMATS = ("safetensors", "flax")
 _SHOWN = weight_files.SHOWN
 
 
@@ -213,14 +212,7 @@ def load_params(
 
 
 def save_component(
-    directory: Path,
-    component: str,
-    config: Mapping[str, Any],
-    tree: Params,
-    kind: str,
-    dtype: Any = None,
-    format: str = "safetensors",
-    shard_bytes: int | None = None,
+    directory: Path, component: str, config: Mapping[str, Any], tree: Params, kind: str
 ) -> None:
     """Writes config.json and weights as the published classes' `from_pretrained` reads.
 
@@ -230,38 +222,11 @@ def save_component(
       config: What config.json shall hold; the class name is added where it lacks one.
       tree: Our parameters, host or device; one leaf at a time is fetched.
       kind: A key of `KINDS`.
-      dtype: float16 or bfloat16 for a smaller file; None keeps the tree's.
-      format: "safetensors" for the PyTorch classes, "flax" for the Flax ones.
-      shard_bytes: The most bytes of one safetensors file; None writes one.
-
-    Raises:
-      UserError: an unknown format, a value that `dtype` cannot hold, or weights in
-        another form are there and would be read instead.
     """
-    folder = Path(directory) / component
-    layout = weight_files.kind_of(kind)
-    if format not in FORMATS:
-        raise UserError(f"format={format!r}; wanted one of {FORMATS}")
-    if format == "flax":
-        path = folder / f"{layout.flax_stem}.msgpack"
-        _refuse_hidden(path, kind)
-        weights.write_flax(path, tree, dtype)
-    else:
-        path, metadata = folder / f"{layout.stem}.safetensors", {"format": "pt"}
-        weights.write(path, _outward(tree, kind), dtype, metadata, shard_bytes)
+    folder, layout = Path(directory) / component, weight_files.kind_of(kind)
+    path = folder / f"{layout.stem}.safetensors"
+    weights.write(path, _outward(tree, kind), {"format": "pt"})
     record.write_json(folder / "config.json", {**layout.identity, **config})
-
-
-def _refuse_hidden(path: Path, kind: str) -> None:
-    """Raises UserError where `weight_files.locate` would prefer another file."""
-    for name in weight_files.candidates(kind):
-        if name == path.name:
-            return
-        if path.with_name(name).is_file():
-            raise UserError(
-                f"{path.parent} already holds {name}, which would be read instead of "
-                f"{path.name}; remove it, or write to another directory"
-            )
 
 
 def match(

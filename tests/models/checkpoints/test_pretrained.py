@@ -214,20 +214,19 @@ def test_a_config_keeps_its_own_class_name(tmp_path):
 
 def test_half_precision_files_load_as_float32(tmp_path):
     kind, target = abstract("text tower")
-    tree = drawn(target)
-    pretrained.save_component(tmp_path, "te", {}, tree, kind, dtype=np.float16)
-    rounded = jax.tree.map(lambda leaf: leaf.astype(np.float16), tree)
+    rounded = jax.tree.map(lambda leaf: leaf.astype(np.float16), drawn(target))
+    pretrained.save_component(tmp_path, "te", {}, rounded, kind)
     loaded = pretrained.load_params(tmp_path / "te", kind, target)
     assert_same(loaded, jax.tree.map(lambda leaf: leaf.astype(np.float32), rounded))
     kept = pretrained.load_params(tmp_path / "te", kind, target, dtype=None)
     assert_same(kept, rounded)
 
 
-def test_a_sharded_component_loads_like_a_single_file(tmp_path):
+def test_a_sharded_component_loads_like_a_single_file(tmp_path, write_shards):
     kind, target = abstract("text tower")
     tree = drawn(target)
     published = pretrained.to_published(tree, kind)
-    index = weights.write(tmp_path / "model.safetensors", published, shard_bytes=2000)
+    index = write_shards(tmp_path / "model.safetensors", published, 2000)
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     assert_same(pretrained.load_params(tmp_path, kind, target), tree)
     assert_same(pretrained.load_params(index, kind, target), tree)

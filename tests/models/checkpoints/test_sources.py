@@ -69,13 +69,13 @@ def hub_of(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def sharded(tiny_backbone, tmp_path):
+def sharded(tiny_backbone, tmp_path, write_shards):
     """A checkpoint with a UNet in shards, and much that no network needs."""
     folder = shutil.copytree(tiny_backbone, tmp_path / "sharded")
     path = folder / "unet" / "diffusion_pytorch_model.safetensors"
     tensors = weights.read(path)
     path.unlink()
-    weights.write(path, tensors, shard_bytes=100_000)
+    write_shards(path, tensors, 100_000)
     assert len(list((folder / "unet").glob("*-of-*.safetensors"))) > 1
     for stray in ("vae/notes.json", "old/unet/config.json", "results.json"):
         record.write_json(folder / stray, {})

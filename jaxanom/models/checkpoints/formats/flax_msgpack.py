@@ -8,13 +8,11 @@ values; it knows only the types that such a tree can hold and calls nothing.
 
 import math
 import struct
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
 
 from jaxanom import trees
 from jaxanom.errors import UserError
@@ -54,24 +52,6 @@ def tensors(path: Path) -> dict[str, Stored]:
         return flat
     except (ValueError, struct.error, OSError) as error:
         raise UserError(f"{path} is not a readable Flax checkpoint: {error}") from error
-
-
-def write(file: BinaryIO, tree: Mapping[str, Any]) -> None:
-    """Writes a nested dict of arrays, the bytes of `flax.serialization.to_bytes`.
-
-    Args:
-      file: Where to write, open in binary mode.
-      tree: Leaves have shape and dtype; one at a time becomes an array in memory.
-    """
-    count = len(tree)
-    short, wide = bytes([0x80 | count % 16]), b"\xde" + struct.pack(">H", count)
-    file.write(short if count < 16 else wide)
-    for name, value in tree.items():
-        file.write(serialization.msgpack_serialize(name))
-        if isinstance(value, Mapping):
-            write(file, value)
-        else:
-            file.write(serialization.msgpack_serialize(np.asarray(value)))
 
 
 class _Scanner:

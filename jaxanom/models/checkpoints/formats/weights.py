@@ -11,7 +11,6 @@ beside it. Values come and go as NumPy arrays under the names in the file; what 
 names mean is the business of `pretrained` and `layouts`.
 """
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom import files, record, trees
+from jaxanom import files, record
 from jaxanom.errors import UserError
 from jaxanom.models.checkpoints.formats import (
     flax_msgpack,
@@ -28,9 +27,8 @@ from jaxanom.models.checkpoints.formats import (
     stored,
     torch_archive,
 )
-from jaxanom.models.checkpoints.formats.stored import Computed, Stored
+from jaxanom.models.checkpoints.formats.stored import Stored
 
-INDEX_SUFFIX = ".index.json"
 _INDEX = re.compile(r".*\.index(\.[\w-]+)?\.json")
 _READERS = {
     ".safetensors": safetensors_file.tensors,
@@ -97,98 +95,27 @@ def read(path: Path, dtype: Any = None) -> dict[str, np.ndarray]:
 
 
 def write(
-    path: Path,
-    tensors: Mapping[str, Any],
-    dtype: Any = None,
-    metadata: Mapping[str, str] | None = None,
-    shard_bytes: int | None = None,
+    path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
 ) -> Path:
     """Writes tensors so that a reader sees a whole file or none.
 
-    A single file replaces an older one in one rename. Shards cannot be replaced
-    together, so they are never written over an older index; the index comes last.
-
     Args:
-      path: The single file's name, ending in `.safetensors`; shards are named after it.
+      path: The file's name, ending in `.safetensors`.
       tensors: {name: array}, host or device, or `Computed`; one at a time is made.
-      dtype: Floating tensors are cast to it, e.g. float16; None keeps theirs.
       metadata: Strings for the header; {"format": "pt"} is what PyTorch readers want.
-      shard_bytes: The most bytes of one shard; None writes one file.
 
     Returns:
-      The file to read: `path`, or its index if it took more than one shard.
+      `path`.
 
     Raises:
-      UserError: a value does not fit into `dtype`; the name does not end right; or
-        the other form (file beside index) is there and would be read instead.
+      UserError: the name does not end right, or a dtype is not the format's.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path} does not end in .safetensors; weights are only that")
-    arrays = {
-        name: pending(value, dtype, f"{path}: {name}")
-        for name, value in tensors.items()
-    }
-    groups = _group(arrays, shard_bytes)
-    index = path.with_name(path.name + INDEX_SUFFIX)
-    if index.exists() or (len(groups) > 1 and path.exists()):
-        raise UserError(
-            f"{path.parent} already holds {path.stem} in another form or in shards; "
-            "remove it, or write to another directory"
-        )
-    if len(groups) == 1:
-        _write_safetensors(path, arrays, metadata)
-        return path
-    weight_map = {}
-    for number, names in enumerate(groups, start=1):
-        shard = f"{path.stem}-{number:05d}-of-{len(groups):05d}.safetensors"
-        group = {name: arrays[name] for name in names}
-        _write_safetensors(path.with_name(shard), group, metadata)
-        weight_map.update(dict.fromkeys(names, shard))
-    total = sum(map(_num_bytes, arrays.values()))
-    record.write_json(
-        index, {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
-    return index
-
-
-def write_flax(path: Path, tree: Mapping[str, Any], dtype: Any = None) -> Path:
-    """Writes a nested dict as the libraries' Flax classes do, whole or not at all.
-
-    Args:
-      path: Ends in `.msgpack`.
-      tree: Leaves as in `write`.
-      dtype: As in `write`.
-
-    Raises:
-      UserError: a value does not fit into `dtype`, or the name does not end right.
-    """
-    path = Path(path)
-    if path.suffix != ".msgpack":
-        raise UserError(f"{path} does not end in .msgpack")
-    leaves = {
-        name: pending(leaf, dtype, f"{path}/{name}")
-        for name, leaf in trees.flatten(tree).items()
-    }
     with files.replacing(path) as building, building.open("wb") as file:
-        flax_msgpack.write(file, trees.unflatten(leaves))
+        safetensors_file.write(file, tensors, metadata or {})
     return path
-
-
-def pending(value: Any, dtype: Any, name: str) -> Computed:
-    """Puts off fetching and casting one array until a writer asks for it.
-
-    Args:
-      value: Array, host or device, or `Computed`.
-      dtype: As in `cast`.
-      name: What an error calls the array.
-    """
-    value = value if hasattr(value, "dtype") else np.asarray(value)
-    floating = jnp.issubdtype(value.dtype, jnp.floating)
-    final = value.dtype if dtype is None or not floating else dtype
-    return Computed(
-        value.shape, jnp.dtype(final), lambda: cast(np.asarray(value), dtype, name)
-    )
 
 
 def cast(array: np.ndarray, dtype: Any, name: str) -> np.ndarray:
@@ -240,27 +167,3 @@ def _shards(path: Path) -> dict[Path, set[str]]:
             raise UserError(f"{path}: shard {shard!r} of {name} is not a file name")
         grouped.setdefault(path.with_name(shard), set()).add(name)
     return dict(sorted(grouped.items()))
-
-
-def _num_bytes(array: Computed) -> int:
-    return math.prod(array.shape) * array.dtype.itemsize
-
-
-def _group(arrays: Mapping[str, Computed], limit: int | None) -> list[list[str]]:
-    """Splits names, in order, into runs of at most `limit` bytes each."""
-    groups: list[list[str]] = [[]]
-    size = 0
-    for name, array in arrays.items():
-        if limit is not None and groups[-1] and size + _num_bytes(array) > limit:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += _num_bytes(array)
-    return groups
-
-
-def _write_safetensors(
-    path: Path, arrays: Mapping[str, Computed], metadata: Mapping[str, str] | None
-) -> None:
-    with files.replacing(path) as building, building.open("wb") as file:
-        safetensors_file.write(file, arrays, metadata or {})

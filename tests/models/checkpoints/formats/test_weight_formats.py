@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 from jaxanom import trees
 from jaxanom.models import backbones, networks
@@ -72,11 +73,10 @@ def assert_same_bits(first, second):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, jnp.bfloat16])
-@pytest.mark.parametrize("format", pretrained.FORMATS)
 @pytest.mark.parametrize("kind", MODELS)
-def test_out_and_back_is_bit_exact(kind, format, dtype, tmp_path):
+def test_out_and_back_is_bit_exact(kind, dtype, tmp_path):
     tree = tree_of(kind, dtype)
-    pretrained.save_component(tmp_path, "part", {}, tree, kind, format=format)
+    pretrained.save_component(tmp_path, "part", {}, tree, kind)
     back = pretrained.load_params(tmp_path / "part", kind, tree, dtype=None)
     assert_same_bits(back, tree)
     assert (tmp_path / "part" / "config.json").is_file()
@@ -88,14 +88,12 @@ def test_out_and_back_is_bit_exact(kind, format, dtype, tmp_path):
 
 
 @pytest.mark.parametrize("kind", MODELS)
-def test_shards_and_halves_on_the_way_out(kind, tmp_path):
-    tree = tree_of(kind)
-    pretrained.save_component(
-        tmp_path, "", {}, tree, kind, dtype=jnp.bfloat16, shard_bytes=1500
-    )
+def test_shards_of_halves_load(kind, tmp_path, write_shards):
+    tree = tree_of(kind, jnp.bfloat16)
+    path = tmp_path / f"{pretrained.KINDS[kind].stem}.safetensors"
+    write_shards(path, pretrained.to_published(tree, kind), 1500)
     assert len(list(tmp_path.glob("*-of-*.safetensors"))) > 1
-    wanted = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), tree)
-    assert_same_bits(pretrained.load_params(tmp_path, kind, tree, dtype=None), wanted)
+    assert_same_bits(pretrained.load_params(tmp_path, kind, tree, dtype=None), tree)
 
 
 @pytest.mark.parametrize("kind", ["text_encoder", "image_encoder"])
@@ -112,28 +110,6 @@ def test_a_tower_saved_by_transformers_from_5_6_on_loads(kind, tmp_path):
         pretrained.load_params(tmp_path, kind, tree)
 
 
-@pytest.mark.parametrize("limit", [None, 1500])
-def test_flax_weights_are_not_written_where_others_hide_them(tmp_path, limit):
-    tree = tree_of("text_encoder")
-    other = jax.tree.map(lambda leaf: leaf + 1, tree)
-
-    def save(tree, **form):
-        pretrained.save_component(tmp_path, "", {}, tree, "text_encoder", **form)
-
-    def load():
-        return pretrained.load_params(tmp_path, "text_encoder", tree, dtype=None)
-
-    save(other, format="flax")
-    save(other, format="flax")  # one's own file is replaced
-    assert_same_bits(load(), other)
-    save(tree, shard_bytes=limit)
-    before = (tmp_path / "flax_model.msgpack").read_bytes()
-    with pytest.raises(ValueError, match=r"already holds model\.safetensors"):
-        save(other, format="flax")
-    assert (tmp_path / "flax_model.msgpack").read_bytes() == before
-    assert_same_bits(load(), tree)
-
-
 def test_a_variant_is_read_when_asked_for_only(tmp_path):
     tree = tree_of("text_encoder", np.float16)
     pretrained.save_component(tmp_path, "", {}, tree, "text_encoder")
@@ -148,15 +124,10 @@ def test_a_variant_is_read_when_asked_for_only(tmp_path):
         pretrained.load_params(tmp_path, "text_encoder", tree, variant="ema")
 
 
-def test_an_unknown_format_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match="format='pickle'"):
-        pretrained.save_component(tmp_path, "", {}, {}, "unet", format="pickle")
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_refused_load_of_a_shard_that_is_gone_names_it(tmp_path):
+def test_a_refused_load_of_a_shard_that_is_gone_names_it(tmp_path, write_shards):
     tree = tree_of("text_encoder")
-    pretrained.save_component(tmp_path, "", {}, tree, "text_encoder", shard_bytes=1500)
+    published = pretrained.to_published(tree, "text_encoder")
+    write_shards(tmp_path / "model.safetensors", published, 1500)
     shard = sorted(tmp_path.glob("*-of-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(ValueError, match=rf"{shard.name} is not a file"):
@@ -178,29 +149,12 @@ def test_the_tiny_autoencoder_goes_to_diffusers_and_back(kind, tmp_path):
     assert isinstance(tower.module, tiny_autoencoder.TinyAutoencoder)
 
 
-@pytest.mark.parametrize("kind", ["unet", "vae", "clip"])
-def test_the_flax_classes_of_the_libraries_open_our_msgpack(kind, tmp_path):
-    names = {
-        "unet": ("diffusers", "FlaxUNet2DConditionModel"),
-        "vae": ("diffusers", "FlaxAutoencoderKL"),
-        "clip": ("transformers", "FlaxCLIPModel"),
-    }
-    library, name = names[kind]
-    pytest.importorskip("torch")
-    build = getattr(pytest.importorskip(library), name, None)
-    if build is None:
-        pytest.importorskip(f"{library}.flax_classes_are_gone")
-    from flax import serialization
-
-    tree = tree_of(kind)
-    pretrained.save_component(tmp_path, "", {}, tree, kind, format="flax")
-    (file,) = tmp_path.glob("*.msgpack")
-    stem = "flax_model" if library == "transformers" else "diffusion_flax_model"
-    assert file.name == f"{stem}.msgpack"
-    opened = serialization.msgpack_restore(file.read_bytes())
-    assert_same_bits(opened, tree)
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_tree_of_the_flax_classes_loads(kind, tmp_path):
     # What those classes' save_pretrained writes is this call.
-    file.write_bytes(serialization.to_bytes(tree))
+    tree = tree_of(kind)
+    path = tmp_path / f"{pretrained.KINDS[kind].flax_stem}.msgpack"
+    path.write_bytes(serialization.to_bytes(tree))
     assert_same_bits(pretrained.load_params(tmp_path, kind, tree, dtype=None), tree)
 
 
