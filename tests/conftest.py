@@ -180,8 +180,10 @@ def write_backbone(folder: Path, size: int = SIZE, dtype: Any = None) -> Path:
         "vae": coder.to_dict(),
         "unet": network.to_dict(),
     }
+    if dtype is not None:
+        drawn = jax.tree.map(lambda leaf: leaf.astype(dtype), drawn)
     for kind, params in drawn.items():
-        pretrained.save_component(folder, kind, settings[kind], params, kind, dtype)
+        pretrained.save_component(folder, kind, settings[kind], params, kind)
     record.write_json(
         folder / "scheduler" / "scheduler_config.json",
         {

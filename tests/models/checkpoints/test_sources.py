@@ -250,8 +250,7 @@ def test_the_preprocessor_beside_a_tower_sets_mean_and_std(tiny_backbone, tmp_pa
     )
     config = backbones.load_clip(copy).module.config.vision_config
     assert config.image_mean == (0.5, 0.5, 0.5)
-    source = sources.find(copy, (".",), "image_encoder")
-    image = source.network("image_encoder").module.config
+    image = backbones.load_image_encoder(copy).module.config
     assert image.image_mean == (0.5, 0.5, 0.5)
 
 
