@@ -31,27 +31,12 @@ ROOT = Path(jaxanom.__file__).resolve().parent
 # (file, function or "*" for all) -> why its products are float32. The layers of towers
 # are not among them.
 BY_DESIGN = {
-<<<<<<< HEAD
-    ("models/clip.py", "ImageTower.encode"): "projection of pooled features",
-    ("models/clip.py", "ImageTower.project_tokens"): "projection, one for all layers",
-    ("models/clip.py", "TextTower.__call__"): "projection of pooled features",
-    ("models/shared_prefix.py", "project"): "projection of pooled features",
-    ("methods/detector/model.py", "Segmenter.__call__"): "two logits a pixel",
-    ("models/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
-=======
     ("models/clip/towers.py", "ImageTower.encode"): "projection of pooled features",
-    (
-        "models/clip/towers.py",
-        "ImageTower.project_tokens",
-    ): "projection of tokens",
+    ("models/clip/towers.py", "ImageTower.project_tokens"): "projection of tokens",
     ("models/clip/towers.py", "TextTower.__call__"): "projection of pooled features",
     ("models/clip/shared_prefix.py", "project"): "projection of pooled features",
-    (
-        "methods/detector/segmenter.py",
-        "Segmenter.__call__",
-    ): "last layer, two logits",
+    ("methods/detector/model.py", "Segmenter.__call__"): "two logits a pixel",
     ("models/latent/vae.py", "*"): "bfloat16 has 8 bits, as many as a pixel",
->>>>>>> a368e95 (Give both autoencoders one way around their networks, and remat one type)
     ("methods/app/model.py", "particle_logits"): "cosines",
     ("methods/app/model.py", "prior_logits"): "cosines",
     ("methods/app/model.py", "prior_vectors"): "trained network of two small layers",
