@@ -35,10 +35,10 @@ class Count(NamedTuple):
 
     Attributes:
       matmul: 2 x multiply-adds of all `dot_general`.
-      convolution: the same of all `conv_general_dilated`.
-      other: one per value of the largest operand or result of any other arithmetic,
+      convolution: The same of all `conv_general_dilated`.
+      other: One per value of the largest operand or result of any other arithmetic,
         transcendentals too. A rough figure, not part of `total`.
-      unknown: what could not be counted in full, each named: a `while` whose number of
+      unknown: What could not be counted in full, each named: a `while` whose number of
         turns depends on values counts as one turn; what calls several programs, or a
         kernel on a grid of a size known only when it runs, as nothing.
     """
@@ -58,8 +58,8 @@ def count(function: Callable[..., Any], *args: Any, **keywords: Any) -> Count:
     """Counts one call.
 
     Args:
-      function: jittable; a jitted one counts the same.
-      *args, **keywords: what it is called with; arrays may be `jax.ShapeDtypeStruct`,
+      function: Jittable; a jitted one counts the same.
+      *args, **keywords: What it is called with; arrays may be `jax.ShapeDtypeStruct`,
         as nothing is computed and no array is made.
 
     Returns:
@@ -76,10 +76,9 @@ def count_jaxpr(jaxpr: Any) -> Count:
     sums: Counter[str] = Counter()
     unknown: list[str] = []
     for equation in jaxpr.eqns:
-        found = _equation(equation)
-        sums.update(found._asdict() | {"unknown": 0})
-        unknown += [name for name in found.unknown if name not in unknown]
-    del sums["unknown"]
+        *counts, names = _equation(equation)
+        sums.update(dict(zip(Count._fields, counts, strict=False)))
+        unknown += [name for name in names if name not in unknown]
     return Count(**sums, unknown=tuple(unknown))
 
 
@@ -100,11 +99,14 @@ def _equation(equation: Any) -> Count:
         )
     if name == "cond":
         branches = [count_jaxpr(branch.jaxpr) for branch in params["branches"]]
-        return max(branches, key=lambda found: (found.total, found.other))
+        return max(branches, key=lambda branch: (branch.total, branch.other))
     if name == "shard_map":
         return _times(count_jaxpr(params["jaxpr"]), params["mesh"].size)
-    if name == "pallas_call":
-        return _kernel(params)
+    if name == "pallas_call":  # its body at every point of its grid
+        grid = params["grid_mapping"].grid
+        if not all(isinstance(size, int) for size in grid):
+            return Count(unknown=("pallas_call: not counted",))
+        return _times(count_jaxpr(params["jaxpr"]), math.prod(grid))
     inner = list(_jaxprs(params))
     if len(inner) > 1:
         return Count(unknown=(f"{name}: not counted",))
@@ -115,16 +117,8 @@ def _equation(equation: Any) -> Count:
     return Count(other=max(map(_size, (*equation.invars, *equation.outvars))))
 
 
-def _kernel(params: dict[str, Any]) -> Count:
-    """Counts a Pallas kernel: its body at every point of its grid."""
-    grid = params["grid_mapping"].grid
-    if not all(isinstance(size, int) for size in grid):
-        return Count(unknown=("pallas_call: not counted",))
-    return _times(count_jaxpr(params["jaxpr"]), math.prod(grid))
-
-
-def _times(found: Count, times: int) -> Count:
-    return Count(*(times * value for value in found[:3]), unknown=found.unknown)
+def _times(count: Count, times: int) -> Count:
+    return Count(*(times * value for value in count[:3]), unknown=count.unknown)
 
 
 def _jaxprs(params: dict[str, Any]) -> Iterator[Any]:

@@ -32,10 +32,7 @@ ROOT = Path(jaxanom.__file__).resolve().parent
 # are not among them.
 BY_DESIGN = {
     ("models/clip/towers.py", "ImageTower.encode"): "projection of pooled features",
-    (
-        "models/clip/towers.py",
-        "ImageTower.project_tokens",
-    ): "one projection",
+    ("models/clip/towers.py", "ImageTower.project_tokens"): "projection of tokens",
     ("models/clip/towers.py", "TextTower.__call__"): "projection of pooled features",
     ("models/clip/shared_prefix.py", "project"): "projection of pooled features",
     ("methods/detector/model.py", "Segmenter.__call__"): "two logits a pixel",

@@ -157,15 +157,29 @@ def load_clip(directory: str | Path, loading: sources.Loading = sources.PLAIN) -
     return _read(source, "clip", loading)
 
 
+def load_image_encoder(directory: str | Path) -> Tower:
+    """Loads the image tower (`image_encoder/`, else that of a CLIP)."""
+    folders = ("image_encoder", "clip", ".")
+    source = sources.find(_named(directory), folders, "image_encoder")
+    others = (r"(text_model|text_projection)[./].*", "logit_scale")
+    return _read(source, "image_encoder", sources.PLAIN, others)
+
+
 def load_unet(directory: str | Path, loading: sources.Loading = sources.PLAIN) -> Tower:
     """Loads `unet/` of a checkpoint, or a UNet's own directory."""
     source = sources.find(_named(directory), ("unet", "."), "unet", loading)
     return _read(source, "unet", loading)
 
 
-def _read(source: sources.Source, kind: str, loading: sources.Loading) -> Tower:
-    module = source.network(kind).module
-    return Tower(module, sources.read(source, kind, networks.shapes(module), loading))
+def _read(
+    source: sources.Source,
+    kind: str,
+    loading: sources.Loading,
+    others: Sequence[str] = (),
+) -> Tower:
+    network = source.network(kind)
+    params = sources.read(source, kind, network.shapes(), loading, others)
+    return Tower(network.module, params)
 
 
 def implemented(tower: Any, implementation: str) -> Any:

@@ -25,9 +25,7 @@ from jaxanom.models.checkpoints.names import layouts
 from jaxanom.models.checkpoints.names.layouts import Origin
 from jaxanom.types import Params
 
-Kind = weight_files.Kind
 KINDS = weight_files.KINDS
-published_names = layouts.published_names
 _SHOWN = weight_files.SHOWN
 
 
@@ -61,7 +59,7 @@ def compare(
 
     Args:
       shapes: {name in the file: shape}.
-      target, kind, ignore: As in `from_published`.
+      target, kind, ignore: As in `load_params`.
     """
     weight_files.kind_of(kind)
     leaves = {path: tuple(leaf.shape) for path, leaf in trees.flatten(target).items()}
@@ -96,42 +94,8 @@ def compare(
     return fit
 
 
-def from_published(
-    published: Mapping[str, Any],
-    target: Params,
-    kind: str,
-    dtype: Any = np.float32,
-    ignore: Sequence[str] = (),
-) -> dict[str, Any]:
-    """Builds our tree from tensors under published names.
-
-    Args:
-      published: {name: array}, in any of `layouts.LAYOUTS`.
-      target: Nested dict of anything with a shape, e.g. `networks.shapes` of a module.
-      kind: A key of `KINDS`.
-      dtype: Floating leaves are cast to it; None keeps theirs.
-      ignore: Regular expressions; tensors whose whole name matches one are left out on
-        purpose (such as `vision_model.*` where only the text tower is wanted).
-
-    Returns:
-      Nested dict of NumPy arrays, with the paths and shapes of `target`.
-
-    Raises:
-      UserError: names or shapes do not match; the message lists them.
-    """
-    shapes = {name: tuple(np.shape(value)) for name, value in published.items()}
-    flat = {}
-    for path, origin in match(shapes, target, kind, ignore).items():
-        index, count = origin.part
-        rows = np.asarray(published[origin.name])
-        if count > 1:
-            rows = np.split(rows, count)[index]
-        flat[path] = layouts.inward(weights.cast(rows, dtype, origin.name), origin)
-    return trees.unflatten(flat)
-
-
 def to_published(tree: Params, kind: str) -> dict[str, np.ndarray]:
-    """Returns {published name: array} of our tree; `from_published` inverts it exactly.
+    """Returns {published name: array} of our tree; `load_params` inverts it exactly.
 
     Args:
       tree: Nested dict of arrays, host or device.
@@ -181,7 +145,11 @@ def load_params(
       directory_or_file: The component's own directory (`<pipeline>/unet`), where the
         kind's usual file is looked for, single before sharded; or a weight file or
         index of any name.
-      kind, target, dtype, ignore: As in `from_published`.
+      kind: A key of `KINDS`.
+      target: Nested dict of anything with a shape, e.g. `networks.shapes` of a module.
+      dtype: Floating leaves are cast to it; None keeps theirs.
+      ignore: Regular expressions; tensors whose whole name matches one are left out on
+        purpose (such as `vision_model.*` where only the text tower is wanted).
       place: Where each leaf goes as soon as it is read, a tree of shardings like
         `target` (`parallel.rules.shardings`); None leaves it on the host.
       variant: Such as "fp16" in the file's name.
@@ -278,7 +246,7 @@ def _on_devices(array: np.ndarray, sharding: Sharding) -> jax.Array:
 def _outward(tree: Params, kind: str, dtype: Any = None) -> dict[str, Computed]:
     weight_files.kind_of(kind)
     return {
-        published_names(path, kind)[0]: _outward_leaf(path, leaf, dtype)
+        layouts.published_names(path, kind)[0]: _outward_leaf(path, leaf, dtype)
         for path, leaf in trees.flatten(tree).items()
     }
 

@@ -146,8 +146,8 @@ def find(
     if path.is_file():
         config, assumed = _config_of_file(path, kind)
         return Source(config, path, "" if hidden_act else assumed, hidden_act)
-    told = [name for name in folders if (path / name / "config.json").is_file()]
-    folder = (told or folders)[0]
+    described = [name for name in folders if (path / name / "config.json").is_file()]
+    folder = (described or folders)[0]
     config = pretrained.load_config(path, folder)
     return Source(config, path / folder, hidden_act=hidden_act)
 

@@ -125,7 +125,7 @@ def _open_residual(path: Path, hidden_act: str):
     text_config = layers.with_activation(text_config, hidden_act)
     shapes = networks.shapes(towers.TextTower(text_config))
     others = (r"visual\..*", "logit_scale")
-    text_params = pretrained.from_published(state, shapes, "clip", ignore=others)
+    text_params = pretrained.load_params(path, "clip", shapes, ignore=others)
     image = resnet.ResNetTower(resnet.config_from_published(state))
     image_params = resnet.params_from_published(state)
     return text_config, text_params, image, image_params, state["logit_scale"]

@@ -45,7 +45,7 @@ class Layout(flax.struct.PyTreeNode):
       input_ids: [..., L] int32; the padding id at the open places.
       slots: [..., L] int32, which prompt vector stands there; -1 where a word does.
       eos_positions: [...] int32.
-      num_vectors: how many prompt vectors the template speaks of; static.
+      num_vectors: How many prompt vectors the template speaks of; static.
     """
 
     input_ids: Array

@@ -49,7 +49,9 @@ class Tokenizer:
         directory = Path(directory)
         if (directory / _VOCAB).is_file() and (directory / _MERGES).is_file():
             source = directory / _VOCAB
-            vocab = _read_vocab(source)
+            vocab = record.read_json(source)
+            if not isinstance(vocab, dict):
+                raise UserError(f"{source} holds no dict of token -> id")
             merges = _read_merges(directory / _MERGES)
             _check_special(vocab, source)
             _check_merges(vocab, merges, directory / _MERGES)
@@ -227,28 +229,14 @@ def _load_json(path: Path) -> Any:
 
 def _vocabulary(merges: Sequence[tuple[str, str]]) -> dict[str, int]:
     """Numbers tokens in CLIP's order; two merges may make one token."""
-    alphabet = _byte_names()
+    # Bytes that print in Latin-1 stand for themselves and come first; the others, in
+    # order, are named by the characters from 256 on.
+    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    alphabet = [chr(byte) for byte in [*printing, *range(256, 512 - len(printing))]]
     ended = [name + _SUFFIX for name in alphabet]
     joined = ["".join(pair) for pair in merges]
     tokens = dict.fromkeys([*alphabet, *ended, *joined, BOS, EOS])
     return {token: i for i, token in enumerate(tokens)}
-
-
-def _byte_names() -> list[str]:
-    """Returns printable characters for 256 bytes, in the order CLIP numbers them.
-
-    Bytes that print in Latin-1 stand for themselves and come first; the others, in
-    order, are named by the characters from 256 on.
-    """
-    printing = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(byte) for byte in [*printing, *range(256, 512 - len(printing))]]
-
-
-def _read_vocab(path: Path) -> dict[str, int]:
-    vocab = record.read_json(path)
-    if not isinstance(vocab, dict):
-        raise UserError(f"{path} holds no dict of token -> id")
-    return vocab
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:

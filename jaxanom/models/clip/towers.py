@@ -155,7 +155,7 @@ class TextOutput(NamedTuple):
       last_hidden_state: [B, L, D] after the final layer norm, float32.
       pooled: [B, D], its row at the end-of-text position.
       text_features: [B, K] projected, not normalised; None without projection.
-      hidden_states: one [B, L, D] in `dtype` for each of `return_layers`.
+      hidden_states: One [B, L, D] in `dtype` for each of `return_layers`.
     """
 
     last_hidden_state: Array
@@ -171,7 +171,7 @@ class ImageOutput(NamedTuple):
       pooled: [B, D], the class token after the post layer norm, float32.
       image_features: [B, K] projected, not normalised; None without projection.
       patch_tokens: [B, N, D] of the last layer, before any norm, in `dtype`.
-      hidden_states: one [B, 1 + N, D] in `dtype` for each of `return_layers`; token 0
+      hidden_states: One [B, 1 + N, D] in `dtype` for each of `return_layers`; token 0
         is the class token.
     """
 

@@ -5,7 +5,6 @@ convolutions a block (two in the first), "A00" ... the sums of the blocks with a
 shortcut, "L51" the last convolution and "L52" the classifier.
 """
 
-import dataclasses
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -35,18 +34,17 @@ STAGES = (
 """Expansion, channels, blocks and first stride of every stage (table 2)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Layer:
+class Layer(NamedTuple):
     """One convolution, or the sum that closes a block.
 
     Attributes:
       name: "L07" or "A02".
-      features: channels that come out; 0 for a sum.
-      size: side of the kernel.
+      features: Channels that come out; 0 for a sum.
+      size: Side of the kernel.
       stride: Step between outputs.
-      depthwise: every channel for itself.
-      activation: clipped to [0, 6].
-      adds: name of what a sum adds, "" for a convolution.
+      depthwise: Whether every channel is convolved for itself.
+      activation: Whether values are clipped to [0, 6].
+      adds: Name of what a sum adds, "" for a convolution.
     """
 
     name: str
@@ -83,7 +81,7 @@ class Output(NamedTuple):
     """What the tower says of B images.
 
     Attributes:
-      layers: one [B, h, w, C] for each of `return_layers`.
+      layers: One [B, h, w, C] for each of `return_layers`.
       pooled: [B, 1280], None unless `classify`.
       logits: [B, 1001], class 0 is the background; None unless `classify`.
     """
@@ -108,30 +106,25 @@ class MobileNetV2(nn.Module):
         """Encodes images [B, H, W, 3].
 
         Args:
-          image: float in [0, 1].
-          return_layers: names, see `graph`.
-          classify: run to the end, for `pooled` and `logits`.
+          image: Float in [0, 1].
+          return_layers: Names, see `graph`.
+          classify: Runs to the end, for `pooled` and `logits`.
 
         Raises:
           UserError: a layer that does not exist.
         """
         check_layers(return_layers)
-        wanted, kept = set(return_layers), {}
         hidden = (2 * image - 1).astype(self.dtype)
-        entry = {}
-        sums = {layer.adds for layer in graph()}
+        outputs = {}
         for layer in graph():
-            if not classify and wanted <= kept.keys():
+            if not classify and set(return_layers) <= outputs.keys():
                 break
             if layer.adds:
-                hidden = hidden + entry[layer.adds]
+                hidden = hidden + outputs[layer.adds]
             else:
                 hidden = self._convolve(layer, hidden)
-            if layer.name in sums:
-                entry[layer.name] = hidden
-            if layer.name in wanted:
-                kept[layer.name] = hidden.astype(jnp.float32)
-        layers = tuple(kept[name] for name in return_layers)
+            outputs[layer.name] = hidden
+        layers = tuple(outputs[name].astype(jnp.float32) for name in return_layers)
         if not classify:
             return Output(layers, None, None)
         pooled = jnp.mean(hidden.astype(jnp.float32), axis=(1, 2))
@@ -165,7 +158,7 @@ class DepthwiseConv(nn.Module):
     path, and the tower takes six times as long with it.
 
     Attributes:
-      size: side of the kernel.
+      size: Side of the kernel.
       stride: Step between outputs.
       dtype: What it returns.
     """
@@ -203,8 +196,7 @@ class DepthwiseConv(nn.Module):
 def check_layers(names: Sequence[str]) -> None:
     """Raises UserError for a layer that does not exist."""
     known = [layer.name for layer in graph()]
-    wrong = [name for name in names if name not in known]
-    if wrong:
+    if wrong := [name for name in names if name not in known]:
         raise UserError(
             f"MobileNetV2 has no layers {wrong}; blocks end in {known[3]}, ..., "
             f"{known[-2]}, sums are A00 to A09"
@@ -224,32 +216,21 @@ def load(directory: str | Path) -> Tower:
             "published MobileNetV2 weights, or '' for CLIP"
         )
     names = [layer.name for layer in graph() if not layer.adds] + ["L52"]
-    stored = _arrays(path)
-    found = sorted({name.split(".")[0] for name in stored})
-    if found != sorted(names):
-        raise UserError(f"{path} holds layers {found}; wanted {names}")
-    params: Params = {
-        name: {
-            "kernel": jnp.asarray(_kernel(stored, name)),
-            "bias": jnp.asarray(stored[f"{name}.bias"], jnp.float32),
-        }
-        for name in names
-    }
-    return Tower(MobileNetV2(), params)
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads all of an archive; what numpy says of a damaged one names no file."""
     try:
-        with zipfile.ZipFile(path), np.load(path) as stored:
-            return dict(stored)
+        with zipfile.ZipFile(path), np.load(path) as archive:
+            stored = dict(archive)
     except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
             f"{path} is cut off, damaged or no NumPy archive; wanted the published "
             "MobileNetV2 weights: fetch the file again"
         ) from error
-
-
-def _kernel(stored: dict[str, np.ndarray], name: str) -> np.ndarray:
-    codes = stored[f"{name}.codes"].astype(np.int32) - stored[f"{name}.zero"]
-    return (codes * stored[f"{name}.scale"]).astype(np.float32)
+    present = sorted({name.split(".")[0] for name in stored})
+    if present != sorted(names):
+        raise UserError(f"{path} holds layers {present}; wanted {names}")
+    params: Params = {}
+    for name in names:
+        codes = stored[f"{name}.codes"].astype(np.int32) - stored[f"{name}.zero"]
+        kernel = (codes * stored[f"{name}.scale"]).astype(np.float32)
+        bias = jnp.asarray(stored[f"{name}.bias"], jnp.float32)
+        params[name] = {"kernel": jnp.asarray(kernel), "bias": bias}
+    return Tower(MobileNetV2(), params)

@@ -49,7 +49,7 @@ class NoiseSchedule(NamedTuple):
 
     Attributes:
       alphas_cumprod: [T] float64.
-      prediction_type: one of `PREDICTION_TYPES`.
+      prediction_type: One of `PREDICTION_TYPES`.
       spacing, steps_offset: As `schedules.levels` takes them.
       final_alpha: As the tables of `schedules` take it.
     """

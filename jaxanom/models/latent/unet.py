@@ -58,6 +58,10 @@ _ALLOWED = {
     "down_block_types": _DOWN_TYPES,
     "up_block_types": _UP_TYPES,
 }
+_PER_BLOCK = (
+    *("down_block_types", "up_block_types"),
+    *("only_cross_attention", "transformer_layers_per_block"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +101,7 @@ class UNetConfig:
             values = getattr(self, name)
             for value in values if isinstance(values, tuple) else (values,):
                 configs.require(name, value, allowed)
-        for name in ("down_block_types", "up_block_types"):
-            configs.per_block(getattr(self, name), self.num_blocks, name)
-        for name in ("only_cross_attention", "transformer_layers_per_block"):
+        for name in _PER_BLOCK:
             configs.per_block(getattr(self, name), self.num_blocks, name)
         configs.per_block(self.num_heads, self.num_blocks, "attention_head_dim")
 
@@ -170,11 +172,11 @@ def _bias_of(
             f"only {sorted(context_bias)}; build one per grid of attention_resolutions"
         )
     bias = context_bias[num_queries]
-    wanted = (num_queries, context.shape[1])
-    if bias.ndim != 3 or bias.shape[0] not in (1, batch) or bias.shape[1:] != wanted:
+    logits = (num_queries, context.shape[1])
+    if bias.ndim != 3 or bias.shape[0] not in (1, batch) or bias.shape[1:] != logits:
         raise UserError(
             f"context_bias[{num_queries}] has shape {bias.shape}; "
-            f"wanted ({batch} or 1, {wanted[0]}, {wanted[1]})"
+            f"wanted ({batch} or 1, {logits[0]}, {logits[1]})"
         )
     return bias.astype(jnp.float32)
 

@@ -6,7 +6,7 @@ with the config key to change.
 
 diffusers' transformer blocks have the tanh form of GELU and a group-norm epsilon of
 1e-5; the PyTorch classes, with which published weights were trained, have the exact
-form and 1e-6. `UNet` puts PyTorch's in, unless `library_constants` is set.
+form and 1e-6. `UNet` puts PyTorch's in.
 """
 
 from typing import Any
@@ -47,13 +47,7 @@ class _Whole(nn.Module):
 
 
 class UNet(_Whole, unet.UNet):
-    """diffusers' FlaxUNet2DConditionModel.
-
-    Attributes:
-      library_constants: Keep the library's own GELU and epsilon, see the file's text.
-    """
-
-    library_constants: bool = False
+    """diffusers' FlaxUNet2DConditionModel, with PyTorch's constants."""
 
     @nn.nowrap
     def library(self) -> nn.Module:
@@ -88,8 +82,7 @@ class UNet(_Whole, unet.UNet):
                 f"config.defect_generation.masked_attention=False or {KEY}='ours'"
             )
         self._check(latents, timesteps, context)
-        constants = _library_constants if self.library_constants else _torch_constants
-        with nn.intercept_methods(constants):
+        with nn.intercept_methods(_torch_constants):
             noise_pred = self.network(
                 jnp.asarray(latents).transpose(0, 3, 1, 2),  # [B, C, h, w]
                 jnp.asarray(timesteps),
@@ -253,10 +246,6 @@ def _check(module: nn.Module, fixed: dict[str, Any] | None = None) -> None:
                 f"{type(module).__name__}'s config says "
                 f"{getattr(module.config, name)!r}; set {KEY}='ours'"
             )
-
-
-def _library_constants(next_function, args, keywords, context):
-    return next_function(*args, **keywords)
 
 
 def _torch_constants(next_function, args, keywords, context):

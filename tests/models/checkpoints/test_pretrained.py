@@ -1,6 +1,8 @@
 """Without torch: names, layouts, errors. With it: files that torch wrote and reads."""
 
+import tempfile
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +11,8 @@ import pytest
 
 from jaxanom import record, trees
 from jaxanom.models.checkpoints import pretrained
-from jaxanom.models.checkpoints.formats import stored
+from jaxanom.models.checkpoints.formats import stored, weights
+from jaxanom.models.checkpoints.names import layouts
 from jaxanom.models.clip import towers
 from jaxanom.models.latent import unet, vae
 
@@ -155,7 +158,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("kind", "path", "name"), NAMES)
 def test_a_leaf_has_the_published_name(kind, path, name):
-    assert pretrained.published_names(path, kind)[0] == name
+    assert layouts.published_names(path, kind)[0] == name
 
 
 def test_linear_is_transposed_and_convolution_moves_its_axes():
@@ -167,7 +170,7 @@ def test_linear_is_transposed_and_convolution_moves_its_axes():
         "conv": {"kernel": np.zeros((2, 4, 5, 3))},
         "norm": {"scale": np.zeros(5)},
     }
-    tree = pretrained.from_published(published, target, "unet", dtype=None)
+    tree = from_published(published, target, "unet", dtype=None)
     features, pixels = rng.normal(size=5), rng.normal(size=(2, 4, 5))
     np.testing.assert_allclose(
         features @ tree["fc"]["kernel"], linear @ features, rtol=1e-12
@@ -188,7 +191,7 @@ def test_export_then_import_is_bit_exact_and_loses_no_name(case):
     published = pretrained.to_published(tree, kind)
     assert len(published) == len(jax.tree.leaves(tree))
     assert all("/" not in name for name in published)
-    assert_same(pretrained.from_published(published, target, kind), tree)
+    assert_same(from_published(published, target, kind), tree)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -248,15 +251,22 @@ def test_both_generations_of_vae_attention_names_load():
             name = name.replace(new, old)
         older[name] = value
     assert len(older.keys() - published.keys()) == 2 * 4 * 2
-    assert_same(pretrained.from_published(older, target, kind), tree)
+    assert_same(from_published(older, target, kind), tree)
     with pytest.raises(
         ValueError, match=r"16 twice in the weights:\n.*to_k.* and .*key"
     ):
-        pretrained.from_published({**older, **published}, target, kind)
+        from_published({**older, **published}, target, kind)
     # The UNet's attention never had the older names.
-    assert pretrained.published_names("attentions_0/query/bias", "unet") == (
+    assert layouts.published_names("attentions_0/query/bias", "unet") == (
         "attentions.0.query.bias",
     )
+
+
+def from_published(published, target, kind, dtype=np.float32, ignore=()):
+    """Reads arrays under published names, by way of a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = weights.write(Path(folder) / "w.safetensors", published)
+        return pretrained.load_params(path, kind, target, dtype, ignore)
 
 
 def small():
@@ -268,7 +278,7 @@ def small():
 def test_a_matching_set_is_accepted():
     published, target = small()
     assert_same(
-        pretrained.from_published(published, target, "clip"),
+        from_published(published, target, "clip"),
         {"fc": {"kernel": np.ones((5, 3), "f4"), "bias": np.ones(3, "f4")}},
     )
 
@@ -281,12 +291,12 @@ def test_a_tensor_nobody_wants_is_an_error_with_name_and_shape():
         match=r"1 in the weights but not in the model:\n"
         r"  extra\.weight \(2, 7\)$",
     ):
-        pretrained.from_published(published, target, "clip")
-    tree = pretrained.from_published(published, target, "clip", ignore=("extra.*",))
+        from_published(published, target, "clip")
+    tree = from_published(published, target, "clip", ignore=("extra.*",))
     assert list(tree) == ["fc"]
     # The pattern covers whole names: a part of one does not hide a leftover.
     with pytest.raises(ValueError, match="extra"):
-        pretrained.from_published(published, target, "clip", ignore=("extra",))
+        from_published(published, target, "clip", ignore=("extra",))
 
 
 def test_a_leaf_nobody_fills_is_an_error_with_name_and_shape():
@@ -297,7 +307,7 @@ def test_a_leaf_nobody_fills_is_an_error_with_name_and_shape():
         match=r"1 in the model but not in the weights:\n"
         r"  fc\.weight \(3, 5\) for fc/kernel",
     ):
-        pretrained.from_published(published, target, "clip")
+        from_published(published, target, "clip")
 
 
 def test_a_transposed_shape_is_an_error_with_both_shapes():
@@ -308,14 +318,14 @@ def test_a_transposed_shape_is_an_error_with_both_shapes():
         match=r"1 of another shape:\n  fc\.weight is "
         r"\(5, 3\), fc/kernel wants \(3, 5\)",
     ):
-        pretrained.from_published(published, target, "clip")
+        from_published(published, target, "clip")
 
 
 def test_all_faults_are_listed_and_a_long_list_is_cut():
     published, target = small()
     published = {f"t{i}": np.ones(1) for i in range(30)} | {"fc.bias": np.ones(4)}
     with pytest.raises(ValueError) as caught:
-        pretrained.from_published(published, target, "clip")
+        from_published(published, target, "clip")
     message = str(caught.value)
     assert "30 in the weights" in message and "... and 10 more" in message
     assert "fc.weight (3, 5)" in message and "fc.bias is (4,)" in message
@@ -324,10 +334,10 @@ def test_all_faults_are_listed_and_a_long_list_is_cut():
 def test_position_ids_are_the_only_leftover_that_is_no_error():
     published, target = small()
     published["text_model.embeddings.position_ids"] = np.arange(77)[None]
-    pretrained.from_published(published, target, "clip")
+    from_published(published, target, "clip")
     published["text_model.embeddings.position_ids.weight"] = np.arange(77)
     with pytest.raises(ValueError, match=r"position_ids\.weight"):
-        pretrained.from_published(published, target, "clip")
+        from_published(published, target, "clip")
 
 
 def test_a_kernel_of_three_axes_is_refused():
@@ -338,7 +348,7 @@ def test_a_kernel_of_three_axes_is_refused():
 def test_an_unknown_kind_is_refused():
     published, target = small()
     for call in (
-        lambda: pretrained.from_published(published, target, "bert"),
+        lambda: from_published(published, target, "bert"),
         lambda: pretrained.to_published(target, "bert"),
         lambda: pretrained.load_params("nowhere", "bert", target),
     ):
@@ -472,4 +482,4 @@ def test_our_own_config_and_weights_open_in_diffusers(case, tmp_path):
     pretrained.save_component(tmp_path, "ours", config.to_dict(), tree, kind)
     again = type(model).from_pretrained(tmp_path / "ours", low_cpu_mem_usage=False)
     state = {name: value.numpy() for name, value in again.state_dict().items()}
-    assert_same(pretrained.from_published(state, target, kind), tree)
+    assert_same(from_published(state, target, kind), tree)

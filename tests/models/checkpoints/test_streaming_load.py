@@ -47,7 +47,8 @@ before = peak()
 if how == "streamed":
     params = pretrained.load_params(path, "clip", target, place=place)
 else:
-    host = pretrained.from_published(weights.read(path), target, "clip")
+    whole = weights.read(path)  # all tensors at once, then all leaves beside them
+    host = pretrained.load_params(path, "clip", target)
     params = placement.place(host, place)
 leaf = params["embeddings"]["token_embedding"]["embedding"]
 parts = [part.data.shape for part in leaf.addressable_shards]

@@ -104,24 +104,20 @@ def _strided(tensor: Stored, raw: np.ndarray) -> np.ndarray:
 
 def _bytes(tensor: Stored, start: int, size: int) -> np.ndarray:
     """Reads `size` bytes that begin `start` bytes into the pieces laid end to end."""
-    raw = np.empty(size, np.uint8)
-    filled = 0
-    with tensor.path.open("rb", buffering=0) as file:
-        for offset, length in tensor.pieces:
-            skipped = min(start, length)
-            start -= skipped
-            count = min(length - skipped, size - filled)
-            file.seek(offset + skipped)
-            target = memoryview(raw)[filled : filled + count]
-            while target:
-                got = file.readinto(target)
-                if not got:
-                    raise UserError(
-                        f"{tensor.path} ends at {file.tell()} bytes, in the middle of "
-                        "a tensor; copy it again"
-                    )
-                target = target[got:]
-            filled += count
-    if filled != size:
-        raise UserError(f"{tensor.path} holds {filled} of {size} bytes of a tensor")
-    return raw
+    parts = []
+    for offset, length in tensor.pieces:
+        skipped = min(start, length)
+        start -= skipped
+        count = min(length - skipped, size)
+        part = np.fromfile(tensor.path, np.uint8, count, offset=offset + skipped)
+        if len(part) < count:
+            end = tensor.path.stat().st_size
+            raise UserError(
+                f"{tensor.path} ends at {end} bytes, in the middle of a tensor; copy "
+                "it again"
+            )
+        size -= count
+        parts.append(part)
+    if size:
+        raise UserError(f"{tensor.path} lacks {size} bytes of a tensor")
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)

@@ -38,12 +38,7 @@ _INDEXED = re.compile(
     r"|transformer_blocks|to_out|net)_(\d+)"
 )
 _INDEXED_TINY = re.compile(r"(layers|conv|pool)_(\d+)")
-_VAE_ATTENTION = {
-    "query": "to_q",
-    "key": "to_k",
-    "value": "to_v",
-    "proj_attn": "to_out.0",
-}
+_VAE_ATTENTION = dict(query="to_q", key="to_k", value="to_v", proj_attn="to_out.0")
 # From transformers 5.6 on, a tower on its own lacks the level that names it in a CLIP.
 _LONE_TOWERS = {"text_encoder": "text_model.", "image_encoder": "vision_model."}
 _LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight"}
@@ -55,10 +50,10 @@ class Origin(NamedTuple):
     """Where one leaf comes from.
 
     Attributes:
-      name: the tensor in the file.
-      shape: that tensor's shape.
+      name: The tensor in the file.
+      shape: That tensor's shape.
       part: (i, n), the i-th of n equal runs of its rows.
-      axes: the stored axes in our order; None where they agree.
+      axes: The stored axes in our order; None where they agree.
     """
 
     name: str
@@ -85,25 +80,29 @@ def origins(
 
     Args:
       leaves: {path in our tree: shape}, of the whole tree.
-      kind: a key of `pretrained.KINDS`.
-      layout: one of `LAYOUTS`.
+      kind: A key of `pretrained.KINDS`.
+      layout: One of `LAYOUTS`.
     """
     if layout == "flax":
         return {path: [Origin(path, shape)] for path, shape in leaves.items()}
     published = {path: _published(path, shape, kind) for path, shape in leaves.items()}
     if layout == "published":
         return published
-    first = {path: found[0] for path, found in published.items()}
+    first = {path: choices[0] for path, choices in published.items()}
     if layout == "openai":
         return {path: [_openai(origin)] for path, origin in first.items()}
     renamed = original_stable_diffusion.names(
         [origin.name for origin in first.values()], kind
     )
     if kind == "text_encoder":
+        forms = (
+            (original_stable_diffusion.TEXT, lambda origin: origin),
+            (original_stable_diffusion.OPEN_TEXT, _openai),
+        )
         return {
             path: [
-                origin._replace(name=f"{original_stable_diffusion.TEXT}{origin.name}"),
-                _prefixed(_openai(origin), original_stable_diffusion.OPEN_TEXT),
+                form(origin)._replace(name=prefix + form(origin).name)
+                for prefix, form in forms
             ]
             for path, origin in first.items()
         }
@@ -111,9 +110,9 @@ def origins(
         path: [
             variant._replace(name=prefix + renamed[first[path].name])
             for prefix in original_stable_diffusion.prefixes(kind)
-            for variant in _with_pointwise(found)
+            for variant in _with_pointwise(choices)
         ]
-        for path, found in published.items()
+        for path, choices in published.items()
     }
 
 
@@ -121,8 +120,8 @@ def left_out(kind: str, layout: str, leaves: Collection[str]) -> list[str]:
     """Returns patterns of tensors that a file of this layout holds for other purposes.
 
     Args:
-      kind, layout: as in `origins`.
-      leaves: paths of our tree.
+      kind, layout: As in `origins`.
+      leaves: Paths of our tree.
     """
     patterns = list(_BUFFERS)
     if layout == "openai":
@@ -137,16 +136,16 @@ def published_names(path: str, kind: str) -> tuple[str, ...]:
 
     Args:
       path: "a/b/c" in our tree.
-      kind: a key of `pretrained.KINDS`.
+      kind: A key of `pretrained.KINDS`.
     """
     *modules, leaf = path.split("/")
     leaf = _LEAVES.get(leaf, leaf)
     indexed = _INDEXED_TINY if kind == "tiny_autoencoder" else _INDEXED
     modules = [indexed.sub(r"\1.\2", module) for module in modules]
     older = ".".join([*modules, leaf])
-    if kind == "vae" and _in_vae_attention(modules):
-        modules[-1] = _VAE_ATTENTION[modules[-1]]
-        return ".".join([*modules, leaf]), older
+    around, inside = ("", "", *modules)[-2:]
+    if kind == "vae" and around.startswith("attentions.") and inside in _VAE_ATTENTION:
+        return ".".join([*modules[:-1], _VAE_ATTENTION[inside], leaf]), older
     tower = _LONE_TOWERS.get(kind, "/")
     if older.startswith(tower):
         return older, older.removeprefix(tower)
@@ -179,39 +178,25 @@ def _published(path: str, shape: tuple[int, ...], kind: str) -> list[Origin]:
     if axes is not None:
         shape = tuple(shape[axis] for axis in axes)
         inverse = tuple(int(axis) for axis in np.argsort(axes))
-    found = [Origin(name, shape, axes=inverse) for name in published_names(path, kind)]
-    return _with_pointwise(found) if kind == "vae" else found
+    names = published_names(path, kind)
+    choices = [Origin(name, shape, axes=inverse) for name in names]
+    return _with_pointwise(choices) if kind == "vae" else choices
 
 
-def _with_pointwise(found: list[Origin]) -> list[Origin]:
+def _with_pointwise(choices: list[Origin]) -> list[Origin]:
     """Adds the form in which old autoencoders' attention was a 1x1 convolution."""
     return [
         variant
-        for origin in found
+        for origin in choices
         for variant in (origin, origin._replace(shape=(*origin.shape, 1, 1)))
         if variant is origin or (origin.axes == (1, 0) and "attentions" in origin.name)
     ]
 
 
-def _in_vae_attention(modules: list[str]) -> bool:
-    return (
-        len(modules) > 1
-        and modules[-2].startswith("attentions.")
-        and modules[-1] in _VAE_ATTENTION
-    )
-
-
 def _openai(origin: Origin) -> Origin:
-    place = openai_clip.place(origin.name)
-    shape = (
-        (place.part[1] * origin.shape[0], *origin.shape[1:])
-        if (place.part[1] > 1)
-        else origin.shape
-    )
+    place, shape = openai_clip.place(origin.name), origin.shape
     if place.input_first:
         return Origin(place.name, shape[::-1])
+    if shape:
+        shape = (place.part[1] * shape[0], *shape[1:])
     return Origin(place.name, shape, place.part, origin.axes)
-
-
-def _prefixed(origin: Origin, prefix: str) -> Origin:
-    return origin._replace(name=prefix + origin.name)

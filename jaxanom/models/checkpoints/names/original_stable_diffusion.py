@@ -16,6 +16,12 @@ UNET, VAE = "model.diffusion_model.", "first_stage_model."
 TEXT, OPEN_TEXT = "cond_stage_model.transformer.", "cond_stage_model.model."
 _PREFIXES = {"unet": UNET, "vae": VAE, "text_encoder": "cond_stage_model."}
 _VAE_ENTRY = (512, 4, 3, 3)
+_VAE_CONFIG = {
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "sample_size": 512,
+    "scaling_factor": 0.18215,
+}
 ASSUMED = (
     "scaling_factor=0.18215 of Stable Diffusion 1 and 2, which no tensor tells; for "
     "SDXL's autoencoder, of the same shapes, put its config.json beside the file"
@@ -85,7 +91,7 @@ def names(published: Collection[str], kind: str) -> dict[str, str]:
     """Returns {published name: original name} of a whole network, without prefix.
 
     Args:
-      published: every name of the network; how many blocks it has is read off them.
+      published: Every name of the network; how many blocks it has is read off them.
       kind: "unet", "vae" or "text_encoder"; the last keeps its names here.
 
     Raises:
@@ -141,45 +147,47 @@ def configs(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, dict[str, Any]]:
     """
     if is_lone_autoencoder(shapes):
         name = "decoder.conv_in.weight"
-        found = shapes.get(name, shapes.get(VAE + name))
-        if found != _VAE_ENTRY:
+        entry = shapes.get(name, shapes.get(VAE + name))
+        if entry != _VAE_ENTRY:
             raise UserError(
-                f"{name} is {found}; of autoencoders on their own only Stable "
+                f"{name} is {entry}; of autoencoders on their own only Stable "
                 f"Diffusion's, {_VAE_ENTRY}, is known. Put the config.json of "
                 "diffusers' AutoencoderKL beside the file"
             )
-        return {"vae": _vae_config()}
+        return {"vae": _VAE_CONFIG}
     probe = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
-    found, entry = shapes.get(probe), shapes.get(f"{UNET}input_blocks.0.0.weight")
-    if found not in ((320, 768), (320, 1024)) or entry is None:
+    context, entry = shapes.get(probe), shapes.get(f"{UNET}input_blocks.0.0.weight")
+    if context not in ((320, 768), (320, 1024)) or entry is None:
         raise UserError(
-            f"{probe} is {found}; only Stable Diffusion 1 (320, 768) and 2 (320, 1024) "
-            "are known as single files. Convert others to a diffusers directory"
+            f"{probe} is {context}; only Stable Diffusion 1 (320, 768) and 2 "
+            "(320, 1024) are known as single files. Convert others to a diffusers "
+            "directory"
         )
-    second = found[1] == 1024
+    width = context[1]
+    second = width == 1024
     unet = {
         "in_channels": entry[1],
-        "cross_attention_dim": found[1],
+        "cross_attention_dim": width,
         # diffusers' misnomer: this is the number of heads.
         "attention_head_dim": [5, 10, 20, 20] if second else 8,
         "use_linear_projection": second,
     }
     text = {
-        "hidden_size": found[1],
-        "intermediate_size": 4 * found[1],
-        "num_attention_heads": found[1] // 64,
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_attention_heads": width // 64,
         "num_hidden_layers": 23 if second else 12,
         "hidden_act": "gelu" if second else "quick_gelu",
         "projection_dim": 512 if second else 768,
     }
-    return {"unet": unet, "vae": _vae_config(), "text_encoder": text}
+    return {"unet": unet, "vae": _VAE_CONFIG, "text_encoder": text}
 
 
 def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     """Returns the scheduler_config.json that Stable Diffusion 1 was trained with.
 
     Args:
-      shapes: as in `configs`.
+      shapes: As in `configs`.
 
     Raises:
       UserError: it is Stable Diffusion 2, of which one half predicts noise and the
@@ -208,49 +216,34 @@ def scheduler(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     }
 
 
-def _vae_config() -> dict[str, Any]:
-    return {
-        "block_out_channels": [128, 256, 512, 512],
-        "down_block_types": ["DownEncoderBlock2D"] * 4,
-        "up_block_types": ["UpDecoderBlock2D"] * 4,
-        "layers_per_block": 2,
-        "sample_size": 512,
-        "scaling_factor": 0.18215,
-    }
-
-
 def _unet_names(published: Collection[str]) -> dict[str, str]:
     numbers = _numbers(published, r"down_blocks\.0\.resnets\.(\d+)\.")
     per_block = max(numbers, default=0) + 1
     attending = set(_numbers(published, r"up_blocks\.(\d+)\.attentions\."))
-    found = {}
+    renamed = {}
     for name in published:
         block = _BLOCK.fullmatch(name)
         if block is None:
-            stem = next(
-                (stem for stem in _UNET_ENDS if name.startswith(stem + ".")), ""
-            )
-            rest = name.removeprefix(stem + ".")
-            start = _UNET_ENDS.get(stem, stem)
-            found[name] = f"{start}.{_in_residual(rest)}" if stem else name
+            stem = next((end for end in _UNET_ENDS if name.startswith(f"{end}.")), "")
+            rest = _in_residual(name.removeprefix(f"{stem}."))
+            renamed[name] = f"{_UNET_ENDS[stem]}.{rest}" if stem else name
             continue
         way, level, part, index, rest = block.groups()
-        level, index = int(level), int(index)
+        place = int(level) * (per_block + 1) + int(index)
+        slot = 1 if part == "attentions" else 0
         if way == "down":
-            place = 1 + level * (per_block + 1) + index
+            place += 1
             if part == "downsamplers":
-                place, rest = (level + 1) * (per_block + 1), _after_dot(rest, "op")
-            slot = 1 if part == "attentions" else 0
-            start = f"input_blocks.{place}.{slot}"
-        else:
-            place = level * (per_block + 1) + index
-            slot = 1 if part == "attentions" else 0
-            if part == "upsamplers":
-                place = level * (per_block + 1) + per_block
-                slot = 2 if level in attending else 1
-            start = f"output_blocks.{place}.{slot}"
-        found[name] = f"{start}.{_in_residual(rest) if part == 'resnets' else rest}"
-    return found
+                place += per_block
+                rest = f"op.{rest.partition('.')[2]}"
+        elif part == "upsamplers":
+            place += per_block
+            slot = 2 if int(level) in attending else 1
+        if part == "resnets":
+            rest = _in_residual(rest)
+        side = "input" if way == "down" else "output"
+        renamed[name] = f"{side}_blocks.{place}.{slot}.{rest}"
+    return renamed
 
 
 def _in_residual(rest: str) -> str:
@@ -258,17 +251,11 @@ def _in_residual(rest: str) -> str:
     return f"{_UNET_RESIDUAL[module]}.{leaf}" if module in _UNET_RESIDUAL else rest
 
 
-def _after_dot(rest: str, word: str) -> str:
-    return f"{word}.{rest.partition('.')[2]}"
-
-
 def _vae_name(name: str, last: int) -> str:
     for word, original in _VAE_WORDS:
         name = name.replace(word, original)
     name = re.sub(r"\bdown_blocks\.", "down.", name)
-    return re.sub(
-        r"\bup_blocks\.(\d+)", lambda found: f"up.{last - int(found[1])}", name
-    )
+    return re.sub(r"\bup_blocks\.(\d+)", lambda n: f"up.{last - int(n[1])}", name)
 
 
 def _numbers(names: Collection[str], pattern: str) -> list[int]:
