@@ -143,7 +143,8 @@ def train(directory, velocity, **sizes):
             step += 1
 
     devices = jax.devices()[: int(np.prod(list(sizes.values()) or [1]))]
-    phase = {"num_steps": 6, "optimizer": "sgd", "learning_rate": 0.5, "clip_norm": 0.0}
+    phase = common.PHASE | {"num_steps": 6, "optimizer": "sgd", "learning_rate": 0.5}
+    phase |= {"clip_norm": 0.0}
     params, _ = loop.run(
         Method(init=init, phases=(Phase("fit", loss_fn, transport=moves),)),
         {"fit": phase},

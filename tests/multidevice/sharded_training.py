@@ -62,12 +62,7 @@ def train(directory, checkpoint_every=0, on_log=None, **sizes):
     devices = jax.devices() if sizes else jax.devices()[:1]
     params, info = loop.run(
         Method(init=init, phases=(Phase("fit", loss_fn),)),
-        {
-            "fit": {
-                "num_steps": 8,
-                "learning_rate": 1e-2,
-            }
-        },
+        {"fit": common.PHASE | {"num_steps": 8, "learning_rate": 1e-2}},
         common.TRAIN
         | {"log_every": 1, "checkpoint_every": checkpoint_every, "ema_decay": 0.5},
         make_batches,
