@@ -117,7 +117,7 @@ def augment(example: Example, rng: np.random.Generator) -> Example:
     turn, quarter, light, noise, filtered = rng.random(5) < 0.5
     if turn:
         angle = float(rng.uniform(-MAX_ANGLE, MAX_ANGLE))
-        example = transforms.affine(example, angle=angle)
+        example = transforms.rotate(example, angle)
     if quarter:
         turns = int(rng.integers(4))
         height, width = example["image"].shape[:2]

@@ -27,7 +27,7 @@ from jaxanom.data.foundry import (
 )
 from jaxanom.data.foundry import noise as fields
 from jaxanom.data.foundry.scene import Edit, Scene
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_known
 
 CATEGORIES = names.CATEGORIES
 TRAIN_CATEGORIES = names.TRAIN_CATEGORIES
@@ -110,7 +110,7 @@ def render(
       UserError: on unknown names, or a defect that does not occur at this index.
     """
     known = ("good", *names.defect_types(category))
-    names.check("split", split, SPLITS)
+    check_known("split", split, SPLITS)
     if index < 0 or seed < 0 or size < 16:
         raise UserError(
             f"index={index}, seed={seed}, size={size}: index and seed must be >= 0 and "
@@ -118,7 +118,7 @@ def render(
         )
     if defect_type is None:
         defect_type = state(category, split, index, seed)
-    names.check(f"defect type of {category}", defect_type, known)
+    check_known(f"defect type of {category}", defect_type, known)
     surface = fields.canvas(size)
     if not occurs(category, split, index, seed, defect_type):
         raise UserError(

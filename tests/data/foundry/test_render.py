@@ -201,7 +201,7 @@ def test_lists_of_categories_divide_the_whole():
         (("lether", "test", 0), "leather"),
         (("wood", "tets", 0), "test"),
         (("wood", "test", 0, 0, 32, "scratsh"), "did you mean 'scratch'"),
-        (("wood", "test", 0, 0, 32, "rust"), "choose from good, scratch"),
+        (("wood", "test", 0, 0, 32, "rust"), "known: good, scratch"),
         (("wood", "test", -1), "index=-1"),
         (("wood", "test", 0, 0, 8), "size=8"),
     ],
