@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from jaxanom.data.foundry import render
+from jaxanom.data.foundry import names, render
 from jaxanom.data.layouts.mvtec import GOOD, Record
 
 
@@ -16,8 +16,8 @@ def plan(
       seed: Decides the images.
       *counts: Images per category, as in `render.records`.
     """
-    names = tuple(dict.fromkeys(categories)) or render.CATEGORIES
-    return {_record(row): row for row in render.records(names, *counts, seed=seed)}
+    opened = tuple(dict.fromkeys(categories)) or names.CATEGORIES
+    return {_record(row): row for row in render.records(opened, *counts, seed=seed)}
 
 
 def sample(row: render.Row, seed: int, size: int) -> render.Sample:
