@@ -10,7 +10,7 @@ import numpy as np
 from jaxanom import record
 from jaxanom.data import catalog, generated, pipeline, splits, workers
 from jaxanom.data.catalog import Dataset, Source
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 
 POOLS = ("normal", "defect", "generated")
 RULES = ("none", "all", "test_split", *splits.RULES)
@@ -57,8 +57,7 @@ def divide(
       UserError: an unknown rule, a category it does not fit, or a held-out category
         that is unknown, or none that is left to train on.
     """
-    if rule not in RULES:
-        raise UserError(f"config.data.defect_rule={rule!r}; choose one of {RULES}")
+    check_choice("config.data.defect_rule", rule, RULES)
     seen = [name for name in dataset.categories if name not in held_out]
     unknown = sorted(set(held_out) - set(dataset.categories))
     if unknown or not seen:

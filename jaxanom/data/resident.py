@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxanom.data import catalog, pools
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 from jaxanom.parallel import memory, rules
 
 PLACES = ("auto", "device", "host")
@@ -44,8 +44,7 @@ def is_wanted(place: str, sources: Mapping[str, Rows], mesh: Mesh) -> bool:
 
 def check(place: str) -> None:
     """Raises UserError for an unknown place, or "device" with several processes."""
-    if place not in PLACES:
-        raise UserError(f"config.data.feature_memory={place!r}; choose one of {PLACES}")
+    check_choice("config.data.feature_memory", place, PLACES)
     if place == "device" and jax.process_count() > 1:
         raise UserError(
             "config.data.feature_memory='device': with several processes each reads "

@@ -20,7 +20,7 @@ import numpy as np
 from jaxanom import record
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 
 SPLIT = "split.json"
 SPLITS = ("train", "test")
@@ -82,8 +82,7 @@ def subset(names: Sequence[str], which: str) -> tuple[str, ...]:
     Raises:
       UserError: another subset.
     """
-    if which not in SUBSETS:
-        raise UserError(f"config.data.class_subset={which!r}; choose one of {SUBSETS}")
+    check_choice("config.data.class_subset", which, SUBSETS)
     half = (len(names) + 1) // 2
     return {"all": tuple(names), "base": tuple(names[:half])}.get(
         which, tuple(names[half:])
