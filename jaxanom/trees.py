@@ -73,21 +73,31 @@ def check_same_shapes(params: Any, target: Any, where: str) -> None:
     Raises:
       UserError: they differ; names up to five paths, and `where` they were found.
     """
-    shapes = [
-        {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
-        for tree in (params, target)
-    ]
-    wrong = [
-        f"{path}: wanted {shapes[1].get(path, 'nothing')}, "
-        f"found {shapes[0].get(path, 'nothing')}"
-        for path in sorted(shapes[0].keys() | shapes[1].keys())
-        if shapes[0].get(path) != shapes[1].get(path)
-    ]
+    wrong = differences(
+        *(
+            {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+            for tree in (params, target)
+        )
+    )
     if wrong:
         raise UserError(
             f"{where} holds the parameters of another model; {len(wrong)} paths "
             f"differ, such as {'; '.join(wrong[:5])}"
         )
+
+
+def differences(stored: Mapping[str, Any], target: Mapping[str, Any]) -> list[str]:
+    """Lists the paths at which what is there is not what is wanted, for a message.
+
+    Args:
+      stored, target: {path: what tells a leaf, such as its shape}.
+    """
+    return [
+        f"{path}: wanted {target.get(path, 'nothing')}, "
+        f"found {stored.get(path, 'nothing')}"
+        for path in sorted(stored.keys() | target.keys())
+        if stored.get(path) != target.get(path)
+    ]
 
 
 def fixed_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:

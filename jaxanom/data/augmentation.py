@@ -18,7 +18,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 from jaxanom.data import catalog, images, transforms
 from jaxanom.data.catalog import Dataset, Example
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 
 AUGMENTATIONS = ("", "released")
 MAX_ANGLE = 30.0
@@ -49,10 +49,7 @@ def make(
     Raises:
       UserError: an unknown augmentation or no probability; a mosaic without defects.
     """
-    if augmentation not in AUGMENTATIONS:
-        raise UserError(
-            f"config.data.augmentation={augmentation!r}; choose one of {AUGMENTATIONS}"
-        )
+    check_choice("config.data.augmentation", augmentation, AUGMENTATIONS)
     if not 0 <= mosaic <= 1:
         raise UserError(f"config.data.mosaic={mosaic}; wanted a probability")
     if mosaic and not defects:
@@ -117,7 +114,7 @@ def augment(example: Example, rng: np.random.Generator) -> Example:
     turn, quarter, light, noise, filtered = rng.random(5) < 0.5
     if turn:
         angle = float(rng.uniform(-MAX_ANGLE, MAX_ANGLE))
-        example = transforms.affine(example, angle=angle)
+        example = transforms.rotate(example, angle)
     if quarter:
         turns = int(rng.integers(4))
         height, width = example["image"].shape[:2]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxanom.data import images
 from jaxanom.data.layouts import classes, mvtec, published
 from jaxanom.data.layouts.mvtec import GOOD, Record
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_known
 
 Example = dict[str, Any]
 Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
@@ -82,53 +82,53 @@ def open_dataset(
       UserError: what is wrong with the name, the folder or one of its files.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if name == "folder":
-        if not directory:
-            raise UserError("dataset 'folder' needs config.data.directory")
-        records = mvtec.read_folder(directory, categories)
-        mvtec.check(records)
-        title = Path(directory).expanduser().absolute().name
-        return chosen(from_records(title, records, size), class_subset)
-    if name == "classes":
-        if not directory:
-            raise UserError("dataset 'classes' needs config.data.directory")
-        records, names = classes.read(directory, seed)
-        title = Path(directory).expanduser().absolute().name
-        whole = from_records(title, records, size, names)
-        return chosen(whole, class_subset, categories)
-    if name == "tfds" or name in published.READERS:
-        if not directory:
-            raise UserError(f"dataset {name!r} needs config.data.directory")
-        if name == "tfds":
-            return chosen(_prepared(directory, categories, size), class_subset)
-        records = published.read(name, directory, categories)
-        mvtec.check(records)
-        return chosen(from_records(name, records, size), class_subset)
+    check_known("dataset", name, DATASETS)
     if name == "foundry":
         counts = (num_train, num_test_good, num_per_defect)
-        return chosen(_foundry(categories, size, seed, counts), class_subset)
-    raise UserError(mvtec.unknown("dataset", name, DATASETS))
+        records, load = _rendered(categories, counts, seed, size)
+        return narrowed(from_records(name, records, size, load=load), class_subset)
+    if not directory:
+        raise UserError(f"dataset {name!r} needs config.data.directory")
+    path = Path(directory).expanduser().absolute()
+    names = load = None
+    if name == "classes":
+        title, (records, names) = path.name, classes.read(directory, seed)
+    elif name == "tfds":
+        from jaxanom.data.layouts import builders
+
+        prepared = builders.Prepared(directory)
+        title, records = path.parent.name, prepared.records
+        load = Cached(functools.partial(prepared.load, size=size))
+    else:
+        is_folder = name == "folder"
+        title = path.name if is_folder else name
+        records = (
+            mvtec.read_folder(directory, categories)
+            if is_folder
+            else published.read(name, directory, categories)
+        )
+        mvtec.check(records)
+    whole = from_records(title, records, size, names, load=load)
+    return narrowed(whole, class_subset, categories)
 
 
-def chosen(
+def narrowed(
     dataset: Dataset, class_subset: str = "all", categories: Sequence[str] = ()
 ) -> Dataset:
     """Returns the dataset with some of its categories.
 
     Args:
-      dataset: with all of them.
-      class_subset: see `class_images.subset`; of `categories`, where they are given.
-      categories: which to keep, in this order; empty keeps all.
+      dataset: Holds all of them.
+      class_subset: See `classes.subset`; of `categories`, where they are given.
+      categories: Which to keep, in this order; empty keeps all.
 
     Raises:
-      UserError: unknown subset or category, or none that is left.
+      UserError: An unknown subset or category, or none that is left.
     """
     for name in categories:
-        if name not in dataset.categories:
-            raise UserError(mvtec.unknown("category", name, dataset.categories))
-    names = classes.subset(tuple(categories) or dataset.categories, class_subset)
-    if names == dataset.categories:
-        return dataset
+        check_known("category", name, dataset.categories)
+    names = tuple(dict.fromkeys(categories)) or dataset.categories
+    names = classes.subset(names, class_subset)
     if not names:
         raise UserError(
             f"config.data.class_subset={class_subset!r} leaves no category of "
@@ -172,14 +172,10 @@ def from_records(
     if defect_types[0] != GOOD:
         raise UserError(f"defect_types start with {defect_types[0]!r}, not {GOOD!r}")
     for record in records:
-        if record.category not in categories:
-            raise UserError(mvtec.unknown("category", record.category, categories))
-        if record.defect_type not in defect_types:
-            raise UserError(
-                mvtec.unknown("defect type", record.defect_type, defect_types)
-            )
+        check_known("category", record.category, categories)
+        check_known("defect type", record.defect_type, defect_types)
     size = (int(height), int(width))
-    load = load or cached(functools.partial(load_files, size=size))
+    load = load or Cached(functools.partial(load_files, size=size))
     return Dataset(name, categories, defect_types, size, tuple(records), load)
 
 
@@ -198,20 +194,16 @@ def load_files(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
     return images.resize_image(image, size), images.resize_mask(mask, size)
 
 
-def cached(load: Load, limit_bytes: int = CACHE_BYTES) -> Load:
-    """Keeps what `load` returns, as read-only arrays, until `limit_bytes` are held.
+class Cached:
+    """Keeps what a `Load` returns, as read-only arrays, while there is room.
 
     Nothing is thrown out again: under shuffled access a cache that replaces entries
     finds no more than one that stays. Threads may load the same record twice; both
-    get equal arrays.
+    get equal arrays. Sent to another process, it goes without what it holds.
     """
-    return _Cached(load, limit_bytes)
 
-
-class _Cached:
-    """See `cached`. Sent to another process, it goes without what it holds."""
-
-    def __init__(self, load: Load, limit_bytes: int):
+    def __init__(self, load: Load, limit_bytes: int = CACHE_BYTES):
+        """Starts empty; at most `limit_bytes` are held."""
         self._load = load
         self._limit_bytes = limit_bytes
         self._kept: dict[Record, tuple[np.ndarray, np.ndarray]] = {}
@@ -219,9 +211,11 @@ class _Cached:
         self._lock = threading.Lock()
 
     def __reduce__(self):
-        return _Cached, (self._load, self._limit_bytes)
+        """Returns how another process makes its own."""
+        return Cached, (self._load, self._limit_bytes)
 
     def __call__(self, record: Record) -> tuple[np.ndarray, np.ndarray]:
+        """Returns image and mask of a record."""
         if record in self._kept:
             return self._kept[record]
         image, mask = self._load(record)
@@ -234,47 +228,38 @@ class _Cached:
         return image, mask
 
 
-class _RecordSource:
-    def __init__(self, dataset, indices, transform):
-        self._dataset = dataset
-        self._indices = indices
-        self._transform = transform
+class Rows:
+    """A source of examples that are computed when they are asked for."""
+
+    def __init__(self, length: int, example_at: Callable[[int], Example]):
+        """Takes the number of rows, and row -> example, a pure function."""
+        self._length = length
+        self._example_at = example_at
 
     def __len__(self) -> int:
-        return len(self._indices)
+        """Returns the number of rows."""
+        return self._length
 
     def __getitem__(self, row: int) -> Example:
-        record = self._dataset.records[self._indices[row]]
-        image, mask = self._dataset.load(record)
-        example = {
-            "image": image,
-            "mask": mask,
-            "label": np.int32(record.defect_type != GOOD),
-            "category_id": np.int32(self._dataset.categories.index(record.category)),
-            "defect_id": np.int32(self._dataset.defect_types.index(record.defect_type)),
-            "index": np.int32(row),
-        }
-        return self._transform(example) if self._transform else example
+        """Returns the example of a row."""
+        if not 0 <= row < self._length:
+            raise IndexError(f"row {row} of {self._length}")
+        return self._example_at(int(row))
 
 
-def source(
-    dataset: Dataset,
-    indices: Sequence[int] | None = None,
-    transform: Callable[[Example], Example] | None = None,
-) -> Source:
+def source(dataset: Dataset, indices: Sequence[int] | None = None) -> Source:
     """Returns examples of a dataset by row, decoded when asked for.
 
     Args:
-      dataset: where records and decoded arrays come from.
-      indices: record numbers in row order, for example from `select`; None is all.
-      transform: applied to each example; a pure function.
+      dataset: Where records and decoded arrays come from.
+      indices: Record numbers in row order, for example from `select`; None is all.
 
     Returns:
       A source of {image uint8 [H, W, 3], mask uint8 {0, 1} [H, W], label, category_id,
       defect_id, index int32}; `index` is the row.
 
     Raises:
-      UserError: a record number out of range.
+      UserError: A record number is out of range.
     """
     numbers = range(len(dataset.records)) if indices is None else map(int, indices)
     numbers = tuple(numbers)
@@ -283,7 +268,20 @@ def source(
         raise UserError(
             f"record numbers {outside[:5]} are outside 0..{len(dataset.records) - 1}"
         )
-    return _RecordSource(dataset, numbers, transform)
+
+    def example_at(row: int) -> Example:
+        record = dataset.records[numbers[row]]
+        image, mask = dataset.load(record)
+        return {
+            "image": image,
+            "mask": mask,
+            "label": np.int32(record.defect_type != GOOD),
+            "category_id": np.int32(dataset.categories.index(record.category)),
+            "defect_id": np.int32(dataset.defect_types.index(record.defect_type)),
+            "index": np.int32(row),
+        }
+
+    return Rows(len(numbers), example_at)
 
 
 def select(
@@ -305,8 +303,8 @@ def select(
         "defect type": (defect_type, dataset.defect_types),
     }
     for what, (value, names) in known.items():
-        if value is not None and value not in names:
-            raise UserError(mvtec.unknown(what, value, names))
+        if value is not None:
+            check_known(what, value, names)
     return [
         number
         for number, record in enumerate(dataset.records)
@@ -329,51 +327,22 @@ def unmasked(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str
     return mvtec.unmasked(dataset.records[number] for number in numbers)
 
 
-def _foundry(
+def _rendered(
     categories: Sequence[str],
-    size: tuple[int, int],
-    seed: int,
     counts: tuple[int, int, int],
-) -> Dataset:
-    """Makes a dataset whose records are rendered when asked for."""
-    from jaxanom.data.foundry import render
+    seed: int,
+    size: tuple[int, int],
+) -> tuple[list[Record], Load]:
+    """Returns records of the foundry, and how to render one."""
+    from jaxanom.data.layouts import rendered
 
-    names = tuple(dict.fromkeys(categories or render.CATEGORIES))
-    plan = {
-        _rendered(row): row.index for row in render.records(names, *counts, seed=seed)
-    }
+    plan = rendered.plan(categories, seed, *counts)
 
     def load(record: Record) -> tuple[np.ndarray, np.ndarray]:
-        sample = render.render(
-            record.category,
-            record.split,
-            plan[record],
-            seed,
-            max(size),
-            defect_type=record.defect_type,
+        sample = rendered.sample(plan[record], seed, max(size))
+        return (
+            images.resize_image(sample.image, size),
+            images.resize_mask(sample.mask, size),
         )
-        image, mask = sample.image, sample.mask
-        return images.resize_image(image, size), images.resize_mask(mask, size)
 
-    return from_records("foundry", list(plan), size, load=cached(load))
-
-
-def _prepared(
-    directory: str | Path, categories: Sequence[str], size: tuple[int, int]
-) -> Dataset:
-    """Opens what a tensorflow-datasets builder has written."""
-    from jaxanom.data.layouts import builders
-
-    prepared = builders.Prepared(directory)
-    load = cached(functools.partial(prepared.load, size=size))
-    title = Path(directory).expanduser().absolute().parent.name
-    whole = from_records(title, prepared.records, size, load=load)
-    return chosen(whole, "all", categories)
-
-
-def _rendered(row: Any) -> Record:
-    """Returns the record of a planned image, named as if it were written to disk."""
-    kind = row.defect_type
-    name = f"{row.category}/{row.split}/{kind}/{row.number:03d}.png"
-    mask = None if kind == GOOD else f"foundry:{name}"
-    return Record(f"foundry:{name}", mask, row.category, kind, row.split, name)
+    return list(plan), Cached(load)

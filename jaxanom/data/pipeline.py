@@ -1,24 +1,27 @@
-"""Sources of examples -> host batches: shuffle, augment, batch, pad, encode, prefetch.
+"""Sources of examples -> host batches: augment, batch, pad, encode, prefetch.
 
 Batch `s` of a stream is a pure function of (source, seed, s): nothing is carried from
 one batch to the next, so a run resumes at any step without replaying the earlier ones.
 """
 
+import itertools
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from jaxanom.data.catalog import Example, Source
+from jaxanom import trees
+from jaxanom.data.catalog import Example, Rows, Source
 from jaxanom.errors import UserError
 
 HostBatch = dict[str, np.ndarray]
 Transform = Callable[[Example, np.random.Generator], Example]
 
 # Names of the independent random streams; a key word of the generator each.
-_ORDER, _AUGMENT, _MIXTURE = 1, 2, 3
+_AUGMENT, _MIXTURE = 2, 3
 
 
 def generator(seed: int, stream: int, *words: int) -> np.random.Generator:
@@ -70,55 +73,51 @@ def batches(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    shuffle: bool = True,
     transform: Transform | None = None,
-    num_steps: int | None = None,
     rows: Sequence[int] | None = None,
 ) -> Iterator[HostBatch]:
-    """Yields training batches; every epoch is a new permutation of the source.
+    """Yields training batches without end; each epoch has the order of the source.
 
-    Rows are the permutations one after another, cut into batches: no row is dropped or
-    padded, and a batch may hold the end of one epoch and the start of the next.
+    Epochs follow one another and are cut into batches: no row is dropped or padded, and
+    a batch may hold the end of one epoch and the start of the next.
 
     Args:
-      source: at least one example.
-      batch_size: rows of every batch.
-      seed: Decides order and augmentation.
-      start_step: step of the first batch; a resumed run passes its step.
-      shuffle: False keeps the order of the source.
+      source: At least one example; `mixture` draws them at random.
+      batch_size: Rows of every batch.
+      seed: Decides augmentation.
+      start_step: Step of the first batch; a resumed run passes its step.
       transform: (example, generator) -> example; the generator depends on (seed, epoch,
         position in the epoch), so an example is augmented anew every epoch.
-      num_steps: the last batch is that of step `num_steps - 1`, wherever the stream
-        started; None is endless.
-      rows: which rows of every batch are made, where a process holds no others.
+      rows: The rows of every batch that this process makes; None: all.
 
     Raises:
-      UserError: an empty source or a batch size below 1; at once, not when iterated.
+      UserError: An empty source or a batch size below 1; at once, not when iterated.
     """
     _check(source, batch_size)
-    example_at = examples_by_place(source, seed, shuffle, transform)
+    example_at = examples_by_place(source, seed, transform)
     own_rows = range(batch_size) if rows is None else tuple(rows)
 
     def stream() -> Iterator[HostBatch]:
-        step = start_step
-        while num_steps is None or step < num_steps:
-            examples = [example_at(step * batch_size + row) for row in own_rows]
-            yield {**collate(examples), "valid": np.ones(len(own_rows), bool)}
-            step += 1
+        for step in itertools.count(start_step):
+            yield filled([example_at(step * batch_size + row) for row in own_rows])
 
     return stream()
 
 
+def filled(examples: Sequence[Example]) -> HostBatch:
+    """Returns the batch of examples none of which is padding."""
+    return {**collate(examples), "valid": np.ones(len(examples), bool)}
+
+
 def examples_by_place(
-    source: Source, seed: int, shuffle: bool = True, transform: Transform | None = None
+    source: Source, seed: int, transform: Transform | None = None
 ) -> Callable[[int], Example]:
     """Returns place in the endless stream of `batches` -> example; a pure function."""
     length = len(source)
-    order = _permutations(length, seed) if shuffle else lambda epoch: range(length)
 
     def example_at(place: int) -> Example:
         epoch, position = divmod(place, length)
-        example = source[int(order(epoch)[position])]
+        example = source[position]
         if transform is None:
             return example
         return transform(example, generator(seed, _AUGMENT, epoch, position))
@@ -135,57 +134,24 @@ def finite_batches(
     `valid` False. An empty source yields nothing.
     With `rows`, these rows of every batch; the number of batches stays.
     """
+    _check_size(batch_size)
+    own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+    for numbers, count in trees.fixed_batches(len(source), batch_size):
+        own = numbers[own_rows].tolist()
+        read = {number: source[number] for number in sorted(set(own))}
+        examples = [read[number] for number in own]
+        yield {**collate(examples), "valid": own_rows < count}
+
+
+def _check_size(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}; wanted at least 1")
-    own_rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-    last = len(source) - 1
-    for start in range(0, len(source), batch_size):
-        numbers = np.minimum(start + own_rows, last).tolist()
-        read = {number: source[number] for number in sorted(set(numbers))}
-        examples = [read[number] for number in numbers]
-        yield {**collate(examples), "valid": start + own_rows <= last}
 
 
 def _check(source: Source, batch_size: int) -> None:
-    if batch_size < 1:
-        raise UserError(f"batch_size={batch_size}; wanted at least 1")
+    _check_size(batch_size)
     if not len(source):
         raise UserError("the source has no examples; nothing was selected")
-
-
-def _permutations(length: int, seed: int) -> Callable[[int], np.ndarray]:
-    """Returns epoch -> permutation; the latest one is kept."""
-    latest: dict[int, np.ndarray] = {}
-
-    def permutation(epoch: int) -> np.ndarray:
-        if epoch not in latest:
-            rows = generator(seed, _ORDER, epoch).permutation(length)
-            latest.clear()
-            latest[epoch] = rows
-        return latest[epoch]
-
-    return permutation
-
-
-class _Mixture:
-    def __init__(self, sources, weights, seed, length):
-        self._sources = sources
-        edges = np.cumsum(weights)
-        self._edges = edges / edges[-1]  # the last is 1 exactly, above every draw
-        self._seed = seed
-        self._length = length
-
-    def __len__(self) -> int:
-        return self._length
-
-    def __getitem__(self, row: int) -> Example:
-        if not 0 <= row < self._length:
-            raise IndexError(f"row {row} of {self._length}")
-        rng = generator(self._seed, _MIXTURE, row)
-        number = int(np.searchsorted(self._edges, rng.random(), side="right"))
-        source = self._sources[number]
-        example = source[int(rng.integers(len(source)))]
-        return {**example, "index": np.int32(row), "source_id": np.int32(number)}
 
 
 def mixture(
@@ -197,8 +163,7 @@ def mixture(
     """Returns a source that draws each row from one of several sources.
 
     Row i is a pure function of (seed, i): the source is drawn by weight, then one of
-    its rows with equal probability. Pass it to `batches` with `shuffle=False`: its
-    order is random already.
+    its rows with equal probability.
 
     Args:
       sources: with examples of equal keys.
@@ -225,24 +190,17 @@ def mixture(
     empty = [i for i, s in enumerate(sources) if weights[i] > 0 and not len(s)]
     if empty:
         raise UserError(f"sources {empty} are empty but have weight; set it to 0")
-    return _Mixture(tuple(sources), weights, seed, length)
+    edges = np.cumsum(weights)
+    edges /= edges[-1]  # the last is 1 exactly, above every draw
 
+    def example_at(row: int) -> Example:
+        rng = generator(seed, _MIXTURE, row)
+        number = int(np.searchsorted(edges, rng.random(), side="right"))
+        drawn = sources[number]
+        example = drawn[int(rng.integers(len(drawn)))]
+        return {**example, "index": np.int32(row), "source_id": np.int32(number)}
 
-class _Views:
-    def __init__(self, source, num_views, view_fn):
-        self._source = source
-        self._num_views = num_views
-        self._view_fn = view_fn
-
-    def __len__(self) -> int:
-        return len(self._source) * self._num_views
-
-    def __getitem__(self, row: int) -> Example:
-        if not 0 <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
-        number, view = divmod(row, self._num_views)
-        example = self._source[number]
-        return self._view_fn(example, view) if self._view_fn else example
+    return Rows(length, example_at)
 
 
 class Encoded:
@@ -301,7 +259,12 @@ def encoded(
             f"num_views={num_views} with view_fn={view_fn}; several views need a "
             "view_fn, fewer than one makes no sense"
         )
-    viewed = _Views(source, num_views, view_fn)
+
+    def view_at(row: int) -> Example:
+        number, view = divmod(row, num_views)
+        return view_fn(source[number], view) if view_fn else source[number]
+
+    viewed = Rows(len(source) * num_views, view_at)
     arrays: dict[str, np.ndarray] = {}
     start = 0
     for batch in finite_batches(viewed, batch_size):
@@ -324,8 +287,8 @@ def encoded(
 class Prefetch:
     """An iterator whose items are made ahead by a background thread.
 
-    Ends, and raises, as the inner iterator does. `close` stops the thread; leaving the
-    `with` block or dropping the last reference closes as well.
+    Ends, and raises, as the inner iterator does. `close` stops the thread, and so does
+    dropping the last reference.
     """
 
     def __init__(self, iterator: Iterator[Any], depth: int = 2):
@@ -336,10 +299,10 @@ class Prefetch:
         self._stop = threading.Event()
         self._done = False
         # The thread holds the queue but not this object, so that dropping it closes.
-        self._thread = threading.Thread(
-            target=_produce, args=(iterator, self._items, self._stop), daemon=True
-        )
+        arguments = (iterator, self._items, self._stop)
+        self._thread = threading.Thread(target=_produce, args=arguments, daemon=True)
         self._thread.start()
+        weakref.finalize(self, self._stop.set)
 
     def __iter__(self) -> "Prefetch":
         """Returns itself."""
@@ -363,20 +326,6 @@ class Prefetch:
         self._thread.join()
         self._items = queue.Queue()  # lets go of the items nobody will read
 
-    def __enter__(self) -> "Prefetch":
-        """Returns itself."""
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        """Closes."""
-        self.close()
-
-    def __del__(self):
-        """Tells the thread to stop without waiting for it."""
-        stop = getattr(self, "_stop", None)
-        if stop is not None:
-            stop.set()
-
 
 def _produce(iterator: Iterator, items: queue.Queue, stop: threading.Event) -> None:
     def put(item: Any) -> None:
@@ -394,8 +343,3 @@ def _produce(iterator: Iterator, items: queue.Queue, stop: threading.Event) -> N
     finally:
         if stop.is_set() and hasattr(iterator, "close"):
             iterator.close()
-
-
-def prefetch(iterator: Iterator[Any], depth: int = 2) -> Prefetch:
-    """Makes up to `depth` items ahead in a background thread; see `Prefetch`."""
-    return Prefetch(iter(iterator), depth)

@@ -10,7 +10,7 @@ import numpy as np
 from jaxanom import record
 from jaxanom.data import catalog, generated, pipeline, splits, workers
 from jaxanom.data.catalog import Dataset, Source
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 
 POOLS = ("normal", "defect", "generated")
 RULES = ("none", "all", "test_split", *splits.RULES)
@@ -57,8 +57,7 @@ def divide(
       UserError: an unknown rule, a category it does not fit, or a held-out category
         that is unknown, or none that is left to train on.
     """
-    if rule not in RULES:
-        raise UserError(f"config.data.defect_rule={rule!r}; choose one of {RULES}")
+    check_choice("config.data.defect_rule", rule, RULES)
     seen = [name for name in dataset.categories if name not in held_out]
     unknown = sorted(set(held_out) - set(dataset.categories))
     if unknown or not seen:
@@ -71,7 +70,7 @@ def divide(
     for category in seen:
         numbers = catalog.select(dataset, split, category, anomalous=False)
         if num_normal and split == "train" and num_normal < len(numbers):
-            numbers = splits.few_shot(dataset, category, num_normal, seed).support
+            numbers = splits.few_shot(dataset, category, num_normal, seed)
         normal += numbers
     trained_on: set[int] = set()
     if rule in ("all", "test_split"):
@@ -79,8 +78,9 @@ def divide(
             trained_on.update(catalog.select(dataset, "test", category, anomalous=True))
     elif rule != "none":
         for category in seen:
-            drawn = splits.defect_split(dataset, category, rule, shots or None, seed)
-            trained_on.update(drawn.train)
+            trained_on.update(
+                splits.drawn_defects(dataset, category, rule, shots or None, seed)
+            )
     test = catalog.select(dataset, "test")
     defects = [number for number in test if number in trained_on]
     used = trained_on.union(normal)
@@ -232,13 +232,12 @@ def check_mixtures(
             raise UserError(f"config.mixture.{phase} gives no pool a weight")
 
 
-def check_masks(dataset: Dataset, numbers: Sequence[int], method: str) -> None:
-    """Checks that a method which learns from pixels is told where defects are.
+def check_masks(dataset: Dataset, numbers: Sequence[int]) -> None:
+    """Checks that it is known where defects are, for what learns from pixels.
 
     Args:
       dataset: all records.
       numbers: Record numbers of the defects to train on.
-      method: its name.
 
     Raises:
       UserError: defects without a mask; names the folders that lack them.
@@ -246,8 +245,8 @@ def check_masks(dataset: Dataset, numbers: Sequence[int], method: str) -> None:
     missing = catalog.unmasked(dataset, numbers)
     if missing:
         raise UserError(
-            f"{sum(missing.values())} defective images to train on have no mask, and "
-            f"{method!r} would take all of their pixels for flawless: put "
+            f"{sum(missing.values())} defective images to train on have no mask; all "
+            "of their pixels would be taken for flawless: put "
             f"<image>_mask.png into {', '.join(missing)}, or train on no defects "
             "(config.mixture.<phase>.defect=0)"
         )
@@ -294,21 +293,13 @@ def batch_maker(
     def make(phase: str, start_step: int) -> Iterator[Mapping[str, Any]]:
         source, phase_seed = mixed[phase]
         if num_workers:
-            example_at = pipeline.examples_by_place(
-                source, phase_seed, False, transform
-            )
+            example_at = pipeline.examples_by_place(source, phase_seed, transform)
             return workers.batches(
                 example_at, batch_size, start_step, num_workers, rows
             )
-        return pipeline.prefetch(
+        return pipeline.Prefetch(
             pipeline.batches(
-                source,
-                batch_size,
-                phase_seed,
-                start_step,
-                shuffle=False,
-                transform=transform,
-                rows=rows,
+                source, batch_size, phase_seed, start_step, transform, rows
             )
         )
 

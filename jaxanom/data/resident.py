@@ -5,6 +5,7 @@ memory, and sends their numbers alone. Every device holds all rows, so this is f
 fits beside the model: one 518 px image of the published Bayes-PFL setting takes 22 MB.
 """
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxanom.data import pipeline, pools
-from jaxanom.errors import UserError
+from jaxanom.data import catalog, pools
+from jaxanom.errors import UserError, check_choice
 from jaxanom.parallel import memory, rules
 
 PLACES = ("auto", "device", "host")
@@ -43,8 +44,7 @@ def is_wanted(place: str, sources: Mapping[str, Rows], mesh: Mesh) -> bool:
 
 def check(place: str) -> None:
     """Raises UserError for an unknown place, or "device" with several processes."""
-    if place not in PLACES:
-        raise UserError(f"config.data.feature_memory={place!r}; choose one of {PLACES}")
+    check_choice("config.data.feature_memory", place, PLACES)
     if place == "device" and jax.process_count() > 1:
         raise UserError(
             "config.data.feature_memory='device': with several processes each reads "
@@ -79,12 +79,12 @@ def batch_maker(
         )
         for name in fields
     }
-    places: dict[str, pipeline.Source] = {}
-    start = 0
-    for pool, rows in sources.items():
-        count = len(next(iter(rows.values())))
-        places[pool] = range_source(start, count)
-        start += count
+    counts = [len(next(iter(rows.values()))) for rows in sources.values()]
+    starts = np.cumsum([0, *counts[:-1]])
+    places = {
+        pool: catalog.Rows(count, functools.partial(_place, start))
+        for pool, count, start in zip(sources, counts, starts, strict=True)
+    }
     make_places = pools.batch_maker(places, mixtures, batch_size, seed)
 
     def take(tables: Mapping[str, jax.Array], place: jax.Array):
@@ -100,20 +100,5 @@ def batch_maker(
     return make
 
 
-class _Range:
-    def __init__(self, start: int, count: int):
-        self._start = start
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        if not 0 <= row < self._count:
-            raise IndexError(f"row {row} of {self._count}")
-        return {"place": np.int32(self._start + row)}
-
-
-def range_source(start: int, count: int) -> pipeline.Source:
-    """Returns a source of the numbers from `start` on, as `place`."""
-    return _Range(start, count)
+def _place(start: int, row: int) -> dict[str, Any]:
+    return {"place": np.int32(start + row)}

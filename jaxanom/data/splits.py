@@ -1,4 +1,4 @@
-"""Seeded few-shot selections, listed by name for the run record.
+"""Seeded few-shot selections.
 
 A selection depends on the seed, the category (or defect type) and the images there are,
 not on which other categories were opened; with one seed, the selection of fewer shots
@@ -7,47 +7,19 @@ is part of the selection of more.
 
 import zlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxanom.data import catalog
 from jaxanom.data.catalog import Dataset
-from jaxanom.data.layouts.mvtec import GOOD, unknown
-from jaxanom.errors import UserError
+from jaxanom.data.layouts.mvtec import GOOD
+from jaxanom.errors import UserError, check_known
 
 RULES = ("first_third", "shots_per_type", "shots")
 
 
-class Split(NamedTuple):
-    """Normal images to learn from.
-
-    Attributes:
-      support: record numbers of normal training images, ascending.
-      names: their record names.
-    """
-
-    support: tuple[int, ...]
-    names: tuple[str, ...]
-
-
-class DefectSplit(NamedTuple):
-    """Which of a category's test images may be trained on.
-
-    Attributes:
-      train: record numbers of defective images to train on, ascending.
-      test: record numbers of all other test images, good ones included, ascending.
-      train_names, test_names: their record names.
-    """
-
-    train: tuple[int, ...]
-    test: tuple[int, ...]
-    train_names: tuple[str, ...]
-    test_names: tuple[str, ...]
-
-
-def few_shot(dataset: Dataset, category: str, shots: int, seed: int) -> Split:
-    """Chooses `shots` normal training images of a category.
+def few_shot(dataset: Dataset, category: str, shots: int, seed: int) -> tuple[int, ...]:
+    """Draws `shots` normal training images of a category: record numbers, ascending.
 
     Raises:
       UserError: unknown category, fewer than one shot, or more than there are images.
@@ -55,34 +27,40 @@ def few_shot(dataset: Dataset, category: str, shots: int, seed: int) -> Split:
     numbers = catalog.select(dataset, "train", category, anomalous=False)
     where = f"{category!r} has {len(numbers)} normal training images"
     _check_shots(shots, len(numbers), where)
-    support = _draw(numbers, shots, seed, category)
-    return Split(support, _names(dataset, support))
+    return _draw(numbers, shots, seed, category)
 
 
-def defect_split(
+def drawn_defects(
     dataset: Dataset, category: str, rule: str, shots: int | None = None, seed: int = 0
-) -> DefectSplit:
-    """Divides a category's defective test images into training and test images.
-
-    Good test images always stay in the test part.
+) -> tuple[int, ...]:
+    """Draws those of a category's defective test images that may be trained on.
 
     Args:
-      dataset: holds the category.
-      category: whose images to divide.
+      dataset: Holds the category.
+      category: Whose images to draw from.
       rule: "first_third": of every defect type the first floor(n / 3) images by file
         number (the division of AnomalyDiffusion, arXiv 2312.05767, whose released
         loader takes one image more, which is in its test part as well);
         "shots_per_type": `shots` drawn images of every type;
         "shots": `shots` drawn images in all, as equal over the types as there are
         images.
-      shots: for the last two rules.
+      shots: How many the last two rules draw.
       seed: Decides the draws.
+
+    Returns:
+      Their record numbers, ascending; the others, and all good images, stay to be
+      tested on.
 
     Raises:
       UserError: unknown category or rule, a category without defects, more shots than
         images, or a rule that leaves no image to train on.
     """
-    by_type = _defects_by_type(dataset, category)
+    check_known("rule", rule, RULES)
+    by_type = {
+        kind: numbers
+        for kind in dataset.defect_types
+        if kind != GOOD and (numbers := catalog.select(dataset, "test", category, kind))
+    }
     if not by_type:
         raise UserError(f"category {category!r} has no defective images")
     if rule == "first_third":
@@ -95,33 +73,14 @@ def defect_split(
                 f"rule 'first_third' takes no image of {category!r}: every defect type "
                 "has fewer than 3; use 'shots_per_type'"
             )
-    elif rule in ("shots_per_type", "shots"):
+    else:
         counts = _counts(by_type, category, rule, shots, seed)
         train = [
             number
             for kind, numbers in by_type.items()
             for number in _draw(numbers, counts[kind], seed, f"{category}/{kind}")
         ]
-    else:
-        raise UserError(unknown("rule", rule, RULES))
-    train = tuple(sorted(train))
-    taken = set(train)
-    test = tuple(n for n in catalog.select(dataset, "test", category) if n not in taken)
-    return DefectSplit(train, test, _names(dataset, train), _names(dataset, test))
-
-
-def describe(split: Split | DefectSplit) -> dict[str, list[Any]]:
-    """Returns a split as JSON-able lists for the run record."""
-    return {key: list(value) for key, value in split._asdict().items()}
-
-
-def _defects_by_type(dataset: Dataset, category: str) -> dict[str, list[int]]:
-    by_type = {
-        kind: catalog.select(dataset, "test", category, kind)
-        for kind in dataset.defect_types
-        if kind != GOOD
-    }
-    return {kind: numbers for kind, numbers in by_type.items() if numbers}
+    return tuple(sorted(train))
 
 
 def _counts(
@@ -166,7 +125,3 @@ def _draw(numbers: Sequence[int], shots: int, seed: int, what: str) -> tuple[int
 def _generator(seed: int, what: str) -> np.random.Generator:
     words = np.random.SeedSequence([seed, zlib.crc32(what.encode())])
     return np.random.Generator(np.random.Philox(words))
-
-
-def _names(dataset: Dataset, numbers: Sequence[int]) -> tuple[str, ...]:
-    return tuple(dataset.records[number].name for number in numbers)

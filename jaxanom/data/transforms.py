@@ -1,4 +1,4 @@
-"""Geometry for image and mask together, and small photometric changes of the image.
+"""Geometry for image and mask together.
 
 Functions take an example and return a new one; arrays that come in are never written.
 Only `image` [H, W, 3] and `mask` [H, W] move. An image keeps its type and range (uint8,
@@ -11,7 +11,6 @@ ground truth) keeps both.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -45,54 +44,25 @@ def shift(example: Example, down: int, right: int) -> Example:
     return _moved(example, lambda plane: plane[rows[:, None], columns])
 
 
-def affine(
-    example: Example,
-    angle: float = 0.0,
-    scale: float = 1.0,
-    down: float = 0.0,
-    right: float = 0.0,
-) -> Example:
-    """Turns and scales about the centre, then moves; bilinear.
+def rotate(example: Example, angle: float) -> Example:
+    """Turns about the centre, bilinear.
 
     A mask pixel counts where at least half of its weight does, so edges stay in place;
     a mask that would vanish by this rule while still in sight counts wherever it has
     weight.
 
     Args:
-      example: with `image` and `mask`.
-      angle: degrees, counter-clockwise.
-      scale: above 1 enlarges.
-      down, right: pixels.
+      example: Holds `image` and `mask`.
+      angle: Degrees, counter-clockwise.
     """
     height, width = example["image"].shape[:2]
-    centre_x, centre_y = width / 2, height / 2
-    cos, sin = np.cos(np.deg2rad(angle)) / scale, np.sin(np.deg2rad(angle)) / scale
+    x, y = width / 2, height / 2
+    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
     # Where output pixel (x, y) is read from; the y axis points down.
-    origin_x = centre_x - cos * (centre_x + right) + sin * (centre_y + down)
-    origin_y = centre_y - sin * (centre_x + right) - cos * (centre_y + down)
-    matrix = np.array([[cos, -sin, origin_x], [sin, cos, origin_y]])
-
-    def warp(plane: np.ndarray) -> np.ndarray:
-        return _warp(plane, matrix)
-
-    return _moved(example, warp, binarise=True)
-
-
-def photometric(
-    example: Example, brightness: float = 0.0, contrast: float = 1.0
-) -> Example:
-    """Scales values about the image's mean and adds `brightness` in [0, 1] units."""
-    image = example["image"]
-    top = 255.0 if image.dtype == np.uint8 else 1.0
-    mean = image.mean(dtype=np.float64).astype(np.float32)
-
-    def change(values: np.ndarray) -> np.ndarray:
-        values = (values.astype(np.float32) - mean) * np.float32(contrast) + mean
-        return _fit(values + np.float32(brightness * top), image.dtype)
-
-    if image.dtype == np.uint8:  # 256 values to change, whatever the image's size
-        return {**example, "image": change(np.arange(256))[image]}
-    return {**example, "image": change(image)}
+    matrix = np.array(
+        [[cos, -sin, x - cos * x + sin * y], [sin, cos, y - sin * x - cos * y]]
+    )
+    return _moved(example, lambda plane: _warp(plane, matrix), binarise=True)
 
 
 def random_flip(
@@ -101,8 +71,8 @@ def random_flip(
     """Mirrors and turns at random.
 
     Args:
-      example: with `image` and `mask`.
-      rng: decides.
+      example: Holds `image` and `mask`.
+      rng: Decides.
       flips: Some of `FLIPS`; each mirror with probability 1/2, all four
         quarter turns alike (of images that are not square: half turns only).
 
@@ -125,65 +95,20 @@ def random_flip(
     return example
 
 
-def random_affine(
-    example: Example,
-    rng: np.random.Generator,
-    max_shift: float = 0.0,
-    max_angle: float = 0.0,
-    max_scale: float = 0.0,
+def random_shift(
+    example: Example, rng: np.random.Generator, max_shift: float
 ) -> Example:
-    """Moves, turns and scales at random, each uniformly in its range.
+    """Moves by a random number of whole pixels.
 
     Args:
-      example: with `image` and `mask`.
-      rng: decides.
-      max_shift: fraction of height and width; the shift is a whole number of pixels.
-      max_angle: degrees, either way.
-      max_scale: the scale lies in [1 - max_scale, 1 + max_scale].
+      example: Holds `image` and `mask`.
+      rng: Decides.
+      max_shift: Largest shift, as a share of height and of width.
     """
     height, width = example["image"].shape[:2]
     shifts = rng.uniform(-1, 1, size=2) * max_shift * (height, width)
     down, right = (int(value) for value in np.rint(shifts))
-    angle, scale = rng.uniform(-1, 1, size=2) * (max_angle, max_scale)
-    if max_angle == 0 and max_scale == 0:
-        return shift(example, down, right) if down or right else example
-    return affine(example, float(angle), 1 + float(scale), down, right)
-
-
-def random_photometric(
-    example: Example,
-    rng: np.random.Generator,
-    max_brightness: float = 0.1,
-    max_contrast: float = 0.1,
-) -> Example:
-    """Changes brightness by up to +-max_brightness, contrast by 1 +- max_contrast."""
-    brightness, contrast = rng.uniform(-1, 1, size=2) * (max_brightness, max_contrast)
-    return photometric(example, float(brightness), 1 + float(contrast))
-
-
-def augment(
-    example: Example,
-    rng: np.random.Generator,
-    flips: tuple[str, ...] = (),
-    shift: float = 0.0,
-    affine: tuple[float, float] = (0.0, 0.0),
-    photometric: tuple[float, float] = (0.0, 0.0),
-) -> Example:
-    """Applies the random changes above, those with non-zero ranges.
-
-    Args:
-      example: with `image` and `mask`.
-      rng: decides.
-      flips: see `random_flip`.
-      shift: `max_shift` of `random_affine`.
-      affine: (max_angle in degrees, max_scale) of `random_affine`.
-      photometric: (max_brightness, max_contrast) of `random_photometric`.
-    """
-    example = random_flip(example, rng, flips)
-    example = random_affine(example, rng, shift, *affine)
-    if any(photometric):
-        example = random_photometric(example, rng, *photometric)
-    return example
+    return shift(example, down, right) if down or right else example
 
 
 def views(
@@ -191,46 +116,55 @@ def views(
     view: int,
     seed: int = 0,
     flips: tuple[str, ...] = (),
-    shift: float = 0.0,
-    affine: tuple[float, float] = (0.0, 0.0),
+    max_shift: float = 0.0,
 ) -> Example:
     """Returns an augmented view, a function of (seed, `index` of the example, view).
 
-    View 0 is the example itself; for the settings see `augment`.
+    View 0 is the example itself; the others are flipped and shifted at random, see
+    `random_flip` and `random_shift`.
     """
     if view == 0:
         return example
     rng = pipeline.generator(seed, _VIEWS, int(example["index"]), view)
-    return augment(example, rng, flips, shift, affine)
+    return random_shift(random_flip(example, rng, flips), rng, max_shift)
 
 
-def check_views(data: Any, method: str, encodes: bool) -> None:
+def check_views(
+    encodes: bool,
+    num_views: int,
+    flips: tuple[str, ...],
+    max_shift: float,
+    feature_cache: str,
+    augmented: bool,
+) -> None:
     """Refuses views that nobody would make.
 
     Args:
-      data: `config.data`.
-      method: its name.
-      encodes: whether it encodes images once.
+      encodes: Whether images are encoded once, ahead of training.
+      num_views, flips, max_shift: Views of each image, and how they differ.
+      feature_cache: Folder that is to keep what was encoded.
+      augmented: Whether training images are augmented or replaced by mosaics.
+
+    Raises:
+      UserError: Says which settings nobody heeds.
     """
-    wants_views = data.num_views != 1 or tuple(data.flips) or data.shift
-    if wants_views and not encodes:
+    if not encodes and (num_views != 1 or flips or max_shift):
         raise UserError(
-            f"config.data.num_views={data.num_views}, flips={tuple(data.flips)}, shift="
-            f"{data.shift}: these views are of methods that encode images once; "
-            f"{method!r} augments by its own keys: set them to 1, () and 0.0"
+            f"config.data.num_views={num_views}, flips={flips}, shift={max_shift}: "
+            "these views are of methods that encode images once; this one augments by "
+            "its own keys: set them to 1, () and 0.0"
         )
-    if data.get("feature_cache", "") and not encodes:
+    if not encodes and feature_cache:
         raise UserError(
-            f"config.data.feature_cache={data.feature_cache!r}, but {method!r} "
-            "encodes no images ahead of training; set it to ''"
+            f"config.data.feature_cache={feature_cache!r}, but the method encodes no "
+            "images ahead of training; set it to ''"
         )
-    augmented = data.get("augmentation", "") or data.get("mosaic", 0.0)
-    if augmented and encodes and data.num_views < 2:
+    if encodes and augmented and num_views < 2:
         raise UserError(
-            f"config.data.augmentation={data.augmentation!r}, mosaic={data.mosaic}: "
-            "images are encoded once, and of one view each the first is the image "
-            "itself; raise config.data.num_views, or set the method's cache_features "
-            "to False to draw anew in every step"
+            "config.data.augmentation or mosaic is set: images are encoded once, and "
+            "of one view each the first is the image itself; raise "
+            "config.data.num_views, or set the method's cache_features to False to "
+            "draw anew in every step"
         )
 
 
@@ -273,29 +207,17 @@ def _warp(plane: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     widths = [(pad, pad), (pad, pad)] + [(0, 0)] * (plane.ndim - 2)
     padded = np.pad(plane, widths, mode="symmetric")
     # The output's origin and the padded input's origin differ by the padding.
-    coefficients = matrix + np.array([[0, 0, pad], [0, 0, pad]])
+    coefficients = tuple((matrix + np.array([[0, 0, pad], [0, 0, pad]])).ravel())
+
+    def read(values: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(np.ascontiguousarray(values))
+        bilinear = Image.Resampling.BILINEAR
+        return np.asarray(
+            picture.transform(
+                (width, height), Image.Transform.AFFINE, coefficients, bilinear
+            )
+        )
+
     if plane.dtype == np.uint8 or plane.ndim == 2:
-        return _read(padded, (width, height), coefficients)
-    channels = np.moveaxis(padded, -1, 0)
-    return np.stack(
-        [_read(channel, (width, height), coefficients) for channel in channels], axis=-1
-    )
-
-
-def _read(
-    plane: np.ndarray, size: tuple[int, int], coefficients: np.ndarray
-) -> np.ndarray:
-    image = Image.fromarray(np.ascontiguousarray(plane))
-    warped = image.transform(
-        size,
-        Image.Transform.AFFINE,
-        tuple(coefficients.ravel()),
-        resample=Image.Resampling.BILINEAR,
-    )
-    return np.asarray(warped)
-
-
-def _fit(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype == np.uint8:
-        return np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return np.clip(values, 0, 1).astype(dtype)
+        return read(padded)
+    return np.stack([read(channel) for channel in np.moveaxis(padded, -1, 0)], axis=-1)

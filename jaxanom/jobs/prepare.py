@@ -94,7 +94,14 @@ def prepare(
     if category and category not in dataset.categories:
         dataset = dataset._replace(categories=(*dataset.categories, category))
     method = by_name.make(config, pools.training_part(dataset, division))
-    transforms.check_views(data, config.method, method.encode is not None)
+    transforms.check_views(
+        method.encode is not None,
+        data.num_views,
+        tuple(data.flips),
+        data.shift,
+        data.feature_cache,
+        bool(data.augmentation or data.mosaic),
+    )
     _transform(config, dataset, division)
     resident.check(data.feature_memory)
     plan.read_train(config.train)
@@ -160,7 +167,7 @@ def pools_of(
     mixtures = {phase: dict(mix) for phase, mix in config.mixture.items()}
     pools.check_mixtures(sources, mixtures, [p.name for p in prepared.method.phases])
     if "defect" in used_pools(mixtures) and prepared.method.learns_pixels:
-        pools.check_masks(dataset, division.defect, config.method)
+        pools.check_masks(dataset, division.defect)
     return sources, mixtures
 
 

@@ -49,7 +49,7 @@ def by_kind(text: str, num_devices: int) -> dict[str, float]:
     bodies, begun = dict(_computations(text)), set()
 
     def total(name: str, fused: bool = False) -> dict[str, float]:
-        found: dict[str, float] = {}
+        totals: dict[str, float] = {}
         for line in bodies.get(name, ()):
             sent, channel = _SENT.search(line), _CHANNEL.search(line)
             one = None
@@ -59,19 +59,19 @@ def by_kind(text: str, num_devices: int) -> dict[str, float]:
                 begun.add(one)
                 received = _received(line, sent, num_devices)
                 if name.startswith(_SUMMED_IN_PARTS):
-                    _add(found, {"reduce-scatter": received / 2})
+                    _add(totals, {"reduce-scatter": received / 2})
                 else:
-                    _add(found, {sent[2]: received})
+                    _add(totals, {sent[2]: received})
             loop = _WHILE.search(line)
             if loop:
                 inside, turns = total(loop[1]), _TURNS.search(line)
                 if inside and not turns:
                     raise UserError(f"a loop of unknown length sends: {line.strip()}")
-                _add(found, inside, int(turns[1]) if turns else 0)
+                _add(totals, inside, int(turns[1]) if turns else 0)
             called = _CALLED.search(line)
             if called:
-                _add(found, total(called[2], called[1] == "fusion"))
-        return found
+                _add(totals, total(called[2], called[1] == "fusion"))
+        return totals
 
     entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.MULTILINE)
     return total(entry[1])
@@ -103,9 +103,9 @@ def _group_size(line: str, num_devices: int) -> int:
     return int(counted[1]) if counted else num_devices
 
 
-def _add(found: dict[str, float], more: dict[str, float], times: int = 1) -> None:
+def _add(totals: dict[str, float], more: dict[str, float], times: int = 1) -> None:
     for kind, value in more.items():
-        found[kind] = found.get(kind, 0.0) + times * value
+        totals[kind] = totals.get(kind, 0.0) + times * value
 
 
 def _computations(text: str) -> Iterator[tuple[str, list[str]]]:

@@ -62,16 +62,12 @@ def planned_mesh(fsdp: int = 1, model: int = 1) -> AbstractMesh:
     return AbstractMesh(shape, meshes.AXES, axis_types=auto)
 
 
-def bytes_per_device(
-    tree: Any, mesh: Mesh | AbstractMesh, copies: int = 1, itemsize: int = 4
-) -> int:
-    """Returns the bytes of the device that holds most.
+def bytes_per_device(tree: Any, mesh: Mesh | AbstractMesh) -> int:
+    """Returns the bytes of float32 parameters on the device that holds most.
 
     Args:
-      tree: arrays or `jax.ShapeDtypeStruct`.
-      mesh: the leaves are split over it by `rules.spec`.
-      copies: how many values are kept per parameter, see `ADAM_COPIES`.
-      itemsize: bytes of one value.
+      tree: Arrays or `jax.ShapeDtypeStruct`.
+      mesh: The leaves are split over it by `rules.spec`.
 
     Raises:
       UserError: a leaf does not divide, see `rules.spec`.
@@ -82,4 +78,4 @@ def bytes_per_device(
         axes = [axis for axis in spec if axis is not None]
         parts = math.prod(mesh.shape[axis] for axis in axes)
         total += math.prod(leaf.shape) // parts
-    return copies * itemsize * total
+    return 4 * total

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy as policies
 
+from jaxanom import trees
 from jaxanom.errors import UserError
 from jaxanom.parallel import rules
 from jaxanom.training import packing
@@ -139,7 +140,7 @@ class Checkpoints:
         note = self.read_meta(step)
         self._check(step, note[LEAVES], _describe(stored))
         full = {path: leaf for path, leaf in stored.items() if leaf.size}
-        joined = note.get(JOINED, {})
+        joined = note[JOINED]
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(packing.wanted(full, joined))
         )
@@ -209,14 +210,9 @@ class Checkpoints:
             stacklevel=3,
         )
 
-    def _check(self, step: int, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def _check(self, step: int, stored: dict[str, str], target: dict[str, str]) -> None:
         """Compares the stored paths and shapes with the wanted ones."""
-        wrong = [
-            f"{path}: wanted {wanted.get(path, 'nothing')}, "
-            f"found {found.get(path, 'nothing')}"
-            for path in sorted(wanted.keys() | found.keys())
-            if wanted.get(path) != found.get(path)
-        ]
+        wrong = trees.differences(stored, target)
         if wrong:
             more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
             raise UserError(

@@ -96,15 +96,7 @@ def of_step(
         frozen, placement.frozen_shardings(frozen, mesh, offload_frozen)
     )
     args = _arguments(stage, tx, params, frozen, batch, mesh, ema_decay > 0)
-    built = step.make_step(
-        stage.phase.loss_fn,
-        tx,
-        ema_decay=ema_decay,
-        accumulate=stage.config.accumulate,
-        state_shardings=state.shardings(args[0], mesh),
-        frozen_shardings=placement.fetched_shardings(frozen, mesh),
-        mesh=mesh,
-    )
+    built = step.of_stage(stage, tx, args[0], frozen, mesh, ema_decay)
     start = time.perf_counter()
     traced = built.apply.trace(*args)
     program = _compile(traced, stage.name, mesh)
@@ -131,14 +123,14 @@ def of_step(
     )
 
 
-def check_fits(found: Forecast, limit: int | None) -> None:
+def check_fits(forecast: Forecast, limit: int | None) -> None:
     """Raises UserError where a step needs more than a device has.
 
     Args:
-      found: The forecast of one phase.
+      forecast: That of one phase.
       limit: bytes of a device; None if it is not known.
     """
-    if limit is None or found.total <= limit:
+    if limit is None or forecast.total <= limit:
         return
     remedies = {
         "working": _LESS_WORKING,
@@ -147,13 +139,13 @@ def check_fits(found: Forecast, limit: int | None) -> None:
     }
     largest = max(
         ("params", "optimizer", "frozen", "batch", "working"),
-        key=lambda name: getattr(found, name),
+        key=lambda name: getattr(forecast, name),
     )
     gibi = 2**30
     raise UserError(
-        f"phase {found.phase!r} needs {found.total / gibi:.2f} GiB on each device of "
-        f"{limit / gibi:.2f} GiB, most of it {largest} "
-        f"({getattr(found, largest) / gibi:.2f} GiB); try "
+        f"phase {forecast.phase!r} needs {forecast.total / gibi:.2f} GiB on each "
+        f"device of {limit / gibi:.2f} GiB, most of it {largest} "
+        f"({getattr(forecast, largest) / gibi:.2f} GiB); try "
         + remedies.get(largest, "config.mesh.fsdp, which splits parameters and moments")
     )
 

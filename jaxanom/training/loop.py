@@ -193,14 +193,8 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
 
     stage, carried, progress = start.stage, start.carried, start
     num_steps, log_every = stage.config.num_steps, job.config.log_every
-    train_step = step.make_step(
-        stage.phase.loss_fn,
-        tx,
-        ema_decay=job.config.ema_decay,
-        accumulate=stage.config.accumulate,
-        state_shardings=state.shardings(carried, job.mesh),
-        frozen_shardings=placement.fetched_shardings(start.frozen, job.mesh),
-        mesh=job.mesh,
+    train_step = step.of_stage(
+        stage, tx, carried, start.frozen, job.mesh, job.config.ema_decay
     )
     compiled: dict[Any, meter.Compiled] = {}
     watch = meter.Meter(job.mesh.size, job.config.peak_flops)
@@ -209,8 +203,8 @@ def _train(job: Job, start: Progress, tx: Any) -> Progress:
     learning_rate = jax.jit(optimizer.schedule(stage.config))  # one program, not ten
     asked_to_stop = None
     with contextlib.ExitStack() as stack:
-        shown = {"desc": stage.name, "unit": "step", "disable": None}  # quiet in a file
-        bar = stack.enter_context(tqdm(total=num_steps, initial=start.done, **shown))
+        look = {"desc": stage.name, "unit": "step", "disable": None}  # quiet in a file
+        bar = stack.enter_context(tqdm(total=num_steps, initial=start.done, **look))
         for done in range(start.done + 1, num_steps + 1):
             batch = _next_batch(job, stage, batches, done - 1)
             args = (carried, start.fixed, start.frozen, batch)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxanom import sections
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 from jaxanom.types import Array
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "lion")
@@ -83,10 +83,8 @@ def read(section: Mapping[str, Any], where: str) -> OptimizerConfig:
       UserError: See `sections.read`; or a value is out of range.
     """
     settings = sections.read(section, OptimizerConfig, where)
-    for name, known in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-        if getattr(settings, name) not in known:
-            value = getattr(settings, name)
-            raise UserError(f"{where}.{name}={value!r}; want one of {list(known)}")
+    check_choice(f"{where}.optimizer", settings.optimizer, OPTIMIZERS)
+    check_choice(f"{where}.schedule", settings.schedule, SCHEDULES)
     lowest = {"num_steps": 0, "warmup_steps": 0, "accumulate": 1, "steps_per_epoch": 1}
     check_lowest(settings, lowest, where)
     return settings

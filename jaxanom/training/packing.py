@@ -52,31 +52,31 @@ def wanted(
       joined: as `join` returned it.
     """
     small = {path for paths in joined.values() for path in paths}
-    asked: dict[str, Any] = {path: x for path, x in flat.items() if path not in small}
+    request: dict[str, Any] = {path: x for path, x in flat.items() if path not in small}
     for name, paths in joined.items():
         length = sum(math.prod(flat[path].shape) for path in paths)
-        asked[name] = np.empty(length, flat[paths[0]].dtype)
-    return asked
+        request[name] = np.empty(length, flat[paths[0]].dtype)
+    return request
 
 
 def part(
-    found: Mapping[str, Any],
+    stored: Mapping[str, Any],
     flat: Mapping[str, jax.ShapeDtypeStruct],
     joined: Mapping[str, Sequence[str]],
 ) -> dict[str, jax.Array]:
     """Inverse of `join`: takes joined arrays apart and places them.
 
     Args:
-      found: what a store returned for `wanted`.
+      stored: What a store returned for `wanted`.
       flat, joined: as for `wanted`.
 
     Returns:
       {path: array with the sharding of `flat`}.
     """
-    parts = {path: leaf for path, leaf in found.items() if path not in joined}
+    parts = {path: leaf for path, leaf in stored.items() if path not in joined}
     for name, paths in joined.items():
         ends = np.cumsum([math.prod(flat[path].shape) for path in paths])
-        pieces = np.split(np.asarray(found[name]), ends[:-1])
+        pieces = np.split(np.asarray(stored[name]), ends[:-1])
         for path, piece in zip(paths, pieces, strict=True):
             parts[path] = _placed(piece, flat[path])
     return parts

@@ -12,7 +12,9 @@ from jaxanom import trees
 from jaxanom.contracts import LossFn
 from jaxanom.errors import UserError
 from jaxanom.parallel import mesh as meshes
-from jaxanom.training.state import TrainState
+from jaxanom.parallel import placement
+from jaxanom.training.plan import Stage
+from jaxanom.training.state import TrainState, shardings
 from jaxanom.types import Array, Batch, Frozen, Metrics, Params, PRNGKey
 
 RESERVED = ("loss", "grad_norm", "finite")
@@ -77,6 +79,34 @@ def make_step(
         out_shardings=(state_shardings, whole),
     )
     return Step(apply=apply, num_traces=lambda: len(traces))
+
+
+def of_stage(
+    stage: Stage,
+    tx: optax.GradientTransformation,
+    carried: TrainState,
+    frozen: Frozen,
+    mesh: Mesh,
+    ema_decay: float,
+) -> Step:
+    """Builds the step of a phase for a mesh.
+
+    Args:
+      stage: The phase and its settings.
+      tx: The optax chain.
+      carried, frozen: Placed arrays, or shapes with their shardings.
+      mesh: The devices that run it.
+      ema_decay: See `make_step`.
+    """
+    return make_step(
+        stage.phase.loss_fn,
+        tx,
+        ema_decay=ema_decay,
+        accumulate=stage.config.accumulate,
+        state_shardings=shardings(carried, mesh),
+        frozen_shardings=placement.fetched_shardings(frozen, mesh),
+        mesh=mesh,
+    )
 
 
 def pure_epoch(

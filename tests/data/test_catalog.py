@@ -61,12 +61,6 @@ def test_a_source_of_chosen_records_counts_its_own_rows(root):
     assert len(catalog.source(dataset, [])) == 0
 
 
-def test_a_transform_is_applied_to_each_example(root):
-    dataset = catalog.open_dataset("folder", root, image_size=8)
-    rows = catalog.source(dataset, [0], lambda e: {**e, "extra": e["image"].max()})
-    assert rows[0]["extra"] == rows[0]["image"].max()
-
-
 def test_record_numbers_out_of_range_are_an_error(root):
     dataset = catalog.open_dataset("folder", root, image_size=8)
     with pytest.raises(ValueError, match=r"\[11, -1\] are outside 0\.\.10"):
@@ -159,7 +153,7 @@ def _records(count):
 
 def test_cached_arrays_are_decoded_once_and_cannot_be_written():
     load, calls = _counting_load()
-    cached = catalog.cached(load)
+    cached = catalog.Cached(load)
     records = _records(3)
     for record in records * 4:
         image, mask = cached(record)
@@ -172,7 +166,7 @@ def test_cached_arrays_are_decoded_once_and_cannot_be_written():
 
 def test_the_cache_keeps_to_its_limit():
     load, calls = _counting_load()
-    cached = catalog.cached(load, limit_bytes=2 * 4 * 4 * 4)  # two of three examples
+    cached = catalog.Cached(load, limit_bytes=2 * 4 * 4 * 4)  # two of three examples
     for record in _records(3) * 4:
         cached(record)
     assert len(calls) == 1 + 1 + 4
@@ -180,7 +174,7 @@ def test_the_cache_keeps_to_its_limit():
 
 def test_threads_see_equal_arrays():
     load, _ = _counting_load()
-    cached = catalog.cached(load, limit_bytes=5 * 64)
+    cached = catalog.Cached(load, limit_bytes=5 * 64)
     records = _records(8)
     wrong = []
 

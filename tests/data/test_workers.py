@@ -40,7 +40,7 @@ def taken(batches, count):
 
 def grains(start_step=0, num_workers=0, rows=None):
     """The stream by Grain, in this process too, where starting is quick."""
-    example_at = pipeline.examples_by_place(Squares(), 5, True, jitter)
+    example_at = pipeline.examples_by_place(Squares(), 5, jitter)
     return workers.batches(example_at, BATCH_SIZE, start_step, num_workers, rows)
 
 
@@ -63,16 +63,9 @@ def test_grain_makes_the_batches_of_the_plain_pipeline():
         assert_equal(taken(grains(), 4), taken(plain(1), 4))
 
 
-def test_an_iterator_goes_on_from_its_state():
-    first = grains()
-    unbroken = taken(first, 5)
-    second = grains()
-    taken(second, 2)
-    state = second.get_state()
-    assert state == {workers.NEXT: 2}
-    third = grains()
-    third.set_state(state)
-    assert_equal(taken(third, 3), unbroken[2:])
+def test_a_stream_goes_on_at_a_step():
+    unbroken = taken(grains(), 5)
+    assert_equal(taken(grains(start_step=2), 3), unbroken[2:])
 
 
 def test_processes_read_their_own_rows_which_together_are_the_batch():

@@ -113,8 +113,8 @@ def test_unknown_key_names_the_nearest_setting():
         ({"num_steps": 1.5}, "num_steps=1.5 is a float; want a int"),
         ({"nesterov": 1}, "nesterov=1 is a int; want a bool"),
         ({"accumulate": 0}, "accumulate=0; want 1 or more"),
-        ({"optimizer": "adamm"}, "optimizer='adamm'; want one of"),
-        ({"schedule": "warm"}, "schedule='warm'; want one of"),
+        ({"optimizer": "adamm"}, "optimizer='adamm'; choose one of"),
+        ({"schedule": "warm"}, "schedule='warm'; choose one of"),
     ],
 )
 def test_bad_values_are_named(settings, wanted):

@@ -57,18 +57,6 @@ def test_a_store_sees_few_arrays_and_returns_all(opened):
     assert_same(opened.restore(1, target_of(tree)), tree)
 
 
-def test_a_checkpoint_of_single_arrays_is_read_too(opened, monkeypatch):
-    """As those that were written before arrays were joined: the note tells nothing."""
-    tree = make_tree()
-    with monkeypatch.context() as patch:
-        patch.setattr(packing, "join", lambda flat: (dict(flat), {}))
-        patch.setattr(checkpoint, "JOINED", "unknown")
-        opened.save(1, tree, {}, wait=True)
-    assert len(arrays_on_disk(opened, 1)) == len(tree) - 1
-    assert checkpoint.JOINED not in opened.read_meta(1)
-    assert_same(opened.restore(1, target_of(tree)), tree)
-
-
 def test_what_no_process_holds_whole_stays_apart():
     class Split:
         size, dtype, is_fully_replicated = 4, np.dtype("float32"), False

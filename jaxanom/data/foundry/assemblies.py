@@ -1,17 +1,12 @@
 """A circuit chip and a cable: objects made of parts that can be lost or moved."""
 
+import functools
+
 import numpy as np
 
 from jaxanom.data.foundry import shapes
 from jaxanom.data.foundry.noise import fractal, noise
-from jaxanom.data.foundry.scene import (
-    Scene,
-    backdrop,
-    cast_shadow,
-    item,
-    kind_of,
-    shadow_offset,
-)
+from jaxanom.data.foundry.scene import Scene, backdrop, item, kind_of, shadow
 from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth, tinted
 
 
@@ -46,20 +41,23 @@ def chip(rng, surface, lit, edit) -> Scene:
     pins = int(rng.integers(4, 6))
     feet = _feet(pins, edit)
     u, v = shapes.local(surface, at)
-    su, sv = shapes.local(surface, at, shadow_offset(lit, 0.06))
-    body = shapes.box(u, v, 0.62, 0.4, 0.05)
-    color = cast_shadow(color, shapes.box(su, sv, 0.62, 0.4, 0.05), surface, 0.5, 0.08)
-    legs, fallen = np.full_like(u, 9.0), np.full_like(u, 9.0)
-    for start, end in feet:
-        legs = np.minimum(legs, shapes.segment(u, v, start, end, 0.058))
-        fallen = np.minimum(fallen, shapes.segment(su, sv, start, end, 0.058))
-    color = cast_shadow(color, fallen, surface, 0.4, 0.05)
+
+    def package(u, v):
+        return shapes.box(u, v, 0.62, 0.4, 0.05)
+
+    def pins_at(u, v):
+        ends = [shapes.segment(u, v, start, end, 0.058) for start, end in feet]
+        return functools.reduce(np.minimum, ends, np.full_like(u, 9.0))
+
+    color = shadow(color, package, at, surface, lit, 0.06, strength=0.5, soft=0.08)
+    color = shadow(color, pins_at, at, surface, lit, 0.06, strength=0.4, soft=0.05)
+    body, legs = package(u, v), pins_at(u, v)
     shine = tinted(rgb(0.12, 0.08, 0.8), 0.9 + 1.2 * np.clip(-legs / 0.1, 0, 0.3))
     color = over(color, shine, cover(legs, surface))
     plastic = tinted(rgb(0.6, 0.08, 0.2), 1 + 0.08 * fractal(rng, surface, 12, 2))
     height = smooth(-body, 0, 0.07) * np.float32(0.06)
     plastic = relief(plastic, height, surface, lit, 2.2, 0.12)
-    dot = shapes.circle(u + np.float32(0.46), v - np.float32(0.22), 0.065)
+    dot = shapes.circle(u, v, 0.065, (-0.46, 0.22))
     plastic = over(plastic, rgb(0, 0, 0.72), cover(dot, surface))
     widths = rng.uniform(0.2, 0.36, 2)
     for row, half in zip((-0.12, 0.06), widths, strict=True):
@@ -98,13 +96,13 @@ def cable(rng, surface, lit, edit) -> Scene:
     coat = rgb(rng.random(), rng.uniform(0.05, 0.35), rng.uniform(0.25, 0.45))
     fill = rgb(0.1, 0.05, 0.82)
     centres, colors, lost = _wires(edit)
-    color = cast_shadow(
-        color,
-        shapes.circle(*shapes.local(surface, at, shadow_offset(lit, 0.1)), 0.8),
-        surface,
-    )
+
+    def outline(u, v):
+        return shapes.circle(u, v, 0.8)
+
+    color = shadow(color, outline, at, surface, lit, 0.1)
     u, v = shapes.local(surface, at)
-    rim = shapes.circle(u, v, 0.8)
+    rim = outline(u, v)
     body = tinted(coat, 1 + 0.05 * fractal(rng, surface, 6, 2))
     height = np.float32(0.06) * smooth(-np.abs(rim + 0.07), -0.08, -0.01)
     bed = tinted(fill, 0.95 + 0.06 * fractal(rng, surface, 10, 2))
@@ -137,7 +135,7 @@ def cable(rng, surface, lit, edit) -> Scene:
     return item(over(color, body, alpha), alpha, at, ("ring", 0.1, 0.5), 0.3)
 
 
-BUILDERS = {"chip": chip, "cable": cable}
+BUILDERS = {build.__name__: build for build in (chip, cable)}
 
 PART_DEFECTS = {
     "chip": ("missing_part", "misplaced_part"),

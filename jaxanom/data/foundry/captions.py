@@ -2,6 +2,7 @@
 
 from jaxanom.data.foundry import names
 from jaxanom.data.foundry.noise import stream
+from jaxanom.errors import check_known
 
 _CATEGORY_WORDS = {
     "grid": "wire grid",
@@ -39,7 +40,7 @@ def words(name: str) -> str:
     """The words by which captions call a category, a defect type, or "good"."""
     if name in names.CATEGORIES:
         return _CATEGORY_WORDS.get(name, name)
-    names.check("name", name, ("good", *names.DEFECT_TYPES, *names.CATEGORIES))
+    check_known("name", name, ("good", *names.DEFECT_TYPES, *names.CATEGORIES))
     return _DEFECT_WORDS.get(name, name.replace("_", " "))
 
 

@@ -1,6 +1,7 @@
 """Surface defects: each paints a layer on a finished scene and says where it lies."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -8,12 +9,22 @@ from numpy.random import Generator
 from jaxanom.data.foundry import shapes
 from jaxanom.data.foundry.noise import Canvas, noise
 from jaxanom.data.foundry.scene import Scene
-from jaxanom.data.foundry.shapes import Light, over, rgb, smooth, tinted
+from jaxanom.data.foundry.shapes import Light, over, plain, rgb, smooth, tinted
 
 PaintFn = Callable[[Generator, Canvas, Light, Scene], tuple[np.ndarray, np.ndarray]]
 """(rng, canvas, light, scene) -> (color [side, side, 3], support [side, side])."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
+
+# Hue, saturation and value of spills and of foreign matter.
+SPILLS = (
+    *((0.07, 0.7, 0.25), (0.62, 0.75, 0.3), (0.98, 0.7, 0.38)),
+    *((0.33, 0.5, 0.25), (0.13, 0.3, 0.92)),
+)
+FOREIGN = (
+    *((0, 0, 0.95), (0, 0, 0.06), (0.99, 0.85, 0.8)),
+    *((0.6, 0.85, 0.75), (0.35, 0.8, 0.55), (0.14, 0.9, 0.92)),
+)
 
 FLOATING_GAIN = 0.45
 """How bright a floating blob is, relative to what it floats in."""
@@ -42,7 +53,7 @@ def _mean_color(scene: Scene, support) -> np.ndarray:
 def _contrasting(rng: Generator, scene: Scene, support, palette) -> np.ndarray:
     """The first colour of a shuffled palette that stands out, or the best one."""
     here = _mean_color(scene, support)
-    shuffled = [palette[i] for i in rng.permutation(len(palette))]
+    shuffled = [rgb(*palette[i]) for i in rng.permutation(len(palette))]
     distances = [float(np.abs(color - here).mean()) for color in shuffled]
     for color, distance in zip(shuffled, distances, strict=True):
         if distance > 0.26:
@@ -50,12 +61,31 @@ def _contrasting(rng: Generator, scene: Scene, support, palette) -> np.ndarray:
     return shuffled[int(np.argmax(distances))]
 
 
-def _blob(rng: Generator, surface: Canvas, x, y, radius, rough=0.22, cells=9):
-    """A ragged disc as a field: 0 at its centre, 1 on its edge, growing outwards."""
+class _Patch(NamedTuple):
+    """A ragged disc: where it lies, and where it covers the canvas.
+
+    Attributes:
+      x, y, radius: Canvas units.
+      field: [side, side], 0 at its centre, 1 on its edge, growing outwards.
+      support: [side, side], antialiased coverage of `field` < 1.
+    """
+
+    x: float
+    y: float
+    radius: float
+    field: np.ndarray
+    support: np.ndarray
+
+
+def _patch(rng: Generator, surface: Canvas, scene: Scene, sizes, rough, cells):
+    """Draws one; `sizes` are its least and greatest radius in reaches of the scene."""
+    x, y = scene.place(rng)
+    radius = scene.reach * rng.uniform(*sizes)
     angle, stretch = rng.uniform(-np.pi, np.pi), rng.uniform(0.75, 1.3)
     u, v = shapes.local(surface, shapes.Pose(x, y, angle, radius))
     distance = np.sqrt((u * np.float32(stretch)) ** 2 + (v / np.float32(stretch)) ** 2)
-    return distance + np.float32(rough) * np.clip(noise(rng, surface, cells), -2, 2)
+    field = distance + np.float32(rough) * np.clip(noise(rng, surface, cells), -2, 2)
+    return _Patch(x, y, radius, field, _edge(field, 1.0, surface, radius))
 
 
 def _edge(field, level, surface: Canvas, radius):
@@ -63,6 +93,11 @@ def _edge(field, level, surface: Canvas, radius):
     return np.clip(
         0.5 - (field - level) * np.float32(radius / 1.5 / surface.pixel), 0, 1
     )
+
+
+def _stroke(taper, away, surface: Canvas):
+    """Antialiased coverage of a line of half width `taper` at distance `away`."""
+    return np.clip((taper - np.abs(away)) / np.float32(1.5 * surface.pixel) + 0.5, 0, 1)
 
 
 def scratch(rng, surface, lit, scene):
@@ -84,10 +119,7 @@ def scratch(rng, surface, lit, scene):
         s = (s - np.float32(shift * 0.2)) / np.float32(half * part)
         t = t - np.float32(gap) - np.float32(bend) * (1 - s * s)
         taper = np.float32(width) * np.sqrt(np.clip(1 - s * s, 0, 1))
-        alpha = np.clip(
-            (taper - np.abs(t)) / np.float32(1.5 * surface.pixel) + 0.5, 0, 1
-        )
-        alpha = alpha * (np.abs(s) < 1)
+        alpha = _stroke(taper, t, surface) * (np.abs(s) < 1)
         core = np.maximum(core, alpha)
         edge = edge + alpha * np.tanh(t / np.float32(width))
     luma = float(_mean_color(scene, core) @ LUMA)
@@ -106,9 +138,7 @@ def _zigzag(rng: Generator, surface: Canvas, x, y, angle, length, width):
     path = np.interp(s, knots, jag).astype(np.float32)
     taper = np.float32(width) * np.sqrt(np.clip(1 - s / np.float32(length), 0, 1))
     away = (t - path) * np.float32(0.85)
-    alpha = np.clip(
-        (taper - np.abs(away)) / np.float32(1.5 * surface.pixel) + 0.5, 0, 1
-    )
+    alpha = _stroke(taper, away, surface)
     ends = (s > 0) & (s < length)
     tips = [
         (
@@ -144,13 +174,12 @@ def crack(rng, surface, lit, scene):
 
 def hole(rng, surface, lit, scene):
     """A ragged hole: dark inside, shaded by the rim towards the light."""
-    x, y = scene.place(rng)
-    radius = scene.reach * rng.uniform(0.6, 0.9)
-    field = _blob(rng, surface, x, y, radius, 0.16)
-    support = _edge(field, 1.0, surface, radius)
-    inside = _edge(field, 0.84, surface, radius)
-    toward = (surface.x - np.float32(x)) * lit.x + (surface.y - np.float32(y)) * lit.y
-    depth = np.clip(toward / np.float32(radius), -1, 1)
+    patch = _patch(rng, surface, scene, (0.6, 0.9), 0.16, 9)
+    field, support = patch.field, patch.support
+    inside = _edge(field, 0.84, surface, patch.radius)
+    right, down = surface.x - np.float32(patch.x), surface.y - np.float32(patch.y)
+    toward = right * lit.x + down * lit.y
+    depth = np.clip(toward / np.float32(patch.radius), -1, 1)
     luma = float(_mean_color(scene, support) @ LUMA)
     rim = scene.color * (1 - 0.35 * depth)[..., None] + np.float32(
         0.2 if luma < 0.35 else -0.08
@@ -163,22 +192,9 @@ def hole(rng, surface, lit, scene):
 
 def stain(rng, surface, lit, scene):
     """A spill that colours what is below it, darkest on its rim."""
-    x, y = scene.place(rng)
-    radius = scene.reach * rng.uniform(0.75, 1.0)
-    field = _blob(rng, surface, x, y, radius, 0.2, 7)
-    support = _edge(field, 1.0, surface, radius)
-    tint = _contrasting(
-        rng,
-        scene,
-        support,
-        (
-            rgb(0.07, 0.7, 0.25),
-            rgb(0.62, 0.75, 0.3),
-            rgb(0.98, 0.7, 0.38),
-            rgb(0.33, 0.5, 0.25),
-            rgb(0.13, 0.3, 0.92),
-        ),
-    )
+    patch = _patch(rng, surface, scene, (0.75, 1.0), 0.2, 7)
+    field, support = patch.field, patch.support
+    tint = _contrasting(rng, scene, support, SPILLS)
     ring = smooth(field, 0.7, 0.9)
     cloud = np.clip(0.5 + 0.3 * noise(rng, surface, 12), 0, 1)
     alpha = support * (0.6 + 0.14 * cloud + 0.16 * ring)
@@ -188,11 +204,9 @@ def stain(rng, surface, lit, scene):
 
 def dent(rng, surface, lit, scene):
     """A dimple: dark on the side towards the light, bright opposite, sharp rim."""
-    x, y = scene.place(rng)
-    radius = scene.reach * rng.uniform(0.75, 0.95)
-    field = _blob(rng, surface, x, y, radius, 0.05, 5)
-    support = _edge(field, 1.0, surface, radius)
-    depth = -np.float32(0.55 * radius) * (1 - np.clip(field, 0, 1) ** 2) ** 2
+    patch = _patch(rng, surface, scene, (0.75, 0.95), 0.05, 5)
+    field, support = patch.field, patch.support
+    depth = -np.float32(0.55 * patch.radius) * (1 - np.clip(field, 0, 1) ** 2) ** 2
     facing = np.tanh(1.6 * shapes.slope(depth, surface, lit))
     color = scene.color * (1 + 0.62 * facing)[..., None]
     color = color + (0.3 * np.clip(facing, 0, 1) ** 2)[..., None]
@@ -220,27 +234,12 @@ def contamination(rng, surface, lit, scene):
         distance = distance - np.float32(width) * (1.3 * taper - 0.3)
         distance = np.maximum(distance, np.abs(s) - np.float32(1.3 * reach))
     else:
-        distance = np.full_like(surface.x, 9.0)
-        for (dx, dy), radius in zip(spots, radii, strict=True):
-            crumb = shapes.circle(
-                surface.x - np.float32(x + dx), surface.y - np.float32(y + dy), radius
-            )
-            distance = np.minimum(distance, crumb)
+        centres = [(x + dx, y + dy) for dx, dy in spots]
+        distance = shapes.circles(surface.x, surface.y, radii, centres)
         distance = distance + np.float32(0.018) * noise(rng, surface, 20)
     alpha = shapes.cover(distance, surface)
     support = shapes.cover(distance - np.float32(0.02), surface)
-    palette = [
-        rgb(h, s, v)
-        for h, s, v in (
-            (0, 0, 0.95),
-            (0, 0, 0.06),
-            (0.99, 0.85, 0.8),
-            (0.6, 0.85, 0.75),
-            (0.35, 0.8, 0.55),
-            (0.14, 0.9, 0.92),
-        )
-    ]
-    tint = _contrasting(rng, scene, support, palette)
+    tint = _contrasting(rng, scene, support, FOREIGN)
     dome = np.clip(-distance / np.float32(0.09), 0, 1)
     body = tinted(tint, 0.78 + 0.3 * dome)
     color = over(scene.color, scene.color * 0.55, support)
@@ -249,13 +248,9 @@ def contamination(rng, surface, lit, scene):
 
 def wrong_color(rng, surface, lit, scene):
     """A patch whose dye is wrong; light and relief stay."""
-    x, y = scene.place(rng)
-    radius = scene.reach * rng.uniform(0.8, 1.0)
-    field = _blob(rng, surface, x, y, radius, 0.14, 6)
-    support = _edge(field, 1.0, surface, radius)
-    tint = _contrasting(
-        rng, scene, support, [rgb(h, 0.75, 0.8) for h in np.arange(6) / 6 + 0.02]
-    )
+    support = _patch(rng, surface, scene, (0.8, 1.0), 0.14, 6).support
+    dyes = [(hue, 0.75, 0.8) for hue in np.arange(6) / 6 + 0.02]
+    tint = _contrasting(rng, scene, support, dyes)
     luma = (scene.color @ LUMA)[..., None]
     dyed = tint * (luma / (float(_mean_color(scene, support) @ LUMA) + 1e-3)) * 0.8
     return over(scene.color, dyed, support * 0.9), support
@@ -263,22 +258,17 @@ def wrong_color(rng, surface, lit, scene):
 
 def floating(rng, surface, lit, scene):
     """A clot floating in a liquid; its colour is `floating_color` of what it covers."""
-    x, y = scene.place(rng)
-    radius = scene.reach * rng.uniform(0.75, 1.0)
-    field = _blob(rng, surface, x, y, radius, 0.14, 8)
-    support = _edge(field, 1.0, surface, radius)
+    support = _patch(rng, surface, scene, (0.75, 1.0), 0.14, 8).support
     return over(scene.color, floating_color(scene.color), support), support
 
 
 def rust(rng, surface, lit, scene):
     """An orange-brown eaten patch, mottled, darker at its edge."""
-    x, y = scene.place(rng)
-    radius = scene.reach * rng.uniform(0.75, 1.0)
-    field = _blob(rng, surface, x, y, radius, 0.24, 8)
-    support = _edge(field, 1.0, surface, radius)
+    patch = _patch(rng, surface, scene, (0.75, 1.0), 0.24, 8)
+    field, support = patch.field, patch.support
     mottle = noise(rng, surface, 18)
     tint = over(
-        rgb(0.06, 0.8, 0.62) + np.zeros_like(scene.color),
+        plain(rgb(0.06, 0.8, 0.62), field),
         rgb(0.03, 0.75, 0.3),
         np.clip(0.35 + 0.35 * mottle + 0.5 * smooth(field, 0.6, 1.0), 0, 1),
     )
@@ -286,13 +276,9 @@ def rust(rng, surface, lit, scene):
 
 
 PAINTERS: dict[str, PaintFn] = {
-    "scratch": scratch,
-    "crack": crack,
-    "hole": hole,
-    "stain": stain,
-    "dent": dent,
-    "contamination": contamination,
-    "wrong_color": wrong_color,
-    "floating": floating,
-    "rust": rust,
+    paint.__name__: paint
+    for paint in (
+        *(scratch, crack, hole, stain, dent),
+        *(contamination, wrong_color, floating, rust),
+    )
 }

@@ -9,9 +9,10 @@ from jaxanom.data.foundry.noise import fractal, noise
 from jaxanom.data.foundry.scene import (
     Scene,
     backdrop,
-    cast_shadow,
+    darkened,
     item,
     kind_of,
+    shadow,
     shadow_offset,
     texture,
 )
@@ -68,7 +69,7 @@ def _stick_label(color, surface, u, v, at, liquid):
     u, v = shapes.frame(u, v, at)
     paper = shapes.box(u, v, 0.38, 0.2, 0.03)
     color = over(color, rgb(0.12, 0.05, 0.95), cover(paper, surface))
-    mark = shapes.circle(u + np.float32(0.2), v, 0.11)
+    mark = shapes.circle(u, v, 0.11, (-0.2, 0.0))
     color = over(color, liquid, cover(mark, surface))
     for row, half in ((-0.07, 0.16), (0.06, 0.12)):
         text = shapes.box(u - np.float32(0.14), v - np.float32(row), half, 0.03)
@@ -87,7 +88,7 @@ def juice_bottle(rng, surface, lit, edit) -> Scene:
     color = backdrop(rng, surface, wall)
     parts = _bottle_parts(-0.32 + rng.uniform(-0.015, 0.015), liquid, hue, edit)
     su, sv = shapes.local(surface, at, (-lit.x * 0.12, 0.05))
-    color = cast_shadow(color, _glass(su, sv), surface, 0.3, 0.16)
+    color = darkened(color, _glass(su, sv), 0.3, 0.16)
     u, v = shapes.local(surface, at)
     distance = _glass(u, v)
     alpha = cover(distance, surface)
@@ -183,10 +184,13 @@ def tray(rng, surface, lit, edit) -> Scene:
     hue = rng.random()
     tints = [rgb(hue + k / 3, 0.55, 0.8) for k in range(3)]
     parts = _tray_parts(rng, tints, hue, edit)
-    su, sv = shapes.local(surface, at, shadow_offset(lit, 0.08))
-    color = cast_shadow(color, shapes.box(su, sv, 0.86, 0.6, 0.08), surface)
+
+    def box(u, v):
+        return shapes.box(u, v, 0.86, 0.6, 0.08)
+
+    color = shadow(color, box, at, surface, lit, 0.08)
     u, v = shapes.local(surface, at)
-    outline = shapes.box(u, v, 0.86, 0.6, 0.08)
+    outline = box(u, v)
     fu = u - np.float32(0.54) * np.clip(np.round(u / np.float32(0.54)), -1, 1)
     fv = np.abs(v) - np.float32(0.25)
     slots = shapes.box(fu, fv, 0.25, 0.225, 0.05)

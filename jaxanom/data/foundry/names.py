@@ -1,8 +1,6 @@
 """Names of categories and defect types, and which defects each category can have."""
 
-import difflib
-
-from jaxanom.errors import UserError
+from jaxanom.errors import check_known
 
 TEXTURES = (
     "carpet",
@@ -62,13 +60,7 @@ _DEFECTS = {
     "button": ("scratch", "crack", "missing_part", "misplaced_part", "extra_part"),
     "pill": ("crack", "stain", "contamination", "missing_part", "wrong_color"),
     "cookie": ("crack", "hole", "contamination", "missing_part", "extra_part"),
-    "chip": (
-        "scratch",
-        "crack",
-        "contamination",
-        "missing_part",
-        "misplaced_part",
-    ),
+    "chip": ("scratch", "crack", "contamination", "missing_part", "misplaced_part"),
     "cable": ("hole", "contamination", "missing_part", "misplaced_part", "wrong_color"),
     "cap": ("scratch", "dent", "stain", "missing_part", "misplaced_part"),
     "juice_bottle": (
@@ -92,14 +84,5 @@ _DEFECTS = {
 
 def defect_types(category: str) -> tuple[str, ...]:
     """The defect types of a category, without "good"; raises on unknown names."""
-    check("category", category, CATEGORIES)
+    check_known("category", category, CATEGORIES)
     return _DEFECTS[category]
-
-
-def check(kind: str, name: str, known: tuple[str, ...]) -> None:
-    """Raises UserError with the nearest known names if `name` is not one of them."""
-    if name in known:
-        return
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    raise UserError(f"unknown {kind} {name!r}; {hint}choose from {', '.join(known)}")

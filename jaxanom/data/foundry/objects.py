@@ -4,15 +4,8 @@ import numpy as np
 
 from jaxanom.data.foundry import shapes
 from jaxanom.data.foundry.noise import fractal
-from jaxanom.data.foundry.scene import (
-    Scene,
-    backdrop,
-    cast_shadow,
-    item,
-    kind_of,
-    shadow_offset,
-)
-from jaxanom.data.foundry.shapes import cover, over, relief, rgb, smooth, tinted
+from jaxanom.data.foundry.scene import Scene, backdrop, item, kind_of, shadow
+from jaxanom.data.foundry.shapes import cover, over, plain, relief, rgb, smooth, tinted
 
 
 def _metal_tint(rng):
@@ -27,23 +20,16 @@ def nut(rng, surface, lit, edit) -> Scene:
     chip = None
     if kind_of(edit) == "missing_part":
         corner = np.pi / 6 + np.pi / 3 * edit.rng.integers(6)
-        chip = (
-            np.cos(corner) * 0.8,
-            np.sin(corner) * 0.8,
-            edit.rng.uniform(0.34, 0.42),
-        )
+        chip = (np.cos(corner) * 0.8, np.sin(corner) * 0.8)
+        size = edit.rng.uniform(0.34, 0.42)
 
     def outline(u, v):
         distance = np.maximum(shapes.polygon(u, v, 6, 0.66), shapes.circle(u, v, 0.735))
         if chip is not None:
-            bite = shapes.circle(
-                u - np.float32(chip[0]), v - np.float32(chip[1]), chip[2]
-            )
-            distance = np.maximum(distance, -bite)
+            distance = np.maximum(distance, -shapes.circle(u, v, size, chip))
         return np.maximum(distance, -shapes.circle(u, v, 0.33))
 
-    fallen = shadow_offset(lit, 0.1)
-    color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
+    color = shadow(color, outline, at, surface, lit, 0.1)
     u, v = shapes.local(surface, at)
     distance, radius = outline(u, v), np.sqrt(u * u + v * v)
     body = tinted(tint, 1 + 0.05 * fractal(rng, surface, 6, 3))
@@ -80,8 +66,7 @@ def gear(rng, surface, lit, edit) -> Scene:
         distance = np.maximum(distance, -np.float32(1) * bore)
         return np.maximum(distance, 0.14 - radius).astype(np.float32)
 
-    fallen = shadow_offset(lit, 0.09)
-    color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
+    color = shadow(color, outline, at, surface, lit, 0.09)
     u, v = shapes.local(surface, at)
     distance, radius = outline(u, v), np.sqrt(u * u + v * v)
     body = tinted(tint, 1 + 0.05 * fractal(rng, surface, 6, 3))
@@ -110,31 +95,23 @@ def button(rng, surface, lit, edit) -> Scene:
         turn, out = edit.rng.integers(4) * np.pi / 2, 0.43
         holes += [(out * np.cos(turn), out * np.sin(turn)), (0.0, 0.0)]
     elif kind == "missing_part":
-        turn, radius = edit.rng.uniform(-np.pi, np.pi), edit.rng.uniform(0.34, 0.44)
-        broken = (np.cos(turn) * 0.75, np.sin(turn) * 0.75, radius)
+        turn, lost = edit.rng.uniform(-np.pi, np.pi), edit.rng.uniform(0.34, 0.44)
+        broken = (np.cos(turn) * 0.75, np.sin(turn) * 0.75)
 
     def outline(u, v):
         distance = shapes.circle(u, v, 0.74)
         if broken is not None:
-            bite = shapes.circle(
-                u - np.float32(broken[0]), v - np.float32(broken[1]), broken[2]
-            )
-            distance = np.maximum(distance, -bite)
+            distance = np.maximum(distance, -shapes.circle(u, v, lost, broken))
         return distance
 
-    fallen = shadow_offset(lit, 0.08)
-    color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
+    color = shadow(color, outline, at, surface, lit, 0.08)
     u, v = shapes.local(surface, at)
     distance, radius = outline(u, v), np.sqrt(u * u + v * v)
     swirl = 1 + 0.06 * fractal(rng, surface, 3, 3)
     height = smooth(-distance, 0, 0.1) * np.float32(0.06)
     height = height - np.float32(0.05) * (1 - smooth(radius, 0.46, 0.56))
     alpha = cover(distance * np.float32(at.scale), surface)
-    inner = np.full_like(u, 9.0)
-    for a, b in holes:
-        inner = np.minimum(
-            inner, shapes.circle(u - np.float32(a), v - np.float32(b), size)
-        )
+    inner = shapes.circles(u, v, [size] * len(holes), holes)
     height = height - np.float32(0.02) * smooth(-inner, -0.05, 0.02)
     body = relief(tinted(tint, swirl), height, surface, lit, 1.8, 0.35)
     pierced = over(body, color * 0.25, cover(inner, surface))
@@ -157,21 +134,20 @@ def cap(rng, surface, lit, edit) -> Scene:
         flat = (edit.rng.uniform(-np.pi, np.pi), edit.rng.uniform(0.42, 0.5))
 
     def outline(u, v):
-        angle, radius = np.arctan2(v, u), np.sqrt(u * u + v * v)
-        distance = radius - np.float32(0.75) - np.float32(0.035) * np.cos(17 * angle)
+        radius, ripple = np.sqrt(u * u + v * v), np.cos(17 * np.arctan2(v, u))
+        distance = radius - np.float32(0.75) - np.float32(0.035) * ripple
         if flat is not None:
             plane = u * np.float32(np.cos(flat[0])) + v * np.float32(np.sin(flat[0]))
             distance = np.maximum(distance, plane - np.float32(flat[1]))
-        return distance, angle, radius
+        return distance
 
-    fallen = shadow_offset(lit, 0.1)
-    color = cast_shadow(color, outline(*shapes.local(surface, at, fallen))[0], surface)
+    color = shadow(color, outline, at, surface, lit, 0.1)
     u, v = shapes.local(surface, at)
-    distance, angle, radius = outline(u, v)
+    distance, radius = outline(u, v), np.sqrt(u * u + v * v)
     skirt = smooth(radius, 0.54, 0.62)
-    flute = np.cos(17 * angle) * skirt
+    flute = np.cos(17 * np.arctan2(v, u)) * skirt
     height = np.float32(0.1) * (1 - smooth(radius, 0.5, 0.78)) + 0.01 * flute
-    body = over(paint + np.zeros((*u.shape, 3), np.float32), paint * 0.85, skirt)
+    body = over(plain(paint, u), paint * 0.85, skirt)
     body = body * (1 + 0.04 * fractal(rng, surface, 5, 3))[..., None]
     su, sv = u - np.float32(shift[0]), v - np.float32(shift[1])
     petal = np.cos(points * np.arctan2(sv, su))
@@ -204,11 +180,10 @@ def pill(rng, surface, lit, edit) -> Scene:
             distance = np.maximum(distance, u * cut[0] - np.float32(cut[1]) + jag)
         return distance
 
-    fallen = shadow_offset(lit, 0.12)
-    color = cast_shadow(color, outline(*shapes.local(surface, at, fallen)), surface)
+    color = shadow(color, outline, at, surface, lit, 0.12)
     u, v = shapes.local(surface, at)
     distance = outline(u, v)
-    body = over(left + np.zeros((*u.shape, 3), np.float32), right, cover(-u, surface))
+    body = over(plain(left, u), right, cover(-u, surface))
     seam = np.exp(-((u / 0.025) ** 2), dtype=np.float32)
     full = -shapes.segment(u, v, (-0.42, 0), (0.42, 0), 0.36) / np.float32(0.36)
     height = np.float32(0.3) * np.sqrt(
@@ -258,12 +233,13 @@ def cookie(rng, surface, lit, edit) -> Scene:
         out = edit.rng.uniform(0.1, 0.42)
         candy = (out * np.cos(turn), out * np.sin(turn))
         candy_color = rgb((0.6, 0.34, 0.85, 0.0)[edit.rng.integers(4)], 0.85, 0.75)
-    fallen = shadow_offset(lit, 0.08)
-    color = cast_shadow(
-        color, _biscuit(*shapes.local(surface, at, fallen), waves, bite), surface
-    )
+
+    def outline(u, v):
+        return _biscuit(u, v, waves, bite)
+
+    color = shadow(color, outline, at, surface, lit, 0.08)
     u, v = shapes.local(surface, at)
-    distance = _biscuit(u, v, waves, bite)
+    distance = outline(u, v)
     lump = fractal(rng, surface, 9, 3, 0.6)
     baked = smooth(np.sqrt(u * u + v * v), 0.4, 0.78)
     body = tinted(dough, (1 + 0.06 * lump) * (1 - 0.28 * baked))
@@ -271,16 +247,13 @@ def cookie(rng, surface, lit, edit) -> Scene:
     chips = np.full_like(u, 9.0)
     for number in range(drops):
         a, b = np.cos(around[number]), np.sin(around[number])
-        spot = shapes.circle(
-            u - np.float32(outer[number] * a),
-            v - np.float32(outer[number] * b),
-            sizes[number],
-        )
+        centre = (outer[number] * a, outer[number] * b)
+        spot = shapes.circle(u, v, sizes[number], centre)
         chips = np.minimum(chips, spot + np.float32(0.012) * lump)
     body = over(body, rgb(0.05, 0.6, 0.26), cover(chips, surface))
     height = height + np.float32(0.03) * smooth(-chips, -0.02, 0.07)
     if candy is not None:
-        spot = shapes.circle(u - np.float32(candy[0]), v - np.float32(candy[1]), 0.21)
+        spot = shapes.circle(u, v, 0.21, candy)
         body = over(body, candy_color, cover(spot, surface))
         height = height + np.float32(0.05) * smooth(-spot, 0.0, 0.15)
     body = relief(body, height, surface, lit, 1.5, 0.06)
@@ -288,14 +261,7 @@ def cookie(rng, surface, lit, edit) -> Scene:
     return item(over(color, body, alpha), alpha, at, ("ring", 0.1, 0.4), 0.3)
 
 
-BUILDERS = {
-    "nut": nut,
-    "gear": gear,
-    "button": button,
-    "cap": cap,
-    "pill": pill,
-    "cookie": cookie,
-}
+BUILDERS = {build.__name__: build for build in (nut, gear, button, cap, pill, cookie)}
 
 PART_DEFECTS = {
     "nut": ("missing_part",),

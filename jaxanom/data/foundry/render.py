@@ -27,28 +27,13 @@ from jaxanom.data.foundry import (
 )
 from jaxanom.data.foundry import noise as fields
 from jaxanom.data.foundry.scene import Edit, Scene
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_known
 
-CATEGORIES = names.CATEGORIES
-TRAIN_CATEGORIES = names.TRAIN_CATEGORIES
-HELD_OUT_CATEGORIES = names.HELD_OUT_CATEGORIES
-EXPERIMENT_CATEGORIES = names.EXPERIMENT_CATEGORIES
-DEFECT_TYPES = names.DEFECT_TYPES
 SPLITS = ("train", "test")
-defect_types = names.defect_types
 
-_BUILDERS = {
-    **textures.BUILDERS,
-    **objects.BUILDERS,
-    **assemblies.BUILDERS,
-    **logical.BUILDERS,
-}
-_PART_DEFECTS = {
-    **textures.PART_DEFECTS,
-    **objects.PART_DEFECTS,
-    **assemblies.PART_DEFECTS,
-    **logical.PART_DEFECTS,
-}
+_ROOMS = (textures, objects, assemblies, logical)
+_BUILDERS = {name: build for m in _ROOMS for name, build in m.BUILDERS.items()}
+_PART_DEFECTS = {name: kinds for m in _ROOMS for name, kinds in m.PART_DEFECTS.items()}
 
 NOISE_SIGMA = 0.008
 SUPPORT_LEVEL = 0.25
@@ -110,7 +95,7 @@ def render(
       UserError: on unknown names, or a defect that does not occur at this index.
     """
     known = ("good", *names.defect_types(category))
-    names.check("split", split, SPLITS)
+    check_known("split", split, SPLITS)
     if index < 0 or seed < 0 or size < 16:
         raise UserError(
             f"index={index}, seed={seed}, size={size}: index and seed must be >= 0 and "
@@ -118,7 +103,7 @@ def render(
         )
     if defect_type is None:
         defect_type = state(category, split, index, seed)
-    names.check(f"defect type of {category}", defect_type, known)
+    check_known(f"defect type of {category}", defect_type, known)
     surface = fields.canvas(size)
     if not occurs(category, split, index, seed, defect_type):
         raise UserError(
@@ -231,7 +216,7 @@ def _exact(good, bad, support, solid: bool):
 
 
 def records(
-    categories: Sequence[str] = CATEGORIES,
+    categories: Sequence[str] = names.CATEGORIES,
     num_train: int = 100,
     num_test_good: int = 20,
     num_per_defect: int = 10,
@@ -262,7 +247,7 @@ def records(
 
 def write_mvtec(
     directory: str | os.PathLike,
-    categories: Sequence[str] = CATEGORIES,
+    categories: Sequence[str] = names.CATEGORIES,
     size: int = 64,
     seed: int = 0,
     num_train: int = 100,

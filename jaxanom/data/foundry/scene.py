@@ -41,9 +41,6 @@ class Scene(NamedTuple):
     params: dict[str, Any]
 
 
-BuildFn = Callable[[Generator, Canvas, Light, Edit | None], Scene]
-
-
 def kind_of(edit: Edit | None) -> str:
     """The defect type of an edit, or "good"."""
     return "good" if edit is None else edit.kind
@@ -86,23 +83,35 @@ def item(color, alpha, at: Pose, zone, reach: float, **params) -> Scene:
 
 def backdrop(rng: Generator, surface: Canvas, tint=None) -> np.ndarray:
     """A plain table: muted colour, faint mottling, a soft gradient."""
-    hue, saturation, value = (
-        rng.random(),
-        rng.uniform(0.03, 0.2),
-        rng.uniform(0.5, 0.85),
-    )
-    base = shapes.rgb(hue, saturation, value) if tint is None else tint
+    muted = shapes.rgb(rng.random(), rng.uniform(0.03, 0.2), rng.uniform(0.5, 0.85))
+    base = muted if tint is None else tint
     mottle = 1 + np.float32(0.025) * fractal(rng, surface, 5, 3)
     sweep = 1 + np.float32(0.06) * noise(rng, surface, 1)
     return shapes.tinted(base, mottle * sweep)
 
 
-def cast_shadow(color, distance, surface: Canvas, strength=0.45, soft=0.12):
-    """Darkens by a soft shadow; `distance` is the shape's, already moved."""
+def shadow(color, outline, at: Pose, surface: Canvas, lit: Light, height, **look):
+    """Darkens a picture by the shadow of a shape.
+
+    Args:
+      color: [side, side, 3], what the shadow falls on.
+      outline: Coordinates in the frame of the shape -> signed distance.
+      at: Pose of the shape.
+      surface: The canvas.
+      lit: Direction of the light.
+      height: How far the shadow falls from the shape, canvas units.
+      **look: See `darkened`.
+    """
+    moved = shapes.local(surface, at, shadow_offset(lit, height))
+    return darkened(color, outline(*moved), **look)
+
+
+def darkened(color, distance, strength=0.45, soft=0.12):
+    """Darkens by a soft shadow; `distance` is that of the shape, moved already."""
     shade = shapes.smooth(-distance, -soft, soft * 0.6)
     return shapes.planar(color) * (1 - np.float32(strength) * shade)[..., None]
 
 
-def shadow_offset(lit: Light, height=0.07) -> tuple[float, float]:
+def shadow_offset(lit: Light, height: float) -> tuple[float, float]:
     """Where a shape's shadow falls, relative to the shape, canvas units."""
     return -lit.x * height, -lit.y * height

@@ -66,9 +66,18 @@ def window(surface: Canvas, x: float, y: float, half: float):
     return area, surface._replace(x=surface.x[area], y=surface.y[area])
 
 
-def circle(u, v, radius):
-    """Distance to a circle about the origin."""
+def circle(u, v, radius, centre=(0.0, 0.0)):
+    """Distance to a circle."""
+    u, v = u - np.float32(centre[0]), v - np.float32(centre[1])
     return np.sqrt(u * u + v * v) - np.float32(radius)
+
+
+def circles(u, v, radii, centres):
+    """Distance to the union of circles; 9 where there are none."""
+    distance = np.full_like(u, 9.0)
+    for radius, centre in zip(radii, centres, strict=True):
+        distance = np.minimum(distance, circle(u, v, radius, centre))
+    return distance
 
 
 def box(u, v, half_u, half_v, corner=0.0):
@@ -121,6 +130,11 @@ def planar(color):
     if color.strides[-1] >= color.strides[0]:
         return color
     return np.ascontiguousarray(color.transpose(2, 0, 1)).transpose(1, 2, 0)
+
+
+def plain(color, like):
+    """One colour [3] on the pixels of a field [side, side], as [side, side, 3]."""
+    return color + np.zeros((*like.shape, 3), np.float32)
 
 
 def tinted(color, tone):

@@ -5,7 +5,7 @@ import numpy as np
 from jaxanom.data.foundry import shapes
 from jaxanom.data.foundry.noise import cells, fractal, noise
 from jaxanom.data.foundry.scene import Scene, kind_of, texture
-from jaxanom.data.foundry.shapes import over, relief, rgb, smooth, tinted
+from jaxanom.data.foundry.shapes import over, plain, relief, rgb, smooth, tinted
 
 PI = np.float32(np.pi)
 
@@ -25,7 +25,7 @@ def carpet(rng, surface, lit, edit) -> Scene:
     patch = smooth(fractal(rng, surface, 4, 3), -0.5, 0.7)
     fuzz = fractal(rng, surface, 24, 3, 0.8)
     color = over(
-        rgb(hue, saturation, value) + np.zeros((*u.shape, 3), np.float32),
+        plain(rgb(hue, saturation, value), u),
         rgb(hue + 0.03, saturation * 0.8, value * 0.72),
         patch,
     )
@@ -71,7 +71,7 @@ def wood(rng, surface, lit, edit) -> Scene:
     band = smooth(phase, 0.1, 0.85) - smooth(phase, 0.85, 1.0)
     grain = noise(rng, surface, *((4, 60) if turned else (60, 4)))
     color = over(
-        rgb(hue + 0.01, saturation * 0.85, value) + np.zeros((*band.shape, 3), "f4"),
+        plain(rgb(hue + 0.01, saturation * 0.85, value), band),
         rgb(hue - 0.02, saturation * 1.15, value * 0.66),
         band * 0.75,
     )
@@ -220,7 +220,7 @@ def cork(rng, surface, lit, edit) -> Scene:
     granules = cells(rng, surface, int(rng.integers(10, 13)), 0.12)
     tone = granules.tone
     color = over(
-        rgb(hue, 0.42, value * 1.1) + np.zeros((*tone.shape, 3), np.float32),
+        plain(rgb(hue, 0.42, value * 1.1), tone),
         rgb(hue - 0.02, 0.58, value * 0.72),
         smooth(tone, 0.2, 0.95),
     )
@@ -234,15 +234,8 @@ def cork(rng, surface, lit, edit) -> Scene:
 
 
 BUILDERS = {
-    "carpet": carpet,
-    "leather": leather,
-    "wood": wood,
-    "tile": tile,
-    "grid": grid,
-    "metal": metal,
-    "marble": marble,
-    "fabric": fabric,
-    "cork": cork,
+    build.__name__: build
+    for build in (carpet, leather, wood, tile, grid, metal, marble, fabric, cork)
 }
 
 PART_DEFECTS = {

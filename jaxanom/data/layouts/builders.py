@@ -21,10 +21,9 @@ import numpy as np
 from PIL import Image
 
 from jaxanom.data import images
-from jaxanom.data.foundry import render
-from jaxanom.data.layouts import mvtec, published
+from jaxanom.data.layouts import mvtec, published, rendered
 from jaxanom.data.layouts.mvtec import GOOD, Record
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_known
 
 FOUNDRY = "foundry"
 NAMES = (*published.READERS, FOUNDRY)
@@ -56,8 +55,7 @@ def make(
         tensorflow-datasets is not installed.
     """
     _check_installed()
-    if name not in NAMES:
-        raise UserError(mvtec.unknown("dataset", name, NAMES))
+    check_known("dataset", name, NAMES)
     arguments = (name, Path(manual_dir) / name, tuple(categories), size, seed)
     builder_class = _builder_class(name, functools.partial(_rows, *arguments))
     builder = builder_class(data_dir=str(data_dir), file_format=FORMAT)
@@ -128,7 +126,11 @@ def _rows(
 ) -> Iterator[tuple[Record, bytes, bytes]]:
     """Yields records of a split with their encoded image and mask."""
     if name == FOUNDRY:
-        yield from _rendered(categories, size, seed, split)
+        for record, row in rendered.plan(categories, seed).items():
+            if record.split == split:
+                sample = rendered.sample(row, seed, size)
+                mask = sample.mask.astype(bool).astype(np.uint8) * np.uint8(255)
+                yield record, _png(sample.image), _png(mask)
         return
     for record in published.read(name, manual, categories):
         if record.split != split:
@@ -139,24 +141,6 @@ def _rows(
         else:
             mask = images.load_mask(mvtec.mask_files(record.mask))
         yield record, image, _png(mask * np.uint8(255))
-
-
-def _rendered(
-    categories: Sequence[str], size: int, seed: int, split: str
-) -> Iterator[tuple[Record, bytes, bytes]]:
-    names = tuple(categories) or render.CATEGORIES
-    for row in render.records(names, seed=seed):
-        if row.split != split:
-            continue
-        kind = row.defect_type
-        sample = render.render(
-            row.category, split, row.index, seed, size, defect_type=kind
-        )
-        name = f"{row.category}/{split}/{kind}/{row.number:03d}.png"
-        marked = None if kind == GOOD else f"foundry:{name}"
-        record = Record(f"foundry:{name}", marked, row.category, kind, split, name)
-        mask = sample.mask.astype(bool).astype(np.uint8) * np.uint8(255)
-        yield record, _png(sample.image), _png(mask)
 
 
 def _encoded_image(path: Path) -> bytes:

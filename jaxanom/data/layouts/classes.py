@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from jaxanom import record
-from jaxanom.data import images
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_choice
 
 SPLIT = "split.json"
 SPLITS = ("train", "test")
@@ -52,7 +51,9 @@ def read(directory: str | Path, seed: int = 0) -> tuple[list[Record], tuple[str,
         )
     if all((root / split).is_dir() for split in SPLITS):
         named = {split: _classes(root / split) for split in SPLITS}
-        names = sorted(named["train"].keys() | named["test"].keys(), key=_order)
+        names = sorted(
+            named["train"].keys() | named["test"].keys(), key=mvtec.natural_key
+        )
         records = [
             _record(path, name, split)
             for name in names
@@ -61,7 +62,7 @@ def read(directory: str | Path, seed: int = 0) -> tuple[list[Record], tuple[str,
         ]
     else:
         named = _classes(root)
-        names = sorted(named, key=_order)
+        names = sorted(named, key=mvtec.natural_key)
         records = [r for name in names for r in _divided(named[name], name, seed)]
     if len(names) < 2:
         raise UserError(
@@ -81,8 +82,7 @@ def subset(names: Sequence[str], which: str) -> tuple[str, ...]:
     Raises:
       UserError: another subset.
     """
-    if which not in SUBSETS:
-        raise UserError(f"config.data.class_subset={which!r}; choose one of {SUBSETS}")
+    check_choice("config.data.class_subset", which, SUBSETS)
     half = (len(names) + 1) // 2
     return {"all": tuple(names), "base": tuple(names[:half])}.get(
         which, tuple(names[half:])
@@ -128,21 +128,9 @@ def _resolve(root: Path, path: Path, file: str) -> Path:
 
 
 def _classes(root: Path) -> dict[str, list[Path]]:
-    """Returns {folder name: its image files in natural order}; empty ones are left."""
-    by_class = {
-        folder.name: sorted(
-            (path for path in folder.iterdir() if _is_image(path)),
-            key=lambda path: mvtec.natural_key(path.name),
-        )
-        for folder in root.iterdir()
-        if folder.is_dir() and not folder.name.startswith(".")
-    }
+    """Returns {folder name: its image files}; empty ones are left out."""
+    by_class = {sub.name: mvtec.images_in(sub) for sub in mvtec.folders_in(root)}
     return {name: paths for name, paths in by_class.items() if paths}
-
-
-def _is_image(path: Path) -> bool:
-    hidden = path.name.startswith(".")
-    return path.is_file() and not hidden and path.suffix.lower() in images.SUFFIXES
 
 
 def _divided(paths: Sequence[Path], name: str, seed: int) -> list[Record]:
@@ -158,7 +146,3 @@ def _divided(paths: Sequence[Path], name: str, seed: int) -> list[Record]:
 def _record(path: Path, name: str, split: str) -> Record:
     title = f"{name}/{split}/{GOOD}/{path.name}"
     return Record(str(path), None, name, GOOD, split, title)
-
-
-def _order(name: str) -> Any:
-    return mvtec.natural_key(name)

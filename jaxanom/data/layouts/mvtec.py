@@ -14,7 +14,6 @@ same on every machine.
 """
 
 import collections
-import difflib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxanom.data import images
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_known
 
 GOOD = "good"
 
@@ -74,18 +73,9 @@ def read_folder(
     folders = _category_folders(root)
     records = []
     for category in dict.fromkeys(categories or sorted(folders, key=natural_key)):
-        if category not in folders:
-            raise UserError(unknown("category", category, folders))
+        check_known("category", category, folders)
         records += _read_category(folders[category], category, require_train)
     return records
-
-
-def unknown(what: str, name: str, known: Iterable[str]) -> str:
-    """Returns an error message with the nearest known name and the whole list."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ";"
-    return f"unknown {what} {name!r}{hint} known: {', '.join(known)}"
 
 
 def image_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -98,7 +88,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
             raise UserError(f"no such image or folder: {path}")
-        inside = _images(path) if path.is_dir() else [path]
+        inside = images_in(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{_describe(path)}; wanted images")
         files += inside
@@ -159,7 +149,7 @@ def mask_files(path: str | Path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return [path]
-    files = _images(path)
+    files = images_in(path)
     if not files:
         raise UserError(f"{path} holds no mask; {_describe(path)}")
     return files
@@ -169,7 +159,9 @@ def _category_folders(root: Path) -> dict[str, Path]:
     if _looks_like_category(root):
         return {Path(os.path.abspath(root)).name: root}
     folders = {
-        folder.name: folder for folder in _folders(root) if _looks_like_category(folder)
+        folder.name: folder
+        for folder in folders_in(root)
+        if _looks_like_category(folder)
     }
     if not folders:
         raise UserError(
@@ -188,16 +180,16 @@ def _read_category(folder: Path, category: str, require_train: bool) -> list[Rec
     if not (train / GOOD).is_dir() and (require_train or train.is_dir()):
         where = train if train.is_dir() else folder
         raise UserError(f"{folder} has no train/good; {_describe(where)}")
-    extra = [sub.name for sub in _folders(train) if sub.name != GOOD]
+    extra = [sub.name for sub in folders_in(train) if sub.name != GOOD]
     if extra:
         raise UserError(
             f"{train} holds {', '.join(extra)} beside good; put defective images into "
-            "test/<defect> and choose those to train on with fewshot.defect_split"
+            "test/<defect> and choose those to train on with config.data.defect_rule"
         )
     records = []
     if (train / GOOD).is_dir():
         records += _read_images(train / GOOD, None, category, "train")
-    defect_types = [sub.name for sub in _folders(test)]
+    defect_types = [sub.name for sub in folders_in(test)]
     for defect_type in sorted(defect_types, key=lambda name: name != GOOD):
         masks = None if defect_type == GOOD else folder / "ground_truth" / defect_type
         records += _read_images(test / defect_type, masks, category, "test")
@@ -207,7 +199,7 @@ def _read_category(folder: Path, category: str, require_train: bool) -> list[Rec
 def _read_images(
     folder: Path, mask_folder: Path | None, category: str, split: str
 ) -> list[Record]:
-    files = _images(folder)
+    files = images_in(folder)
     if not files:
         raise UserError(
             f"{folder} holds no images; {_describe(folder)}; "
@@ -229,8 +221,8 @@ def _read_images(
 
 def _masks(folder: Path, files: Sequence[Path]) -> dict[Path, str]:
     """Returns the mask of each image: none of them, or all."""
-    known = {file.stem: file for file in _images(folder)}
-    known.update({sub.name: sub for sub in _folders(folder)})
+    known = {file.stem: file for file in images_in(folder)}
+    known.update({sub.name: sub for sub in folders_in(folder)})
     if not known:
         return {}
     masks: dict[Path, str] = {}
@@ -259,11 +251,13 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(entries, key=lambda entry: natural_key(entry.name))
 
 
-def _folders(folder: Path) -> list[Path]:
+def folders_in(folder: Path) -> list[Path]:
+    """Returns the visible folders in a folder, in natural order."""
     return [entry for entry in _visible(folder) if entry.is_dir()]
 
 
-def _images(folder: Path) -> list[Path]:
+def images_in(folder: Path) -> list[Path]:
+    """Returns the visible image files in a folder, in natural order; [] without one."""
     return [
         entry
         for entry in _visible(folder)

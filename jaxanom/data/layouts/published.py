@@ -16,7 +16,7 @@ Each is downloaded by hand from its owners, under their terms; nothing is fetche
 
 import csv
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,10 +24,15 @@ import numpy as np
 from jaxanom.data import images
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
-from jaxanom.errors import UserError
+from jaxanom.errors import UserError, check_known
 
 VISA_TABLE = Path("split_csv", "1cls.csv")
-_ANOMALY = {"btad": "ko", "visa": "anomaly", "kolektor": "defect"}
+_ANOMALY = {
+    "btad": "ko",
+    "visa": "anomaly",
+    "kolektor": "defect",
+    "kolektor_sdd": "crack",
+}
 _ITEM = re.compile(r"kos(\d+)")
 _LAST_TRAINING_ITEM = 32  # of 50
 
@@ -49,16 +54,14 @@ def read(
     Raises:
       UserError: an unknown name or category, or files that are not laid out so.
     """
-    if name not in READERS:
-        raise UserError(mvtec.unknown("dataset", name, READERS))
+    check_known("dataset", name, READERS)
     root = Path(directory).expanduser()
     if not root.is_dir():
         raise UserError(f"config.data.directory={root}: no such folder of {name!r}")
     records = READERS[name](root)
     known = dict.fromkeys(record.category for record in records)
     for category in categories:
-        if category not in known:
-            raise UserError(mvtec.unknown("category", category, known))
+        check_known("category", category, known)
     order = {category: place for place, category in enumerate(categories or known)}
     kept = [record for record in records if record.category in order]
     return sorted(kept, key=lambda r: (order[r.category], *_place(r)))
@@ -69,18 +72,17 @@ def _place(record: Record) -> tuple:
     return record.split != "train", *good_first, mvtec.natural_key(record.name)
 
 
-def _mvtec(root: Path) -> list[Record]:
-    return mvtec.read_folder(root)
-
-
 def _btad(root: Path) -> list[Record]:
     records = []
-    for category in sorted(path for path in root.iterdir() if path.is_dir()):
+    for category in mvtec.folders_in(root):
         if not (category / "train" / "ok").is_dir():
             continue
-        masks = {path.stem: path for path in _images(category / "ground_truth" / "ko")}
+        masks = {
+            path.stem: path
+            for path in mvtec.images_in(category / "ground_truth" / "ko")
+        }
         for split, kind in (("train", "ok"), ("test", "ok"), ("test", "ko")):
-            for path in _images(category / split / kind):
+            for path in mvtec.images_in(category / split / kind):
                 defect_type = GOOD if kind == "ok" else _ANOMALY["btad"]
                 mask = masks.get(path.stem) if kind == "ko" else None
                 records.append(_record(path, mask, category.name, defect_type, split))
@@ -108,44 +110,42 @@ def _visa(root: Path) -> list[Record]:
 def _kolektor(root: Path) -> list[Record]:
     records = []
     for split in ("train", "test"):
-        for path in _images(root / split):
-            if path.stem.endswith("_GT"):
-                continue
-            mask = path.with_name(f"{path.stem}_GT{path.suffix}")
-            if not mask.is_file():
-                raise UserError(f"{path} has no {mask.name} beside it")
-            defective = np.any(images.load_mask([mask]))
-            kind = _ANOMALY["kolektor"] if defective else GOOD
-            marked = mask if defective else None
-            records.append(_record(path, marked, "kolektor", kind, split))
+        for path, mask in _with_masks(root / split, "_GT"):
+            kind = _ANOMALY["kolektor"] if mask else GOOD
+            records.append(_record(path, mask, "kolektor", kind, split))
     return _some(records, root, "train/*.png and test/*.png of KolektorSDD2")
 
 
 def _kolektor_sdd(root: Path) -> list[Record]:
     records = []
-    for item in sorted(path for path in root.iterdir() if path.is_dir()):
+    for item in mvtec.folders_in(root):
         numbered = _ITEM.fullmatch(item.name)
-        for path in _images(item) if numbered else ():
-            if path.stem.endswith("_label"):
-                continue
-            mask = path.with_name(f"{path.stem}_label.bmp")
-            if not mask.is_file():
-                raise UserError(f"{path} has no {mask.name} beside it")
-            defective = np.any(images.load_mask([mask]))
-            kind = "crack" if defective else GOOD
-            trained = not defective and int(numbered[1]) <= _LAST_TRAINING_ITEM
+        for path, mask in _with_masks(item, "_label", ".bmp") if numbered else ():
+            kind = _ANOMALY["kolektor_sdd"] if mask else GOOD
+            trained = not mask and int(numbered[1]) <= _LAST_TRAINING_ITEM
             split = "train" if trained else "test"
-            record = _record(
-                path, mask if defective else None, "commutator", kind, split
-            )
+            record = _record(path, mask, "commutator", kind, split)
             name = f"commutator/{split}/{kind}/{item.name}_{path.name}"
             records.append(record._replace(name=name))  # every item has a Part0
     return _some(records, root, "kos01/Part0.jpg and Part0_label.bmp of KolektorSDD")
 
 
+def _with_masks(
+    folder: Path, ending: str, suffix: str = ""
+) -> Iterator[tuple[Path, Path | None]]:
+    """Yields images with the mask <stem><ending> beside each; None for an empty one."""
+    for path in mvtec.images_in(folder):
+        if path.stem.endswith(ending):
+            continue
+        mask = path.with_name(f"{path.stem}{ending}{suffix or path.suffix}")
+        if not mask.is_file():
+            raise UserError(f"{path} has no {mask.name} beside it")
+        yield path, mask if np.any(images.load_mask([mask])) else None
+
+
 READERS: dict[str, Callable[[Path], list[Record]]] = {
-    "mvtec_ad": _mvtec,
-    "mvtec_loco": _mvtec,
+    "mvtec_ad": mvtec.read_folder,
+    "mvtec_loco": mvtec.read_folder,
     "btad": _btad,
     "visa": _visa,
     "kolektor": _kolektor,
@@ -159,13 +159,6 @@ def _record(
     name = f"{category}/{split}/{defect_type}/{path.name}"
     marked = None if mask is None else str(mask)
     return Record(str(path), marked, category, defect_type, split, name)
-
-
-def _images(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    paths = (p for p in folder.iterdir() if p.suffix.lower() in images.SUFFIXES)
-    return sorted(paths, key=lambda path: mvtec.natural_key(path.name))
 
 
 def _some(records: list[Record], root: Path, layout: str) -> list[Record]:

@@ -187,7 +187,7 @@ def test_what_was_prepared_before_is_not_taken_for_another(tmp_path, monkeypatch
 
 def test_foundry_through_tensorflow_datasets_is_what_is_rendered(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
-    from jaxanom.data.foundry import render
+    from jaxanom.data.foundry import names, render
     from jaxanom.data.layouts import builders
 
     counts = {"num_train": 2, "num_test_good": 1, "num_per_defect": 1}
@@ -199,7 +199,7 @@ def test_foundry_through_tensorflow_datasets_is_what_is_rendered(tmp_path, monke
             chosen, *(positional or counts.values()), seed=seed
         ),
     )
-    category = render.CATEGORIES[0]
+    category = names.CATEGORIES[0]
     builder = builders.make("foundry", tmp_path, categories=(category,), size=32)
     builder.download_and_prepare()
     found = catalog.open_dataset("tfds", builder.data_path, image_size=32)
