@@ -132,9 +132,9 @@ ANOMALOUS_CAPTION = "a photo of a damaged {}"
 def check(wording: Wording) -> None:
     """Raises UserError where a caption of the inversion speaks of a condition."""
     for caption in (*wording.whole_captions, *wording.part_captions):
-        found = set(caption.split()) & set(CONDITION_WORDS)
-        if found:
-            raise UserError(f"caption {caption!r} holds condition words {found}")
+        words = set(caption.split()) & set(CONDITION_WORDS)
+        if words:
+            raise UserError(f"caption {caption!r} holds condition words {words}")
 
 
 def crossed(states: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
@@ -167,14 +167,14 @@ def layout(
       UserError: a sentence, or the name in it, is too long for the tower.
     """
     table = np.asarray(sentences)
-    made = [
+    rows = [
         _one(str(text), tokenizer, num_vectors, class_name) for text in table.ravel()
     ]
-    longest = max(len(one.input_ids[0]) for one in made)
+    longest = max(len(one.input_ids[0]) for one in rows)
     length = longest if length is None else length
     if max(longest, length) > limit:
-        which = max(made, key=lambda one: len(one.input_ids[0]))
-        text = str(table.ravel()[[one is which for one in made].index(True)])
+        which = max(rows, key=lambda one: len(one.input_ids[0]))
+        text = str(table.ravel()[[one is which for one in rows].index(True)])
         if class_name is not None:
             taken = len(tokenizer.words([class_name])[0])
             raise UserError(
@@ -193,9 +193,9 @@ def layout(
         return padded.reshape(*table.shape, length)
 
     return prompts.Layout(
-        input_ids=stacked([one.input_ids[0] for one in made], tokenizer.pad_id),
-        slots=stacked([one.slots[0] for one in made], -1),
-        eos_positions=np.array([one.eos_positions[0] for one in made]).reshape(
+        input_ids=stacked([one.input_ids[0] for one in rows], tokenizer.pad_id),
+        slots=stacked([one.slots[0] for one in rows], -1),
+        eos_positions=np.array([one.eos_positions[0] for one in rows]).reshape(
             table.shape
         ),
         num_vectors=num_vectors,

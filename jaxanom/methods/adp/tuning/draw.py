@@ -129,20 +129,20 @@ def draw(
     # The highest level still shows what it was made of: a free base has nothing.
     start = np.where(rows.is_free[:, None, None, None], 0, plain)
     normal = walk(rows.base, start, noise[:, 0], np.ones_like(plain[..., :1]))
-    shown = decode(normal)
+    view = decode(normal)
     region = small(rows.region[..., None]) > 0.25
     mask = _cells(region, plain.shape[1])
     is_pasted = rows.source == 1 + pairs.ANOMALIES.index("pasted")
     begin = normal.copy()
     if is_pasted.any():
-        images = np.where(region, small(rows.patch), shown)[is_pasted]
+        images = np.where(region, small(rows.patch), view)[is_pasted]
         begin[is_pasted] = np.where(mask[is_pasted], encode(images), normal[is_pasted])
     drawn = walk(rows.defect, begin, noise[:, 1], mask.astype(np.float32))
-    unchanged = shown.copy()  # a kept base is its view, and a free one has none
+    unchanged = view.copy()  # a kept base is its own view, and a free one has none
     is_redrawn = rows.kind == pairs.BASES.index("redrawn")
     if is_redrawn.any():
         unchanged[is_redrawn] = decode(plain[is_redrawn])
-    return _composed(rows, unchanged, shown, decode(drawn))
+    return _composed(rows, unchanged, view, decode(drawn))
 
 
 def _walk(
