@@ -66,7 +66,7 @@ def open_dataset(
 
     Args:
       name: "folder" reads `directory` in the MVTec layout, "classes" a directory of
-        images sorted into classes (`class_images`), "foundry" renders, "tfds" reads
+        images sorted into classes (`layouts.classes`), "foundry" renders, "tfds" reads
         what a builder of `builders` has prepared; the other names are those of
         `published`, read in place.
       directory: for "folder": one category, or a root of many; for published datasets
@@ -150,7 +150,7 @@ def from_records(
 
     Args:
       name: for the run record.
-      records: see `folders.Record`.
+      records: see `mvtec.Record`.
       image_size: (height, width).
       categories: id order; by default that of first occurrence. Give another dataset's
         to make ids agree with it.
@@ -321,7 +321,7 @@ def unmasked(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str
     Where there are any, pixel metrics have no ground truth.
 
     Returns:
-      {folder that lacks the masks: images}, see `folders.unmasked`.
+      {folder that lacks the masks: images}, see `mvtec.unmasked`.
     """
     numbers = range(len(dataset.records)) if indices is None else indices
     return mvtec.unmasked(dataset.records[number] for number in numbers)

@@ -133,13 +133,16 @@ def read_manifest(directory: str | Path) -> list[dict[str, Any]]:
     """Returns the rows of a set's manifest; paths are relative to `directory`.
 
     Raises:
-      UserError: there is no manifest, so this is not a generated set.
+      UserError: There is no manifest, so this is not a generated set, or it is damaged.
     """
     path = Path(directory).expanduser() / MANIFEST
     if not path.is_file():
         raise UserError(f"{directory} is not a generated set: it has no {MANIFEST}")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged: {error}") from error
 
 
 def _target(directory: str | Path, overwrite: bool) -> Path:

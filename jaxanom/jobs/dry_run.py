@@ -54,7 +54,7 @@ def of_config(
       limit: bytes of a device; None asks the devices.
 
     Raises:
-      UserError: see `prepared.prepare`.
+      UserError: see `prepare.prepare`.
     """
     config = prepare.located(config, directory)
     prepared = prepare.prepare(config, devices=devices)

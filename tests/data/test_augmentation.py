@@ -114,6 +114,7 @@ def test_a_mosaic_holds_four_defects_of_its_own_category(dataset, defects):
     ]
     for corner in corners:
         assert any(np.array_equal(corner, part) for part in small)
+    assert len(own) >= 4 and len({corner.tobytes() for corner in corners}) == 4
     # Negative control: the other category's are of its own defects.
     nut = catalog.select(dataset, "test", "nut", anomalous=False)[0]
     other = transform(example_of(dataset, nut), generator(0))["image"][:16, :16]

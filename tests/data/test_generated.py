@@ -6,6 +6,7 @@ from PIL import Image
 
 from jaxanom.data import catalog, generated
 from jaxanom.data.layouts import mvtec
+from jaxanom.errors import UserError
 
 
 def make_row(number=0, category="nut", defect_type="crack", empty=False):
@@ -215,3 +216,9 @@ def test_the_manifest_is_one_json_object_a_line(tmp_path):
     generated.write(tmp_path / "set", [make_row(0), make_row(1)])
     lines = (tmp_path / "set" / "manifest.jsonl").read_text().splitlines()
     assert [json.loads(line)["seed"] for line in lines] == [0, 1]
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    (tmp_path / generated.MANIFEST).write_text('{"image": ')
+    with pytest.raises(UserError, match=r"manifest\.jsonl is damaged"):
+        generated.read_manifest(tmp_path)

@@ -1,6 +1,6 @@
 """Published datasets as they are unpacked -> records; files stay where they are.
 
-    mvtec_ad     <category>/{train,test,ground_truth}/...          see `folders`
+    mvtec_ad     <category>/{train,test,ground_truth}/...          see `mvtec`
     mvtec_loco   the same; test/{logical,structural}_anomalies, masks in folders
     btad         {01,02,03}/{train,test}/ok, test/ko, ground_truth/ko/<stem>.*
     visa         split_csv/1cls.csv: object,split,label,image,mask
@@ -48,7 +48,7 @@ def read(
       categories: which to read, in this order; empty reads all.
 
     Returns:
-      Records in the order of `folders.read_folder`. Defective images of a train split
+      Records in the order of `mvtec.read_folder`. Defective images of a train split
       (kolektor) are listed there; what learns from normal images leaves them alone.
 
     Raises:
@@ -93,17 +93,20 @@ def _visa(root: Path) -> list[Record]:
     table = root / VISA_TABLE
     if not table.is_file():
         raise UserError(f"{root} has no {VISA_TABLE}; wanted VisA as it is unpacked")
+    try:
+        lines = table.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{table} is no table of text: {error}") from error
     records = []
-    with table.open(encoding="utf-8", newline="") as file:
-        for line, row in enumerate(csv.DictReader(file), start=2):
-            fields = ("object", "split", "label", "image", "mask")
-            if any(row.get(field) is None for field in fields):
-                raise UserError(f"{table}:{line}: wanted the columns {fields}")
-            normal = row["label"] == "normal"
-            mask = root / row["mask"] if row["mask"] and not normal else None
-            kind = GOOD if normal else _ANOMALY["visa"]
-            path = root / row["image"]
-            records.append(_record(path, mask, row["object"], kind, row["split"]))
+    for line, row in enumerate(csv.DictReader(lines), start=2):
+        fields = ("object", "split", "label", "image", "mask")
+        if any(row.get(field) is None for field in fields):
+            raise UserError(f"{table}:{line}: wanted the columns {fields}")
+        normal = row["label"] == "normal"
+        mask = root / row["mask"] if row["mask"] and not normal else None
+        kind = GOOD if normal else _ANOMALY["visa"]
+        path = root / row["image"]
+        records.append(_record(path, mask, row["object"], kind, row["split"]))
     return _some(records, root, f"rows in {VISA_TABLE}")
 
 

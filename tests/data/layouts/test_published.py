@@ -7,6 +7,7 @@ from PIL import Image
 from jaxanom.data import catalog
 from jaxanom.data.layouts import published
 from jaxanom.data.layouts.mvtec import GOOD
+from jaxanom.errors import UserError
 
 SIZE = 12
 
@@ -144,6 +145,9 @@ def test_a_table_of_other_columns_is_refused_by_line(tmp_path):
     write_visa(tmp_path, np.random.default_rng(0))
     (tmp_path / published.VISA_TABLE).write_text("image,mask\na,b\n")
     with pytest.raises(ValueError, match=r"1cls\.csv:2"):
+        published.read("visa", tmp_path)
+    (tmp_path / published.VISA_TABLE).write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(UserError, match=r"1cls\.csv is no table"):
         published.read("visa", tmp_path)
 
 
