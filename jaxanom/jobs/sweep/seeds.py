@@ -4,6 +4,7 @@ Every seed is a run of its own as `jaxanom train` would do it with that seed: th
 shots, views and batches. Images are encoded once; what is left of them are features.
 """
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -138,7 +139,7 @@ def _orders(config, counts, mixtures) -> dict[str, np.ndarray]:
     for phase in PHASES:
         steps = config.phases[phase].num_steps
         orders[phase] = np.zeros((steps, batch_size), np.int32)
-        with make_batches(phase, 0) as batches:
+        with contextlib.closing(make_batches(phase, 0)) as batches:
             for step, batch in zip(range(steps), batches, strict=False):
                 orders[phase][step] = batch["row"]
     return orders
