@@ -136,7 +136,7 @@ def _weights(arguments: argparse.Namespace) -> Iterator[str]:
             part = checkup.examine(
                 name, folder, kind, arguments.image_size, arguments.variant
             )
-        except ValueError as error:
+        except UserError as error:
             yield f"{folder or kind}: {error}"
             continue
         _describe(part)
@@ -147,7 +147,7 @@ def _weights(arguments: argparse.Namespace) -> Iterator[str]:
         yield from _memory(part, arguments.fsdp, arguments.model)
     try:
         noise = checkup.schedule(name)
-    except ValueError as error:
+    except UserError as error:
         yield f"scheduler: {error}"
         return
     if noise:
@@ -176,7 +176,7 @@ def _memory(part: Any, fsdp: int, model: int) -> Iterator[str]:
     try:
         mesh = memory.planned_mesh(fsdp, model)
         kept = memory.bytes_per_device(part.shapes, mesh)
-    except ValueError as error:
+    except UserError as error:
         yield f"{where}: {error}"
         return
     trained = memory.ADAM_COPIES * kept
