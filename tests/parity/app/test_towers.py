@@ -69,9 +69,7 @@ def test_a_tower_that_sees_what_follows_is_noticed(monkeypatch):
     """Negative control: without the causal mask features are far from the golden."""
     arrays = goldens.load("forward")
     start = goldens.load("prompt_learner_init")["ctx"]
-    monkeypatch.setattr(
-        shared_prefix, "_causal", lambda length, dtype: jnp.zeros((), dtype)
-    )
+    monkeypatch.setattr(shared_prefix, "_causal", lambda n: jnp.zeros((n, n)))
     towers = app_towers.load(np.float32)
     found = shared_prefix.text_features(
         towers.text_params,
