@@ -6,13 +6,16 @@ names; it imports nothing and calls nothing. A name other than those of `_NAMES`
 any use of one that does not make a tensor or an ordered dict, is refused.
 """
 
+import math
 import pickletools
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.errors import UserError
+from jaxanom.models.checkpoints.formats.stored import Stored
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -65,11 +68,12 @@ class View(NamedTuple):
     strides: tuple[int, ...]
 
 
-def run(program: bytes) -> Any:
+def run(program: bytes | BinaryIO) -> Any:
     """Executes the harmless instructions of a pickle and returns what they build.
 
     Args:
-      program: The whole pickle.
+      program: The whole pickle, or a file in memory that is at its start and is left
+        behind its end.
 
     Returns:
       Dicts, lists, tuples, numbers, text, and `View` for every tensor.
@@ -78,8 +82,6 @@ def run(program: bytes) -> Any:
       UserError: an instruction or a name that tensors do not need, or a damaged
         program. Nothing of it was executed.
     """
-    if len(program) > MOST_BYTES:
-        raise UserError(f"data.pkl is larger than {MOST_BYTES} bytes")
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
@@ -87,9 +89,13 @@ def run(program: bytes) -> Any:
             if code.name == "STOP":
                 return stack.pop()
             _step(code.name, argument, position, stack, memo)
-    except (IndexError, KeyError, TypeError) as error:
-        raise UserError(f"data.pkl is damaged: {error!r}") from error
-    raise UserError("data.pkl is cut short")
+            if position > MOST_BYTES:
+                raise UserError(f"its pickle is larger than {MOST_BYTES} bytes")
+    except UserError:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"its pickle is damaged or cut short: {error!r}") from error
+    raise UserError("its pickle is cut short")
 
 
 def _step(
@@ -133,7 +139,7 @@ def _step(
         _checked(stack.pop(), dict), _checked(stack[-1], dict)
     else:
         raise UserError(
-            f"instruction {code} at byte {position} of data.pkl is not one that "
+            f"instruction {code} at byte {position} of its pickle is not one that "
             "tensors need"
         )
 
@@ -153,7 +159,9 @@ def _taken(stack: list[Any], code: str) -> list[Any]:
 
 def _checked(value: Any, kind: type) -> Any:
     if type(value) is not kind:
-        raise UserError(f"data.pkl uses a {type(value).__name__} as a {kind.__name__}")
+        raise UserError(
+            f"its pickle uses a {type(value).__name__} as a {kind.__name__}"
+        )
     return value
 
 
@@ -161,14 +169,14 @@ def _set(target: Any, items: list[Any]) -> None:
     keys, values = items[::2], items[1::2]
     # Other keys would be hashed, which nested tuples can make take for ever.
     if not all(type(key) in (str, int) for key in keys):
-        raise UserError("data.pkl has a dict with keys other than text and integers")
+        raise UserError("its pickle has a dict with keys other than text and integers")
     _checked(target, dict).update(zip(keys, values, strict=True))
 
 
 def _name(text: str, position: int) -> _Name:
     if text not in _NAMES:
         raise UserError(
-            f"its data.pkl asks for {text!r} at byte {position}; a file of weights "
+            f"its pickle asks for {text!r} at byte {position}; a file of weights "
             "needs tensors only, and nothing of this one was executed. If you trust "
             "its source, save its state_dict as safetensors elsewhere"
         )
@@ -176,20 +184,26 @@ def _name(text: str, position: int) -> _Name:
 
 
 def _storage(value: Any) -> Storage:
-    """Reads ("storage", type, key, device, number of values)."""
+    """Reads ("storage", type, key, device, number of values).
+
+    The older format adds a sixth, a part of another storage, which PyTorch has not
+    written since its first releases: only None is read.
+    """
+    if type(value) is tuple and len(value) == 6 and value[5] is None:
+        value = value[:5]
     if not (type(value) is tuple and len(value) == 5 and value[0] == "storage"):
-        raise UserError("data.pkl has a persistent id that is no storage")
+        raise UserError("its pickle has a persistent id that is no storage")
     _, kind, key, _, count = value
     name = kind.text.removeprefix("torch.") if isinstance(kind, _Name) else None
     if name not in _STORAGES or type(key) is not str or not _is_count(count):
-        raise UserError("data.pkl has a storage of no known kind")
+        raise UserError("its pickle has a storage of no known kind")
     return Storage(key, np.dtype(_STORAGES[name]), count)
 
 
 def _applied(name: Any, arguments: Any) -> Any:
     """Gives meaning to the three names that a file of weights may apply."""
     if not isinstance(name, _Name) or type(arguments) is not tuple:
-        raise UserError("data.pkl applies what is not a name")
+        raise UserError("its pickle applies what is not a name")
     if name.text == _DICT and not arguments:
         return {}
     if name.text == _PARAMETER and arguments and isinstance(arguments[0], View):
@@ -204,8 +218,59 @@ def _applied(name: Any, arguments: Any) -> Any:
         ):
             return View(storage, offset, shape, strides)
     kinds = [type(argument).__name__ for argument in arguments]
-    raise UserError(f"data.pkl applies {name.text} to {kinds}, which makes no tensor")
+    raise UserError(f"its pickle applies {name.text} to {kinds}, which makes no tensor")
 
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
+
+
+def state(content: Any) -> dict[str, View]:
+    """Picks the dict of tensors out of what a pickle built.
+
+    That below "state_dict" if there is one, else below the only name if it is a dict.
+
+    Raises:
+      UserError: There is none, or it holds anything but tensors.
+    """
+    if not isinstance(content, dict):
+        raise UserError(f"it holds a {type(content).__name__}, not a dict of tensors")
+    inner = content.get("state_dict")
+    if len(content) == 1:
+        (inner,) = content.values()
+    content = inner if isinstance(inner, dict) else content
+    wrong = [name for name, value in content.items() if not isinstance(value, View)]
+    if wrong or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{wrong[:5]} are no tensors; wanted a dict of name -> tensor")
+    return content
+
+
+def located(name: str, path: Path, view: View, start: int) -> Stored:
+    """Turns a view into a range of bytes.
+
+    Args:
+      name: What the tensor is called, for messages.
+      path: The file.
+      view: The tensor.
+      start: Where the values of its storage begin in the file.
+
+    Raises:
+      UserError: The tensor reaches beyond its storage.
+    """
+    storage, item = view.storage, view.storage.dtype.itemsize
+    span = sum(
+        (size - 1) * step for size, step in zip(view.shape, view.strides, strict=True)
+    )
+    last = 0 if 0 in view.shape else view.offset + span + 1
+    if last > storage.count:
+        raise UserError(
+            f"{name} needs {last} values of {storage.dtype}; its storage has "
+            f"{storage.count}"
+        )
+    contiguous = tuple(
+        math.prod(view.shape[axis + 1 :]) for axis in range(len(view.shape))
+    )
+    strides = None if 0 in view.shape or view.strides == contiguous else view.strides
+    count = 0 if 0 in view.shape else span + 1
+    begin = start + view.offset * item
+    return Stored(path, view.shape, storage.dtype, ((begin, count * item),), strides)

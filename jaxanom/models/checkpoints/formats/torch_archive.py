@@ -1,18 +1,16 @@
-"""Tensors of a PyTorch zip archive (.bin, .pt, .pth), read without unpickling.
+"""Tensors of a PyTorch file (.bin, .pt, .pth), read without unpickling.
 
 An archive holds `<root>/data.pkl`, which says what the tensors are (`tensor_pickle`
 reads it), and one file of plain values per storage, `<root>/data/<key>`.
 """
 
+import io
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from jaxanom.errors import UserError
-from jaxanom.models.checkpoints.formats import tensor_pickle
+from jaxanom.models.checkpoints.formats import tensor_pickle, torch_legacy
 from jaxanom.models.checkpoints.formats.stored import Stored
 from jaxanom.models.checkpoints.formats.tensor_pickle import View
 
@@ -26,18 +24,20 @@ def tensors(path: Path) -> dict[str, Stored]:
       UserError: the file is missing, of an older format, damaged, or asks for anything
         beyond tensors.
     """
-    if not zipfile.is_zipfile(path):
-        raise UserError(
-            f"{path} is no zip archive of tensors: it is damaged, or of the older "
-            "formats (plain pickle, tar), which cannot be read without running them; "
-            "save it again with a PyTorch of 1.6 or newer, or as safetensors"
-        )
     try:
+        if torch_legacy.is_legacy(path):
+            return torch_legacy.tensors(path)
+        if not zipfile.is_zipfile(path):
+            raise UserError(
+                "it is no zip archive of tensors and not of PyTorch's older format; it "
+                "is damaged, or a plain pickle or tar file: save it again with a "
+                "PyTorch of 1.6 or newer, or as safetensors"
+            )
         with zipfile.ZipFile(path) as archive:
             root = _root(archive)
             with archive.open(f"{root}/data.pkl") as file:
-                program = file.read(tensor_pickle.MOST_BYTES + 1)
-            views = _state(tensor_pickle.run(program))
+                program = io.BytesIO(file.read(tensor_pickle.MOST_BYTES + 1))
+            views = tensor_pickle.state(tensor_pickle.run(program))
             return {
                 name: _locate(path, archive, root, name, view)
                 for name, view in views.items()
@@ -63,20 +63,6 @@ def _root(archive: zipfile.ZipFile) -> str:
     return root
 
 
-def _state(content: Any) -> dict[str, View]:
-    """Picks the dict of tensors out of what the pickle built."""
-    if not isinstance(content, dict):
-        raise UserError(f"it holds a {type(content).__name__}, not a dict of tensors")
-    inner = content.get("state_dict")
-    if len(content) == 1:
-        (inner,) = content.values()
-    state = inner if isinstance(inner, dict) else content
-    wrong = [name for name, value in state.items() if not isinstance(value, View)]
-    if wrong or not all(isinstance(name, str) for name in state):
-        raise UserError(f"{wrong[:5]} are no tensors; wanted a dict of name -> tensor")
-    return state
-
-
 def _locate(
     path: Path, archive: zipfile.ZipFile, root: str, name: str, view: View
 ) -> Stored:
@@ -86,24 +72,14 @@ def _locate(
         member = archive.getinfo(f"{root}/data/{storage.key}")
     except KeyError as error:
         raise UserError(f"{name} lies in {storage.key}, which is missing") from error
-    span = sum(
-        (size - 1) * step for size, step in zip(view.shape, view.strides, strict=True)
-    )
-    last = 0 if 0 in view.shape else view.offset + span + 1
     if member.compress_type != zipfile.ZIP_STORED:
         raise UserError(f"{member.filename} is compressed, which PyTorch never does")
-    if member.file_size != storage.count * item or last > storage.count:
+    if member.file_size != storage.count * item:
         raise UserError(
-            f"{name} needs {max(last, storage.count)} values of {storage.dtype} in "
+            f"{name} needs {storage.count} values of {storage.dtype} in "
             f"{member.filename}, which has {member.file_size} bytes"
         )
-    contiguous = tuple(
-        int(np.prod(view.shape[i + 1 :])) for i in range(len(view.shape))
-    )
-    strides = None if 0 in view.shape or view.strides == contiguous else view.strides
-    count = 0 if 0 in view.shape else span + 1
-    start = _values_start(path, member) + view.offset * item
-    return Stored(path, view.shape, storage.dtype, ((start, count * item),), strides)
+    return tensor_pickle.located(name, path, view, _values_start(path, member))
 
 
 def _values_start(path: Path, member: zipfile.ZipInfo) -> int:
