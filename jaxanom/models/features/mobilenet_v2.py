@@ -17,6 +17,7 @@ import numpy as np
 
 from jaxanom.errors import UserError
 from jaxanom.models.backbones import Tower
+from jaxanom.models.ops.depthwise import DepthwiseConv
 from jaxanom.types import Array, Params
 
 WEIGHTS = "mobilenet_v2_1.0_224_uint8.npz"
@@ -148,49 +149,6 @@ class MobileNetV2(nn.Module):
             )
         hidden = convolution(hidden)
         return nn.relu6(hidden) if layer.activation else hidden
-
-
-class DepthwiseConv(nn.Module):
-    """Each channel with a kernel of its own, as a sum of shifted images.
-
-    `nn.Conv` with as many groups as channels, its parameters and "SAME" padding. XLA
-    makes one pass over memory of the sum; on a CPU its grouped convolution has no fast
-    path, and the tower takes six times as long with it.
-
-    Attributes:
-      size: Side of the kernel.
-      stride: Step between outputs.
-      dtype: What it returns.
-    """
-
-    size: int
-    stride: int
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, hidden: Array) -> Array:
-        """Convolves [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), C]."""
-        size, stride, channels = self.size, self.stride, hidden.shape[-1]
-        kernel = self.param(
-            "kernel", nn.initializers.lecun_normal(), (size, size, 1, channels)
-        )
-        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
-        total = bias.astype(self.dtype)
-        kernel, hidden = kernel.astype(self.dtype), hidden.astype(self.dtype)
-        spans, margins = [], [(0, 0)]
-        for extent in hidden.shape[1:3]:
-            spans.append((-(-extent // stride) - 1) * stride + 1)
-            margin = max(spans[-1] - 1 + size - extent, 0)
-            margins.append((margin // 2, margin - margin // 2))
-        padded = jnp.pad(hidden, (*margins, (0, 0)))
-        for row, column in np.ndindex(size, size):
-            shifted = padded[
-                :,
-                row : row + spans[0] : stride,
-                column : column + spans[1] : stride,
-            ]
-            total = total + kernel[row, column, 0] * shifted
-        return total
 
 
 def check_layers(names: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxanom.models.features import mobilenet_v2
+from jaxanom.models.ops import depthwise
 
 
 def test_the_graph_has_the_published_layers_in_order():
@@ -40,7 +41,7 @@ def test_missing_weights_are_named(tmp_path):
 @pytest.mark.parametrize(("size", "extent"), [(3, (8, 8)), (3, (7, 10)), (1, (5, 6))])
 def test_shifted_images_are_a_grouped_convolution(size, extent, stride):
     hidden = jax.random.normal(jax.random.key(0), (2, *extent, 5))
-    shifted = mobilenet_v2.DepthwiseConv(size, stride)
+    shifted = depthwise.DepthwiseConv(size, stride)
     variables = shifted.init(jax.random.key(1), hidden)
     variables["params"]["bias"] = jnp.arange(5.0)
     grouped = nn.Conv(5, (size, size), (stride, stride), feature_group_count=5)
