@@ -38,7 +38,7 @@ def focal(
     logits = logits.astype(jnp.float32)
     if logits.ndim == mask.ndim:
         chex.assert_equal_shape([logits, mask])
-        log_normal, log_defect = jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)
+        log_defect, log_normal = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
     else:
         chex.assert_shape(logits, (*mask.shape, 2))
         log_prob = jax.nn.log_softmax(logits)
