@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 comma := ,
 # A file that says what is installed; other extras have another file.
 STAMP := $(VENV)/.installed$(if $(EXTRAS),.$(subst $(comma),.,$(EXTRAS)))
-RUNTIME := $(if $(EXTRAS),[$(EXTRAS)],)
+ALL_EXTRAS := photos$(if $(EXTRAS),$(comma)$(EXTRAS))
 
 # Compiled programs are kept between commands, so that the second start is quick.
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.jax_cache
@@ -49,17 +49,17 @@ $(BIN)/python:
 
 $(STAMP): setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.$(RUNTIME)'
+	$(BIN)/python -m pip install --quiet --editable '.[$(ALL_EXTRAS)]'
 	@touch $@
 
 $(STAMP)-test: setup.py $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet torch==2.13.0
-	$(BIN)/python -m pip install --quiet --editable '.[$(if $(EXTRAS),$(EXTRAS)$(comma),)test,hf]' ruff accelerate
+	$(BIN)/python -m pip install --quiet --editable '.[$(ALL_EXTRAS),test,hf]' ruff accelerate
 	@touch $@ $(STAMP)
 
 $(STAMP)-bench: $(STAMP)-test
-	$(BIN)/python -m pip install --quiet --editable '.[$(if $(EXTRAS),$(EXTRAS)$(comma),)bench]'
+	$(BIN)/python -m pip install --quiet --editable '.[$(ALL_EXTRAS),bench]'
 	@touch $@
 
 clean:

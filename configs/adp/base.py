@@ -53,8 +53,14 @@ def config() -> ml_collections.ConfigDict:
             # Sides of C1's windows in patches; 1 is dense patches, which the embedded
             # CLIP aligns with text.
             "windows": (1, 2, 3),
-            "feature_tower": "",  # folder of MobileNetV2 weights for C2; "" is CLIP
-            "feature_layers": (2, 3, 4),  # CLIP's numbers, or the tower's names
+            # Of C2: efficientnet_lite0 to 2 (extra `photos`), mobilenet_v2:DIR, clip,
+            # clip:DIR; "" is the CLIP of the text, whose windows are remembered too.
+            "feature_tower": "",
+            "feature_layers": (
+                2,
+                3,
+                4,
+            ),  # CLIP's numbers or the tower's names; (): its own
             "feature_size": 0,  # side of that tower's images; 0: the data's
             "map_size": 16,  # side of the maps of all channels
             # Smoothing in pixels of a 256 px map; 0 for defects as fine as the cells.

@@ -1,6 +1,6 @@
 """`jaxanom evaluate --run=DIR [--on=KEY=VALUE ...] [--base-to-new]`.
 
-Or `jaxanom evaluate --generated=SET --data=DIR [--features=DIR] [--out=FILE]`.
+Or `jaxanom evaluate --generated=SET --data=DIR [--tower=NAME] [--out=FILE]`.
 """
 
 import argparse
@@ -8,6 +8,8 @@ from typing import Any
 
 from jaxanom.cli import profiling
 from jaxanom.errors import UserError
+
+DEFAULT_TOWER = "efficientnet_lite0"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,9 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", metavar="DIR", help="with --generated: the real images, MVTec layout"
     )
     parser.add_argument(
-        "--features",
-        metavar="DIR",
-        help="with --generated: MobileNetV2 weights to compare by, instead of CLIP",
+        "--tower",
+        metavar="NAME",
+        default=DEFAULT_TOWER,
+        help="with --generated: what images are compared by, such as clip or "
+        f"mobilenet_v2:DIR; default {DEFAULT_TOWER}",
     )
     parser.add_argument(
         "--out", metavar="FILE", help="with --generated: JSON file of the numbers"
@@ -78,8 +82,10 @@ def _generated_table(arguments: argparse.Namespace) -> Any:
     distributed.check_alone("evaluate --generated")
     if arguments.data is None:
         raise UserError("--generated needs --data=DIR, the real images to compare with")
-    tower = job.mobilenet_tower(arguments.features) if arguments.features else None
     results = job.evaluate_generated(
-        arguments.generated, arguments.data, tower, arguments.out
+        arguments.generated,
+        arguments.data,
+        arguments.tower,
+        arguments.out,
     )
     return job.table(results)

@@ -6,11 +6,10 @@ defects, and normal images against real defects. All three rows take as many ima
 some of the numbers depend on how many there are.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
 
@@ -21,10 +20,8 @@ from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.errors import UserError
 from jaxanom.evaluation import runner
 from jaxanom.metrics import generation
-from jaxanom.models import backbones
-from jaxanom.models.features import mobilenet_v2
+from jaxanom.models.features import towers
 from jaxanom.report import tables
-from jaxanom.types import Array, Params
 
 BATCH_SIZE = 32
 LEAST = 4
@@ -45,52 +42,10 @@ COLUMNS = {
 }
 
 
-class FeatureTower(NamedTuple):
-    """What images are compared by.
-
-    Attributes:
-      name: What results call it; numbers of different towers do not compare.
-      apply: Images [B, H, W, 3] of any size, in [0, 1] -> features [B, D].
-    """
-
-    name: str
-    apply: Callable[[np.ndarray], Array]
-
-
-def clip_tower(directory: str | Path = "embedded") -> FeatureTower:
-    """Returns the image tower of a CLIP, with its projected features."""
-    tower = backbones.load_image_encoder(directory)
-    side = tower.module.config.image_size
-
-    def features(output):
-        projected = output.image_features
-        return output.pooled if projected is None else projected
-
-    return FeatureTower(f"CLIP ({directory})", _bound(*tower, side, features))
-
-
-def mobilenet_tower(directory: str | Path) -> FeatureTower:
-    """Returns MobileNetV2 up to its pooled features, from a folder of its weights."""
-    tower = mobilenet_v2.load(directory)
-    apply = _bound(*tower, 224, lambda output: output.pooled, classify=True)
-    return FeatureTower("MobileNetV2", apply)
-
-
-def _bound(
-    module: nn.Module, params: Params, side: int, features: Callable, **options: Any
-) -> Callable[[np.ndarray], Array]:
-    @jax.jit
-    def apply(params, batch):
-        resized = jax.image.resize(batch, (len(batch), side, side, 3), "cubic")
-        return features(module.apply({"params": params}, resized.clip(0, 1), **options))
-
-    return lambda batch: apply(params, batch)
-
-
 def evaluate_generated(
     directory: str | Path,
     data: str | Path,
-    tower: FeatureTower | None = None,
+    tower: str = towers.DEFAULT,
     out: str | Path | None = None,
 ) -> dict[str, Any]:
     """Compares a generated set with real defects, per category and over categories.
@@ -104,7 +59,7 @@ def evaluate_generated(
     Args:
       directory: A set that `jaxanom generate` wrote.
       data: Real images of the same categories in the MVTec layout.
-      tower: What images are compared by; the embedded CLIP by default.
+      tower: What images are compared by; see `models.features.towers`.
       out: JSON file to write, if any.
 
     Returns:
@@ -115,7 +70,7 @@ def evaluate_generated(
     Raises:
       UserError: There is no such set, or too few images of a kind in a category.
     """
-    tower = tower or clip_tower()
+    network = towers.load(tower)
     drawn = [row for row in generated.read(directory) if row.defect_type != GOOD]
     categories = tuple(dict.fromkeys(row.category for row in drawn))
     records = mvtec.read_folder(data, categories)
@@ -129,7 +84,9 @@ def evaluate_generated(
             "normal": [row for row in real if row.defect_type == GOOD],
         }
         _check_counts(category, groups, {"generated": directory}, data)
-        features = {name: _features(tower, rows, size) for name, rows in groups.items()}
+        features = {
+            name: _features(network, rows, size) for name, rows in groups.items()
+        }
         types = {
             name: np.array([row.defect_type for row in rows])
             for name, rows in groups.items()
@@ -137,7 +94,7 @@ def evaluate_generated(
         per_category[category] = _numbers(features, types)
         num_images[category] = {name: len(rows) for name, rows in groups.items()}
     results = {
-        "tower": tower.name,
+        "tower": tower,
         "num_images": num_images,
         "per_category": per_category,
         "mean": {
@@ -163,14 +120,21 @@ def _check_counts(category, groups, places, data) -> None:
 
 
 def _features(
-    tower: FeatureTower, rows: Sequence[Record], size: tuple[int, int]
+    tower: towers.FeatureTower, rows: Sequence[Record], size: tuple[int, int]
 ) -> np.ndarray:
     """Returns [N, D] float64 of the images of N records."""
+    sides = (tower.size, tower.size)
+
+    @jax.jit
+    def pooled(params, batch):
+        resized = jax.image.resize(batch, (len(batch), *sides, 3), "cubic")
+        return tower.pooled(params, resized.clip(0, 1))
+
     parts = []
     for numbers, count in trees.fixed_batches(len(rows), min(BATCH_SIZE, len(rows))):
         batch = [images.load_image(rows[number].image) for number in numbers]
-        batch = images.to_batch(batch, size)
-        parts.append(np.asarray(tower.apply(batch), np.float64)[:count])
+        batch = pooled(tower.params, images.to_batch(batch, size))
+        parts.append(np.asarray(batch, np.float64)[:count])
     return np.concatenate(parts)
 
 

@@ -120,7 +120,10 @@ def with_features(config: ml_collections.ConfigDict) -> ml_collections.ConfigDic
     section = changed[METHOD]
     section.feature_layers = mobilenet_v2.DEFAULT_LAYERS
     section.primary = "reference"
-    changed.kept = (*changed.kept, (f"{METHOD}.feature_tower", FEATURES))
+    changed.kept = (
+        *changed.kept,
+        (f"{METHOD}.feature_tower", f"mobilenet_v2:{FEATURES}"),
+    )
     return changed
 
 

@@ -141,7 +141,8 @@ def located(
     is copied to.
 
     Args:
-      config: A run's config; `kept` holds pairs such as ("data.directory", "shots").
+      config: A run's config; `kept` holds pairs such as ("data.directory", "shots") or
+        ("adp.feature_tower", "mobilenet_v2:features").
       directory: The run.
     """
     if not config.kept:  # the config itself, so that a caller's changes are seen
@@ -149,7 +150,8 @@ def located(
     changed = ml_collections.ConfigDict(config.to_dict())
     for key, folder in config.kept:
         section, _, name = key.rpartition(".")
-        changed[section][name] = str(Path(directory) / folder)
+        kind, colon, folder = folder.rpartition(":")
+        changed[section][name] = f"{kind}{colon}{Path(directory) / folder}"
     return changed
 
 

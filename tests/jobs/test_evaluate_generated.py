@@ -76,9 +76,8 @@ def sets(tmp_path_factory):
 @pytest.fixture(scope="module")
 def results(sets, real):
     """What the embedded tower, which knows such pictures, says of the sets."""
-    tower = job.clip_tower()
     return {
-        name: job.evaluate_generated(directory, real, tower)
+        name: job.evaluate_generated(directory, real, "clip")
         for name, directory in sets.items()
     }
 
@@ -106,7 +105,7 @@ def test_copies_of_the_real_images_are_caught_by_their_distance(results):
 def test_the_numbers_are_told_per_category_and_written_as_json(
     sets, real, tiny_backbone, tmp_path
 ):
-    tower, path = job.clip_tower(tiny_backbone), tmp_path / "numbers.json"
+    tower, path = f"clip:{tiny_backbone}", tmp_path / "numbers.json"
     told = job.evaluate_generated(sets["fresh"], real, tower, path)
     assert told["num_images"] == {CATEGORY: {"generated": 12, "real": 12, "normal": 8}}
     assert list(told["per_category"]) == [CATEGORY]
@@ -120,16 +119,16 @@ def test_the_numbers_are_told_per_category_and_written_as_json(
 def test_the_command_line_prints_the_table(sets, real, tmp_path, capsys):
     words = ["evaluate", f"--generated={sets['fresh']}", f"--data={real}"]
     out = tmp_path / "numbers.json"
-    assert main.main([*words, f"--out={out}"]) == 0
+    assert main.main([*words, "--tower=clip", f"--out={out}"]) == 0
     said = capsys.readouterr().out
-    assert "CLIP (embedded)" in said and "real defects, other half" in said
-    assert json.loads(out.read_text())["tower"] == "CLIP (embedded)"
+    assert "by clip." in said and "real defects, other half" in said
+    assert json.loads(out.read_text())["tower"] == "clip"
 
 
 def test_mobilenet_is_a_tower_as_well(sets, real, shared_data):
-    tower = job.mobilenet_tower(shared_data("mobilenet_v2"))
+    tower = f"mobilenet_v2:{shared_data('mobilenet_v2')}"
     told = job.evaluate_generated(sets["copies"], real, tower)
-    assert told["tower"] == "MobileNetV2"
+    assert told["tower"] == tower
     assert told["mean"]["generated"]["nearest"] < 1e-3 * told["mean"]["real"]["nearest"]
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from jaxanom import record
 from jaxanom.data.layouts import mvtec
 from jaxanom.jobs import config_file, fewshot, prepare
-from jaxanom.models.features import mobilenet_v2
+from jaxanom.models.features import mobilenet_v2, towers
 
 
 def photos(directory, names=("a.png", "b.PNG"), value=0):
@@ -140,7 +140,7 @@ def test_nothing_is_written_into_a_run_of_others(tmp_path, any_weights):
     run, files = tmp_path / "run", photos(tmp_path / "in")
     old, new = weights(tmp_path / "old", b"old"), weights(tmp_path / "new", b"new")
     config = keep(files, run, weights=old)
-    assert ("adp.feature_tower", "features") in config.kept
+    assert ("adp.feature_tower", "mobilenet_v2:features") in config.kept
     record.claim(run, config)
     before = tree(run)
     others = photos(tmp_path / "others", value=9)
@@ -167,7 +167,7 @@ def test_a_feature_tower_is_copied_into_the_run_and_found_there(tmp_path, shared
     weights = shared_data("mobilenet_v2")
     config = keep(photos(tmp_path / "in"), tmp_path / "run", weights=weights)
     found = prepare.located(config, tmp_path / "run").adp.feature_tower
-    assert mobilenet_v2.load(found).params.keys() >= {"L00", "L52"}
+    assert towers.load(found).params.keys() >= {"L00", "L52"}
     # A config that keeps nothing in its run is handed on as it is.
     other = config_file.load("configs/adp/folder.py")
     assert prepare.located(other, tmp_path) is other

@@ -157,7 +157,7 @@ def config_of(
     config.seed = config.train.seed = cell.draw
     config.adp.turns = (0, 1, 2, 3) if cell.names[0] in TEXTURES else (0,)
     if real and weights is not None:
-        config.adp.feature_tower = str(weights)
+        config.adp.feature_tower = f"mobilenet_v2:{weights}"
         config.adp.feature_layers = mobilenet_v2.DEFAULT_LAYERS
         config.adp.primary = "reference"
         config.phases.invert.num_steps = 0

@@ -82,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--shots", nargs="+", type=int, default=[1, 2, 4])
     arguments = parser.parse_args(argv)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tower = bank.from_mobilenet(
-        str(arguments.data / "mobilenet_v2"), mobilenet_v2.DEFAULT_LAYERS, 0
+    tower = bank.from_network(
+        f"mobilenet_v2:{arguments.data / 'mobilenet_v2'}",
+        mobilenet_v2.DEFAULT_LAYERS,
+        0,
     )
     look = jax.jit(lambda image: tower.features(tower.params, image, None)["joined"])
     compare = jax.jit(bank.distances)

@@ -170,8 +170,8 @@ def load(directory: str | Path) -> Tower:
     path = Path(directory).expanduser() / WEIGHTS
     if not path.is_file():
         raise UserError(
-            f"{path} is missing; config.adp.feature_tower wants a folder with the "
-            "published MobileNetV2 weights, or '' for CLIP"
+            f"{path} is missing; the feature tower mobilenet_v2:DIR wants a folder "
+            "with the published MobileNetV2 weights"
         )
     names = [layer.name for layer in graph() if not layer.adds] + ["L52"]
     try:

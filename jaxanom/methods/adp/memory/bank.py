@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxanom.errors import UserError
 from jaxanom.methods.adp.memory import crops, windows
-from jaxanom.models.features import mobilenet_v2
+from jaxanom.models.features import towers
 from jaxanom.types import Array, Params
 
 PADDING = -2
@@ -175,40 +175,41 @@ def from_clip(layers: Sequence[int], sizes: Sequence[int]) -> FeatureTower:
     return FeatureTower(None, tuple(layers), groups, features, cells)
 
 
-def from_mobilenet(directory: str, layers: Sequence[str], size: int) -> FeatureTower:
-    """MobileNetV2's layers, joined in the manner of PatchCore.
+def from_network(name: str, layers: Sequence[str], size: int) -> FeatureTower:
+    """The layers of an image network, joined in the manner of PatchCore.
 
     Args:
-      directory: Folder of the published weights.
-      layers: names such as "A02"; see `mobilenet_v2.MobileNetV2`.
-      size: side of the images it is given; 0 leaves them as they come.
+      name: See `models.features.towers`.
+      layers: Names of its layers; empty takes those that suit it.
+      size: Side of the images it is given; 0 leaves them as they come.
 
     Raises:
-      UserError: no weights there, or an unknown layer.
+      UserError: Weights are missing, or a layer is unknown.
     """
-    tower = mobilenet_v2.load(directory)
-    mobilenet_v2.check_layers(layers)
-    groups = joined_groups(list(layers))
+    network = towers.load(name)
+    layers = tuple(layers) or network.default_taps
+    towers.check_taps(network, layers, "adp.feature_layers")
+    groups = joined_groups(layers)
 
     def features(params, image, clip_features):
         del clip_features
         image = crops.resize(image, size) if size else image
-        output = tower.module.apply({"params": params}, image, tuple(layers))
-        return joined(dict(zip(layers, output.layers, strict=True)))
+        arrays = network.features(params, image, layers)
+        return joined(dict(zip(layers, arrays, strict=True)))
 
-    return FeatureTower(tower.params, (), groups, features, groups.names)
+    return FeatureTower(network.params, (), groups, features, groups.names)
 
 
 def feature_tower(
-    directory: str, layers: Sequence, size: int, sizes: Sequence[int]
+    name: str, layers: Sequence, size: int, sizes: Sequence[int]
 ) -> FeatureTower:
-    """Makes the tower of `config.adp.feature_tower`; "" is CLIP.
+    """Makes the tower of `config.adp.feature_tower`; "" is the CLIP of the text.
 
     Raises:
       UserError: layers that do not fit the tower.
     """
-    if directory:
-        return from_mobilenet(directory, [str(n) for n in layers], size)
+    if name:
+        return from_network(name, [str(n) for n in layers], size)
     try:
         return from_clip([int(n) for n in layers], sizes)
     except ValueError as error:

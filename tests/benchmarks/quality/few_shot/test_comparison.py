@@ -108,5 +108,5 @@ def test_photographs_are_scored_by_the_features_they_are_given(name, tmp_path):
     cell = comparison.Cell((name,), 2, 3)
     config = comparison.config_of(cell, tmp_path, tmp_path / "features", 1.0)
     assert config.adp.primary == "reference"
-    assert config.adp.feature_tower == str(tmp_path / "features")
+    assert config.adp.feature_tower == f"mobilenet_v2:{tmp_path / 'features'}"
     assert (config.data.num_train, config.data.split_seed) == (2, 3)
