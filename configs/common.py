@@ -10,6 +10,10 @@ DATA = {
     "class_subset": "all",  # of the categories: "base" the first half, "new" the rest
     "held_out": (),  # categories that are tested on and never trained on
     "image_size": 64,  # side that images are resized to
+    # "keep": their ratio stays, and image_size is the shorter side; what little differs
+    # from the median ratio is filled with mirrored content. "square" stretches them.
+    "aspect": "square",
+    "tiles": 1,  # shorter sides of image_size pixels that make up a large image's
     "seed": 0,  # of rendered images
     "num_train": 64,  # normal images per category; 0: all of a folder
     "num_test_good": 16,  # rendered normal test images per category

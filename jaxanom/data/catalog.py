@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from jaxanom.data import images
+from jaxanom.data import canvas, images
 from jaxanom.data.layouts import classes, mvtec, published
 from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.errors import UserError, check_known
@@ -17,7 +17,9 @@ Example = dict[str, Any]
 Load = Callable[[Record], tuple[np.ndarray, np.ndarray]]
 
 DATASETS = ("folder", "foundry", "classes", "tfds", *published.READERS)
+ASPECTS = ("square", "keep")
 CACHE_BYTES = 4 * 2**30
+_MOST_SHAPES = 64  # images whose ratios decide a canvas
 
 
 class Source(Protocol):
@@ -41,6 +43,8 @@ class Dataset(NamedTuple):
       records: all splits and categories; a record number is a position in here.
       load: record -> (image uint8 [H, W, 3], mask uint8 {0, 1} [H, W]), read-only. A
         defective record without a mask loads as zeros: see `unmasked`.
+      keeps_aspect: Whether images are fitted into `image_size` (`data.canvas`) instead
+        of being stretched to it.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Dataset(NamedTuple):
     image_size: tuple[int, int]
     records: tuple[Record, ...]
     load: Load
+    keeps_aspect: bool = False
 
 
 def open_dataset(
@@ -61,6 +66,7 @@ def open_dataset(
     num_test_good: int = 16,
     num_per_defect: int = 8,
     class_subset: str = "all",
+    aspect: str = "square",
 ) -> Dataset:
     """Opens a dataset; every file is checked before this returns.
 
@@ -77,20 +83,26 @@ def open_dataset(
       num_train, num_test_good, num_per_defect: rendered images per category, and per
         defect type of a category; folders do not use them.
       class_subset: "base" opens the first half of the categories, "new" the rest.
+      aspect: "square" stretches images to `image_size`; "keep" fits them into a canvas
+        with the median ratio of the training images, whose shorter side is
+        `image_size`.
 
     Raises:
       UserError: what is wrong with the name, the folder or one of its files.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     check_known("dataset", name, DATASETS)
+    check_known("aspect", aspect, ASPECTS)
+    keeps_aspect = aspect == "keep"
     if name == "foundry":
         counts = (num_train, num_test_good, num_per_defect)
         records, load = _rendered(categories, counts, seed, size)
-        return narrowed(from_records(name, records, size, load=load), class_subset)
+        whole = from_records(name, records, size, load=load, keeps_aspect=keeps_aspect)
+        return narrowed(whole, class_subset)
     if not directory:
         raise UserError(f"dataset {name!r} needs config.data.directory")
     path = Path(directory).expanduser().absolute()
-    names = load = None
+    names, shape_of, load_at = None, _shape, load_files
     if name == "classes":
         title, (records, names) = path.name, classes.read(directory, seed)
     elif name == "tfds":
@@ -98,7 +110,7 @@ def open_dataset(
 
         prepared = builders.Prepared(directory)
         title, records = path.parent.name, prepared.records
-        load = Cached(functools.partial(prepared.load, size=size))
+        shape_of, load_at = prepared.shape, prepared.load
     else:
         is_folder = name == "folder"
         title = path.name if is_folder else name
@@ -108,7 +120,10 @@ def open_dataset(
             else published.read(name, directory, categories)
         )
         mvtec.check(records)
-    whole = from_records(title, records, size, names, load=load)
+    if keeps_aspect:
+        size = canvas.size_for(_shapes(records, shape_of), min(size))
+    load = Cached(functools.partial(load_at, size=size, keeps_aspect=keeps_aspect))
+    whole = from_records(title, records, size, names, None, load, keeps_aspect)
     return narrowed(whole, class_subset, categories)
 
 
@@ -145,6 +160,7 @@ def from_records(
     categories: Sequence[str] | None = None,
     defect_types: Sequence[str] | None = None,
     load: Load | None = None,
+    keeps_aspect: bool = False,
 ) -> Dataset:
     """Makes a dataset of records.
 
@@ -157,6 +173,7 @@ def from_records(
       defect_types: id order, "good" first; by default "good" and the sorted rest.
       load: by default reads the records' files, resizes to `image_size` and keeps the
         arrays in memory up to `CACHE_BYTES`.
+      keeps_aspect: See `Dataset`.
 
     Raises:
       UserError: no records, a bad size, or a record outside the given names.
@@ -175,12 +192,18 @@ def from_records(
         check_known("category", record.category, categories)
         check_known("defect type", record.defect_type, defect_types)
     size = (int(height), int(width))
-    load = load or Cached(functools.partial(load_files, size=size))
-    return Dataset(name, categories, defect_types, size, tuple(records), load)
+    load = load or Cached(
+        functools.partial(load_files, size=size, keeps_aspect=keeps_aspect)
+    )
+    return Dataset(
+        name, categories, defect_types, size, tuple(records), load, keeps_aspect
+    )
 
 
-def load_files(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes a record's files and resizes both to `size` = (height, width)."""
+def load_files(
+    record: Record, size: tuple[int, int], keeps_aspect: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decodes a record's files and brings both to `size` = (height, width)."""
     image = images.load_image(record.image)
     if record.mask is None:
         mask = np.zeros(image.shape[:2], np.uint8)
@@ -191,7 +214,20 @@ def load_files(record: Record, size: tuple[int, int]) -> tuple[np.ndarray, np.nd
             f"mask {record.mask} is {mask.shape[1]} x {mask.shape[0]}, its image "
             f"{record.image} is {image.shape[1]} x {image.shape[0]}"
         )
-    return images.resize_image(image, size), images.resize_mask(mask, size)
+    return canvas.resized(image, mask, size, keeps_aspect)
+
+
+def _shape(record: Record) -> tuple[int, int]:
+    return images.header_size(record.image)[::-1]
+
+
+def _shapes(
+    records: Sequence[Record], shape_of: Callable[[Record], tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Returns (height, width) of training images, evenly spread over the records."""
+    training = [r for r in records if r.split == "train"] or list(records)
+    step = -(-len(training) // _MOST_SHAPES)
+    return [shape_of(record) for record in training[::step]]
 
 
 class Cached:

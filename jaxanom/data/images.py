@@ -1,7 +1,7 @@
 """Image and mask files -> uint8 arrays of one size, whatever the file's form."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +85,17 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return np.array(resized)
 
 
-def to_batch(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarray:
-    """Resizes pictures of any sizes; values become [0, 1].
+def to_batch(
+    pictures: Sequence[np.ndarray],
+    size: tuple[int, int],
+    resize: Callable[[np.ndarray, tuple[int, int]], np.ndarray] | None = None,
+) -> np.ndarray:
+    """Brings pictures of any sizes to one; values become [0, 1].
 
     Args:
       pictures: uint8 [H, W, 3] each.
       size: (height, width).
+      resize: (picture, size) -> picture; `resize_image` by default.
 
     Returns:
       float32 [N, height, width, 3].
@@ -105,7 +110,7 @@ def to_batch(pictures: Sequence[np.ndarray], size: tuple[int, int]) -> np.ndarra
                 f"a picture is {picture.dtype} {list(picture.shape)}; wanted uint8 "
                 "[H, W, 3], red, green and blue from 0 to 255"
             )
-    resized = [resize_image(picture, size) for picture in pictures]
+    resized = [(resize or resize_image)(picture, size) for picture in pictures]
     return (np.stack(resized) / 255.0).astype(np.float32)
 
 

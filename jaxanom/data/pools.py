@@ -195,6 +195,7 @@ def sources(
             dataset.image_size,
             dataset.categories,
             dataset.defect_types,
+            keeps_aspect=dataset.keeps_aspect,
         )
         pools["generated"] = catalog.source(generated_set)
     return pools

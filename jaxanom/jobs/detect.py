@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxanom import trees
-from jaxanom.data import images, pools
+from jaxanom.data import canvas, images, pools
 from jaxanom.data.layouts import mvtec
 from jaxanom.errors import UserError
 from jaxanom.evaluation import calibration
@@ -28,7 +28,8 @@ def predict(
       category: What they show; needed where the run knows several products.
 
     Returns:
-      Maps at the run's image size [N, h, w] and scores [N], numpy float32.
+      Maps at the run's image size [N, h, w] and scores [N], numpy float32. Of a run
+      that keeps the aspect ratio, `data.canvas.content` cuts a map to its picture.
 
     Raises:
       UserError: The method only generates, there is no picture or one of another type
@@ -46,11 +47,14 @@ def predict(
         )
     number = known.index(category) if category else 0
     size = min(config.data.batch_size, len(pictures))
+    resize = canvas.fit_image if dataset.keeps_aspect else images.resize_image
     apply = jax.jit(run.prepared.method.predict)
     parts = []
     for rows, count in trees.fixed_batches(len(pictures), size):
         batch = {
-            "image": images.to_batch([pictures[r] for r in rows], dataset.image_size),
+            "image": images.to_batch(
+                [pictures[r] for r in rows], dataset.image_size, resize
+            ),
             "category_id": np.full(size, number, np.int32),
             "valid": np.ones(size, bool),
         }
@@ -92,4 +96,7 @@ def detect(
         scores = predict(run, images.Lazy(others), category).image_score
         threshold = calibration.from_normals(scores, false_alarm_rate)
     predictions = predict(run, images.Lazy(files), category)
-    return detections.write(Path(directory), files, predictions, threshold)
+    keeps_aspect = run.prepared.dataset.keeps_aspect
+    return detections.write(
+        Path(directory), files, predictions, threshold, keeps_aspect
+    )

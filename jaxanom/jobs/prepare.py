@@ -52,12 +52,13 @@ def open_data(config: Any) -> tuple[catalog.Dataset, pools.Division]:
         data.name,
         data.directory or None,
         tuple(data.categories),
-        data.image_size,
+        data.tiles * data.image_size,
         data.seed,
         data.num_train,
         data.num_test_good,
         data.num_per_defect,
         data.class_subset,
+        data.aspect,
     )
     division = pools.divide(
         dataset,

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from jaxanom import record
-from jaxanom.data import images
+from jaxanom.data import canvas, images
 from jaxanom.errors import UserError
 from jaxanom.evaluation.calibration import Threshold
 from jaxanom.report import figures
@@ -26,6 +26,7 @@ def write(
     files: Sequence[Path],
     predictions: Predictions,
     threshold: Threshold | None,
+    keeps_aspect: bool = False,
 ) -> list[dict[str, Any]]:
     """Writes `NUMBER_NAME.png` for every image and, when all are, `detections.jsonl`.
 
@@ -39,6 +40,8 @@ def write(
       files: N images.
       predictions: What was predicted of them, with a leading axis of N.
       threshold: None calls no image anomalous or normal.
+      keeps_aspect: Whether images were fitted into the canvas of the maps
+        (`data.canvas`), so that a part of each map shows its image.
 
     Returns:
       The rows written: `image`, `image_score`, `threshold`, `false_alarm_rate`,
@@ -63,12 +66,11 @@ def write(
     std = predictions.anomaly_map_std
     rows = []
     for number, (file, picture) in enumerate(zip(files, pictures, strict=True)):
-        drawn = _drawn(
-            images.load_image(file),
-            predictions.anomaly_map[number],
-            None if std is None else std[number],
-            limits,
-        )
+        image, maps = images.load_image(file), [predictions.anomaly_map[number]]
+        maps += [] if std is None else [std[number]]
+        if keeps_aspect:
+            maps = [canvas.content(one, image.shape[:2]) for one in maps]
+        drawn = _drawn(image, maps, limits)
         rows.append(_row(file, picture, predictions, number, threshold))
         # Listed first: the next call removes what an interrupted one has drawn.
         record.append_metrics(directory / _PARTIAL, rows[-1])
@@ -88,16 +90,12 @@ def _earlier(directory: Path) -> list[Path]:
 
 
 def _drawn(
-    image: np.ndarray,
-    anomaly_map: np.ndarray,
-    std: np.ndarray | None,
-    limits: tuple[float, float],
+    image: np.ndarray, maps: Sequence[np.ndarray], limits: tuple[float, float]
 ) -> np.ndarray:
     """Image, map over image and, if there is one, the map's deviation, side by side."""
-    size = image.shape[:2]
-    panels = [image, figures.overlay(image, _enlarged(anomaly_map, size), *limits)]
-    if std is not None:
-        panels.append(figures.heat(_enlarged(std, size), 0.0, float(std.max())))
+    anomaly_map, *std = [_enlarged(one, image.shape[:2]) for one in maps]
+    panels = [image, figures.overlay(image, anomaly_map, *limits)]
+    panels += [figures.heat(one, 0.0, float(one.max())) for one in std]
     return figures.grid(panels, len(panels))
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from jaxanom.data import images
+from jaxanom.data import canvas, images
 from jaxanom.data.layouts import mvtec, published, rendered
 from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.errors import UserError, check_known
@@ -194,12 +194,20 @@ class Prepared:
                 self.records.append(record)
                 self._places[record] = split, number
 
-    def load(self, record: Record, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-        """Returns image and mask of a record, resized, as `catalog.load_files` does."""
+    def shape(self, record: Record) -> tuple[int, int]:
+        """Returns (height, width) of a record's image."""
+        split, number = self._places[record]
+        with Image.open(io.BytesIO(self._sources[split][number]["image"])) as opened:
+            return opened.height, opened.width
+
+    def load(
+        self, record: Record, size: tuple[int, int], keeps_aspect: bool = False
+    ) -> tuple[np.ndarray, ...]:
+        """Returns image and mask of a record, as `catalog.load_files` does."""
         split, number = self._places[record]
         row = self._sources[split][number]
         with Image.open(io.BytesIO(row["image"])) as opened:
             image = np.asarray(opened.convert("RGB"))
         with Image.open(io.BytesIO(row["mask"])) as opened:
             mask = (np.asarray(opened.convert("L")) > 0).astype(np.uint8)
-        return images.resize_image(image, size), images.resize_mask(mask, size)
+        return canvas.resized(image, mask, size, keeps_aspect)

@@ -152,7 +152,7 @@ def load_shots(dataset: catalog.Dataset, category: str) -> np.ndarray:
     if height != width:
         raise UserError(
             f"images of {height}x{width}; views and maps of this method are square: "
-            "set config.data.image_size to one number"
+            "set config.data.aspect='square'"
         )
     images = [dataset.load(dataset.records[number])[0] for number in numbers]
     return np.stack(images).astype(np.float32) / np.float32(255)
