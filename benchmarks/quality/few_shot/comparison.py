@@ -33,13 +33,12 @@ import jax
 import ml_collections
 import numpy as np
 
-import jaxanom
 from benchmarks import harness
 from benchmarks.quality.few_shot import published, summary, variants
 from jaxanom import record
 from jaxanom.data import catalog
 from jaxanom.data.layouts import mvtec
-from jaxanom.jobs import config_file
+from jaxanom.jobs import config_file, train
 from jaxanom.methods import adp
 from jaxanom.models.features import mobilenet_v2
 from jaxanom.report import tables
@@ -175,7 +174,7 @@ def measure(
     config = config_of(cell, directory, weights, scale)
     tried: list[Any] = []
     make = functools.partial(adp.make, choose_fn=variants.keeping(tried))
-    run = jaxanom.train(config, out / "runs" / cell.key, make=make)
+    run = train.train(config, out / "runs" / cell.key, make=make)
     facts = record.read_json(run.directory / record.RECORD)
     names = run.prepared.dataset.categories
     grids = dict(
@@ -197,7 +196,7 @@ def measure(
         plain = config_of(cell, directory, weights, scale)
         plain.adp.baseline, plain.phases.invert.num_steps = baseline, 0
         rows[name] = variants.scores(
-            jaxanom.train(plain, out / "runs" / f"{cell.key}-{baseline}")
+            train.train(plain, out / "runs" / f"{cell.key}-{baseline}")
         )
     rows["plain"] = variants.scores(run, variants.plain_predict(run))
     measured = {}

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-import jaxanom
 from jaxanom.contracts import PredictFn
+from jaxanom.jobs import evaluate
+from jaxanom.jobs.load import Trained
 from jaxanom.methods import adp
 from jaxanom.methods.adp import model, options, predict
 from jaxanom.methods.adp.channels import fusion
@@ -38,7 +39,7 @@ def keeping(grids: list[tuple[fusion.Settings, np.ndarray]]) -> choose.ChooseFn:
 
 
 def agreement(
-    run: jaxanom.Run, number: int, settings: fusion.Settings, per_fold: np.ndarray
+    run: Trained, number: int, settings: fusion.Settings, per_fold: np.ndarray
 ) -> float:
     """Spearman correlation over the grid: J on synthetic and on the test images.
 
@@ -88,16 +89,14 @@ def agreement(
 
 
 def scores(
-    run: jaxanom.Run, predict_fn: PredictFn | None = None
+    run: Trained, predict_fn: PredictFn | None = None
 ) -> dict[str, dict[str, float]]:
     """Evaluates a run, or another detector on its test images, by category."""
-    results = jaxanom.evaluate(run, num_examples=0, predict=predict_fn)
+    results = evaluate.evaluate(run, num_examples=0, predict=predict_fn)
     return dict(results["per_category"])
 
 
-def with_settings(
-    run: jaxanom.Run, settings_of: Mapping[str, fusion.Settings]
-) -> jaxanom.Run:
+def with_settings(run: Trained, settings_of: Mapping[str, fusion.Settings]) -> Trained:
     """Returns the run with other settings; categories not named get the default."""
     scoring = predict.from_tree(run.params["scoring"])
     adp_options = options.read(run.prepared.config.adp)
@@ -109,7 +108,7 @@ def with_settings(
     return run._replace(params={**run.params, "scoring": tree})
 
 
-def plain_predict(run: jaxanom.Run) -> PredictFn:
+def plain_predict(run: Trained) -> PredictFn:
     """Nearest neighbour in the features of C2: no calibration, text or smoothing."""
     config = run.prepared.config.adp
     tower = bank.feature_tower(
@@ -137,7 +136,7 @@ def plain_predict(run: jaxanom.Run) -> PredictFn:
     return call
 
 
-def clip_plain_predict(run: jaxanom.Run) -> PredictFn:
+def clip_plain_predict(run: Trained) -> PredictFn:
     """The same with the last of CLIP's layers, where no other tower is used."""
     config = run.prepared.config
     towers, _ = model.load(config.model, config.adp.diffusion_size)

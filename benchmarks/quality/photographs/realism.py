@@ -12,7 +12,7 @@ the MVTec layout, of one category each, below --data, and one that foundry rende
 import argparse
 import shutil
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.jobs import evaluate_generated as job
 from jaxanom.report import tables
 
-SETS = ("foundry", "magnetic_tile", "kolektor_sdd", "hazelnut_toy")
+SETS = ("foundry", "magnetic_tile", "hazelnut_toy", "kolektor_sdd")
 FOUNDRY, FOUNDRY_CATEGORY = "foundry", "leather"
 BLUR = 1 / 60
 """Deviation of the Gaussian blur, as a share of the shorter side."""
@@ -64,76 +64,71 @@ def halves(
     return [first[pick] for pick in picks], [second[pick] for pick in picks]
 
 
-def write_data(root: Path, rows: Iterable[Record]) -> None:
-    """Copies records into the MVTec layout, without masks."""
-    for row in rows:
-        place = root / row.category / row.split / row.defect_type / Path(row.name).name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(row.image, place)
+def prepare_draw(
+    records: Sequence[Record], settings: argparse.Namespace, seed: int, data: Path
+) -> Iterator[generated.GeneratedRow]:
+    """Writes the real images of one draw of the halves, yields what is to be judged.
 
-
-def write_set(
-    root: Path, pictures: Sequence[np.ndarray], rows: Sequence[Record]
-) -> Path:
-    """Writes pictures as a generated set with the categories and types of `rows`."""
-    everywhere = np.ones(pictures[0].shape[:2], np.uint8)
-    return generated.write(
-        root,
-        (
-            generated.GeneratedRow(
-                *(row.category, row.defect_type, picture, everywhere, everywhere),
-                *(row.name, "", number),
-            )
-            for number, (picture, row) in enumerate(zip(pictures, rows, strict=True))
-        ),
-    ).directory
-
-
-def measure(
-    directory: Path, settings: argparse.Namespace, seed: int
-) -> dict[str, dict[str, float]]:
-    """Returns {row of the table: {number: value}} of one draw of the halves."""
-    records = mvtec.read_folder(directory)
+    Every subject is a category of its own, so that one program judges all.
+    """
     defects = [row for row in records if row.defect_type != GOOD]
-    data, other = halves(defects, settings.most, seed)
+    real, other = halves(defects, settings.most, seed)
     normal, more = halves(
-        [row for row in records if row.defect_type == GOOD], len(data), seed
+        [row for row in records if row.defect_type == GOOD], len(real), seed
     )
     shapes = [images.header_size(row.image)[::-1] for row in records]
     size = canvas.size_for(shapes, settings.image_size)
-    real = images_of(other, size)
     rng = np.random.default_rng(seed)
     pictures = {
-        "real": real,
-        "blurred": [blurred(image) for image in real],
+        "real": images_of(other, size),
+        "blurred": [blurred(image) for image in images_of(other, size)],
         "normal": images_of(more, size),
         "noise": [rng.integers(0, 256, (*size, 3)).astype(np.uint8) for _ in other],
     }
-    numbers: dict[str, dict[str, float]] = {}
-    with tempfile.TemporaryDirectory() as room:
-        write_data(Path(room, "data"), [*data, *normal])
-        for name in SUBJECTS:
-            count = min(len(pictures[name]), len(other))
-            subject = write_set(Path(room, name), pictures[name][:count], other[:count])
-            results = job.evaluate_generated(
-                subject, Path(room, "data"), settings.tower
+    everywhere = np.ones(size, np.uint8)
+    for name in SUBJECTS:
+        category = f"{name}{seed}"
+        for row in (*real, *normal):
+            place = data / category / row.split / row.defect_type / Path(row.name).name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(row.image, place)
+        for number, (picture, row) in enumerate(
+            zip(pictures[name], other, strict=False)
+        ):
+            yield generated.GeneratedRow(
+                *(category, row.defect_type, picture, everywhere, everywhere),
+                *(row.name, "", number),
             )
-            numbers[name] = results["mean"]["generated"]
-    numbers["other half"] = results["mean"]["real"]
-    numbers["yardstick normal"] = results["mean"]["normal"]
-    return numbers
 
 
-def measure_set(name: str, settings: argparse.Namespace) -> dict[str, Any]:
-    """Returns {row: {number: values of all draws}} of a set."""
+def measure(name: str, settings: argparse.Namespace) -> dict[str, Any]:
+    """Returns {row of the table: {number: values of all draws}} of a set."""
     directory = settings.out / FOUNDRY if name == FOUNDRY else settings.data / name
     if name == FOUNDRY and not directory.is_dir():
         counts = 2 * settings.most, 0, settings.most // 4
         render.write_mvtec(directory, (FOUNDRY_CATEGORY,), 64, 0, *counts)
-    draws = [measure(directory, settings, seed) for seed in range(settings.num_draws)]
+    records = mvtec.read_folder(directory)
+    seeds = range(settings.num_draws)
+    with tempfile.TemporaryDirectory() as room:
+        data, subjects = Path(room, "data"), Path(room, "subjects")
+        rows = (
+            row for seed in seeds for row in prepare_draw(records, settings, seed, data)
+        )
+        generated.write(subjects, rows)
+        results = job.evaluate_generated(subjects, data, settings.tower)
+    draws = {
+        subject: [results["per_category"][f"{subject}{seed}"] for seed in seeds]
+        for subject in SUBJECTS
+    }
+    # The yardsticks are of the real images alone, and so the same for every subject.
+    sources = {
+        "other half": ("real", "real"),
+        **{subject: (subject, "generated") for subject in SUBJECTS},
+        "yardstick normal": ("real", "normal"),
+    }
     return {
-        row: {key: [draw[row][key] for draw in draws] for key in job.COLUMNS}
-        for row in HEADINGS
+        row: {key: [draw[of][key] for draw in draws[subject]] for key in job.COLUMNS}
+        for row, (subject, of) in sources.items()
     }
 
 
@@ -165,7 +160,10 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--num_draws", type=int, default=3)
     parser.add_argument("--record", action="store_true", help="adds to records/")
     settings = parser.parse_args(arguments)
-    results = {name: measure_set(name, settings) for name in settings.sets}
+    results = {}
+    for name in settings.sets:
+        results[name] = measure(name, settings)
+        print(tables.to_text(table({name: results[name]})), flush=True)
     facts = {
         key: value
         for key, value in vars(settings).items()
@@ -184,7 +182,6 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
                 "versions": record.versions(),
             },
         )
-    print(tables.to_text(table(results)))
     return results
 
 
