@@ -52,6 +52,8 @@ setup(
             "tensorflow-datasets>=4.9.10,<5",
             "array_record>=0.8.6",
             "grain>=0.2.18",
+            # Photographs, CC BY-NC-SA 4.0, of `jaxanom data elpv`; to evaluate only.
+            "elpv-dataset>=1.0.0.post1",
         ],
         # ImageNet weights as files; no code of these packages is run.
         "photos": [

@@ -456,13 +456,13 @@ def whole_job(generation_config, tmp_path_factory) -> Job:
         keys = KeysRead(patch)
         prepare = prepared.prepare
 
-        def noting_prepare(given):
+        def noting_prepare(given, **keywords):
             detector = {
                 "detector.": "detector.options.",
                 "phases.segment.": "detector.phase.",
             }
             keys.register(given, detector if given.method == "detector" else {})
-            return prepare(given)
+            return prepare(given, **keywords)
 
         patch.setattr(prepared, "prepare", noting_prepare)
         keys.register(config)

@@ -92,24 +92,24 @@ def token_data(towers: model.Towers, params: Any, width: int) -> objective.Token
     )
 
 
-def ours(given: Problem) -> Callable[..., Any]:
+def ours(task: Problem) -> Callable[..., Any]:
     """(start, data, params, keys) -> vectors of W tokens."""
 
     def run(start, data, params, keys):
-        found, _ = inversion.invert_all(
-            given.loss, start, data, params, keys, given.steps, LEARNING_RATE
+        vectors, _ = inversion.invert_all(
+            task.loss, start, data, params, keys, task.steps, LEARNING_RATE
         )
-        return found
+        return vectors
 
     return run
 
 
-def draws(given: Problem, key: Any) -> dict[str, np.ndarray]:
+def draws(task: Problem, key: Any) -> dict[str, np.ndarray]:
     """Draws as `objective.inversion` does from a token's key; leaves [steps, batch]."""
-    captions = given.layouts.captions.eos_positions.shape[1]
-    side = given.towers.size // given.towers.vae.config.downsampling
-    shape = (given.batch, side, side, given.towers.vae.config.latent_channels)
-    num_timesteps = len(given.towers.alphas_cumprod)
+    captions = task.layouts.captions.eos_positions.shape[1]
+    side = task.towers.size // task.towers.vae.config.downsampling
+    shape = (task.batch, side, side, task.towers.vae.config.latent_channels)
+    num_timesteps = len(task.towers.alphas_cumprod)
 
     def one(step):
         key_draws, _ = jax.random.split(jax.random.fold_in(key, step))
@@ -117,43 +117,43 @@ def draws(given: Problem, key: Any) -> dict[str, np.ndarray]:
             key_draws, 5
         )
         _, crop, is_part = objective.draw_crops(
-            key_shot, given.batch, jnp.int32(1), crops.pyramid()
+            key_shot, task.batch, jnp.int32(1), crops.pyramid()
         )
-        caption = jax.random.randint(key_caption, (given.batch,), 0, captions)
+        caption = jax.random.randint(key_caption, (task.batch,), 0, captions)
         return {
             "crop": crop,
             "caption": is_part * captions + caption,
             "noise": jax.random.normal(key_noise, shape),
             "timesteps": objective.draw_timesteps(
-                key_timestep, given.batch, num_timesteps, False
+                key_timestep, task.batch, num_timesteps, False
             ),
         }
 
-    return jax.tree.map(np.array, jax.jit(jax.vmap(one))(jnp.arange(given.steps)))
+    return jax.tree.map(np.array, jax.jit(jax.vmap(one))(jnp.arange(task.steps)))
 
 
-def cases_of(given: Problem, widths: list[int]) -> list[harness.Case]:
+def cases_of(task: Problem, widths: list[int]) -> list[harness.Case]:
     """Compiles every width, compares its first token with PyTorch's, returns all."""
-    facts = {"steps": given.steps, "batch": given.batch}
-    call = torch_loop(given)
-    wanted = None if call is None else call()
+    facts = {"steps": task.steps, "batch": task.batch}
+    call = torch_loop(task)
+    reference = None if call is None else call()
     cases = []
     for width in widths:
-        data = token_data(given.towers, given.params, width)
+        data = token_data(task.towers, task.params, width)
         keys = inversion.token_keys(jax.random.key(0), width)
         case = harness.compiled(
             f"ours, {width} token{'s' * (width > 1)}",
-            ours(given),
+            ours(task),
             data.start,
             data,
-            given.params,
+            task.params,
             keys,
-            work=width * given.steps,
+            work=width * task.steps,
             unit="token steps",
             facts=facts | {"width": width},
         )
-        if wanted is not None:
-            gap = difference(case.call()[0], wanted, data.start[0])
+        if reference is not None:
+            gap = difference(case.call()[0], reference, data.start[0])
             print(f"{case.name}: vectors differ by {gap:.1e} of their way", flush=True)
             case = case._replace(facts={**case.facts, "difference": gap})
         cases.append(case)
@@ -164,7 +164,7 @@ def cases_of(given: Problem, widths: list[int]) -> list[harness.Case]:
         harness.Case(
             TORCH,
             call,
-            work=given.steps,
+            work=task.steps,
             unit="token steps",
             facts=facts | {"width": 1},
             wait=lambda result: result,
@@ -172,13 +172,13 @@ def cases_of(given: Problem, widths: list[int]) -> list[harness.Case]:
     ]
 
 
-def difference(found: Any, wanted: Any, start: Any) -> float:
+def difference(vectors: Any, reference: Any, start: Any) -> float:
     """Largest difference of two results, over the longest way from the start."""
-    found, wanted, start = map(np.asarray, (found, wanted, start))
-    return float(np.abs(found - wanted).max() / np.abs(wanted - start).max())
+    vectors, reference, start = map(np.asarray, (vectors, reference, start))
+    return float(np.abs(vectors - reference).max() / np.abs(reference - start).max())
 
 
-def torch_loop(given: Problem) -> Callable[[], Any] | None:
+def torch_loop(task: Problem) -> Callable[[], Any] | None:
     """Returns the same loop in PyTorch, or None where it is not installed."""
     try:
         import diffusers
@@ -186,46 +186,46 @@ def torch_loop(given: Problem) -> Callable[[], Any] | None:
         import transformers
     except ImportError:
         return None
-    source, towers = Path(backbones.resolve(given.directory)), given.towers
+    source, towers = Path(backbones.resolve(task.directory)), task.towers
     network = diffusers.UNet2DConditionModel.from_pretrained(source / "unet").float()
     text = transformers.CLIPModel.from_pretrained(source / "clip").float().text_model
     for module in (network, text):
         module.requires_grad_(False)
     ids, slots = (
         torch.as_tensor(np.array(x)).long().reshape(-1, towers.text_length)
-        for x in (given.layouts.captions.input_ids, given.layouts.captions.slots)
+        for x in (task.layouts.captions.input_ids, task.layouts.captions.slots)
     )
     alphas = torch.as_tensor(np.array(towers.alphas_cumprod), dtype=torch.float32)
     length = towers.text_length
     causal = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)
-    data = token_data(towers, given.params, 1)
+    data = token_data(towers, task.params, 1)
     latents = torch.from_numpy(np.array(data.mean)[0, 0]).permute(0, 3, 1, 2)
-    drawn = draws(given, inversion.token_keys(jax.random.key(0), 1)[0])
+    drawn = draws(task, inversion.token_keys(jax.random.key(0), 1)[0])
     drawn = {name: torch.from_numpy(value) for name, value in drawn.items()}
 
-    def context(vectors, chosen):
-        words = text.embeddings.token_embedding(ids[chosen])
-        placed = vectors[slots[chosen].clamp(min=0)]
-        hidden = torch.where((slots[chosen] >= 0)[..., None], placed, words)
+    def context(vectors, caption):
+        words = text.embeddings.token_embedding(ids[caption])
+        placed = vectors[slots[caption].clamp(min=0)]
+        hidden = torch.where((slots[caption] >= 0)[..., None], placed, words)
         hidden = hidden + text.embeddings.position_embedding.weight[:length]
-        mask = causal.expand(len(chosen), 1, -1, -1)
-        found = text.encoder(inputs_embeds=hidden, causal_attention_mask=mask)
-        return text.final_layer_norm(found.last_hidden_state)
+        mask = causal.expand(len(caption), 1, -1, -1)
+        encoded = text.encoder(inputs_embeds=hidden, causal_attention_mask=mask)
+        return text.final_layer_norm(encoded.last_hidden_state)
 
     def call():
         vectors = torch.from_numpy(np.array(data.start[0])).requires_grad_()
         optimiser = torch.optim.Adam([vectors], lr=LEARNING_RATE)
-        for step in range(given.steps):
-            rows, chosen, told = (
+        for step in range(task.steps):
+            rows, caption, timesteps = (
                 drawn[name][step].long() for name in ("crop", "caption", "timesteps")
             )
             noise = drawn["noise"][step].permute(0, 3, 1, 2)
-            alpha = alphas[told][:, None, None, None]
+            alpha = alphas[timesteps][:, None, None, None]
             signal, spread, clean = alpha.sqrt(), (1 - alpha).sqrt(), latents[rows]
             noised = signal * clean + spread * noise
-            wanted = signal * noise - spread * clean if towers.is_velocity else noise
-            found = network(noised, told, context(vectors, chosen)).sample
-            loss = ((wanted - found) ** 2).mean()
+            target = signal * noise - spread * clean if towers.is_velocity else noise
+            predicted = network(noised, timesteps, context(vectors, caption)).sample
+            loss = ((target - predicted) ** 2).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -250,8 +250,8 @@ def main(argv: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--widths", type=int, nargs="+", default=[1, 2, 4, 8])
     arguments = parser.parse_args(argv)
-    given = problem("embedded", arguments.steps, arguments.batch)
-    cases = cases_of(given, arguments.widths)
+    task = problem("embedded", arguments.steps, arguments.batch)
+    cases = cases_of(task, arguments.widths)
     rows = harness.run(cases, arguments.warmup, arguments.repeats)
     return harness.report(NAME, times_as_fast(rows), arguments.record)
 

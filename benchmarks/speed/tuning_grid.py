@@ -66,7 +66,7 @@ def loop(
         )
         kept = max(1, round(float(shares[number]) * side**2))
         ranked = np.sort(plain, axis=1)[:, -kept:].mean(1)
-        found = []
+        objectives = []
         for f in range(grid.NUM_FOLDS):
             parts = []
             for s in range(1, int(data.source.max()) + 1):
@@ -77,8 +77,8 @@ def loop(
                     truth[rows].ravel(), values[rows].ravel()
                 )
                 parts.append((auroc + ap) / 2)
-            found.append(np.mean(parts))
-        return found
+            objectives.append(np.mean(parts))
+        return objectives
 
     return lambda: np.array([one(number) for number in range(count)])
 

@@ -1,8 +1,8 @@
-"""`jaxanom data foundry|check|tokenizer|tfds`."""
+"""`jaxanom data foundry|elpv|check|tokenizer|tfds`."""
 
 import argparse
 
-PARTS = ("foundry", "check", "tokenizer", "tfds")
+PARTS = ("foundry", "elpv", "check", "tokenizer", "tfds")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,6 +20,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     foundry.add_argument("--num-train", type=int, default=64)
     foundry.add_argument("--num-test-good", type=int, default=16)
     foundry.add_argument("--num-per-defect", type=int, default=8)
+    elpv = parts.add_parser(
+        "elpv", help="write photographs of solar cells, for evaluation only"
+    )
+    elpv.add_argument("--out", required=True, help="directory to write")
+    elpv.add_argument(
+        "--categories", default="", help="mono, poly or, by default, both"
+    )
+    elpv.add_argument(
+        "--seed", type=int, default=0, help="draws the normal cells that train"
+    )
+    elpv.add_argument(
+        "--threshold",
+        type=float,
+        help="test unsure cells too, as defective from this probability on",
+    )
     check = parts.add_parser(
         "check", help="check a folder of images and say what is in it"
     )
@@ -39,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     tfds.add_argument("--categories", default="", help="names with commas between")
     tfds.add_argument("--size", type=int, default=256, help="of foundry, in pixels")
-    tfds.add_argument("--seed", type=int, default=0, help="of foundry")
+    tfds.add_argument("--seed", type=int, default=0, help="of foundry and elpv")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -48,15 +63,19 @@ def run(arguments: argparse.Namespace) -> None:
 
     if arguments.part != "check":
         distributed.check_alone(f"data {arguments.part}")
-    parts = {"foundry": _foundry, "check": _check}
+    parts = {"foundry": _foundry, "elpv": _elpv, "check": _check}
     parts |= {"tokenizer": _tokenizer, "tfds": _tfds}
     parts[arguments.part](arguments)
+
+
+def _categories(arguments: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(name for name in arguments.categories.split(",") if name)
 
 
 def _foundry(arguments: argparse.Namespace) -> None:
     from jaxanom.data.foundry import names, render
 
-    categories = tuple(name for name in arguments.categories.split(",") if name)
+    categories = _categories(arguments)
     counts = arguments.num_train, arguments.num_test_good, arguments.num_per_defect
     render.write_mvtec(
         arguments.out,
@@ -66,6 +85,15 @@ def _foundry(arguments: argparse.Namespace) -> None:
         *counts,
     )
     print(f"written: {arguments.out}")
+
+
+def _elpv(arguments: argparse.Namespace) -> None:
+    from jaxanom.data.layouts import elpv
+
+    settings = _categories(arguments), arguments.seed, arguments.threshold
+    records = elpv.write_mvtec(arguments.out, *settings)
+    print(elpv.LICENCE)
+    print(f"written: {arguments.out} ({len(records)} images)")
 
 
 def _check(arguments: argparse.Namespace) -> None:
@@ -98,17 +126,18 @@ def _tokenizer(arguments: argparse.Namespace) -> None:
 
 
 def _tfds(arguments: argparse.Namespace) -> None:
-    from jaxanom.data.layouts import builders
+    from jaxanom.data.layouts import builders, elpv
 
-    categories = tuple(name for name in arguments.categories.split(",") if name)
     builder = builders.make(
         arguments.name,
         arguments.out,
         arguments.manual,
-        categories,
+        _categories(arguments),
         arguments.size,
         arguments.seed,
     )
     builder.download_and_prepare()
+    if arguments.name == builders.ELPV:
+        print(elpv.LICENCE)
     print(f"written: {builder.data_path}; read it with --config.data.name=tfds and")
     print(f"--config.data.directory={builder.data_path}")

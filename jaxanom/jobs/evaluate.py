@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from jaxanom import record
-from jaxanom.contracts import Metric
+from jaxanom.contracts import Metric, PredictFn
 from jaxanom.data import catalog, pipeline, pools
 from jaxanom.errors import UserError
 from jaxanom.evaluation import protocols, runner
@@ -28,7 +28,10 @@ WHOLE_TEST = {"defect_rule": "none", "held_out": ()}
 
 
 def evaluate(
-    run: Trained, num_examples: int = 12, extra: Mapping[str, Metric] | None = None
+    run: Trained,
+    num_examples: int = 12,
+    extra: Mapping[str, Metric] | None = None,
+    predict: PredictFn | None = None,
 ) -> dict[str, Any]:
     """Scores a detector on its test images; writes `evaluation.json` and examples.
 
@@ -36,6 +39,7 @@ def evaluate(
       run: A run of a method that detects.
       num_examples: Number of images whose maps are written.
       extra: Further metrics by name, beside those of the protocol.
+      predict: Scored in place of the run's own detector.
 
     Returns:
       {"mean", "per_category", "num_images", "curves"}.
@@ -49,7 +53,7 @@ def evaluate(
     prepared = run.prepared
     dataset, division = prepared.dataset, prepared.division
     key = jax.random.key(prepared.config.seed)
-    apply = jax.jit(prepared.method.predict)
+    apply = jax.jit(predict or prepared.method.predict)
     rescale = prepared.method.rescale
     protocol = protocols.image_detection(rescale)
     without_masks = sorted(catalog.unmasked(dataset, division.test))

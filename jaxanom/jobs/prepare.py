@@ -35,6 +35,10 @@ DIVIDED_BY = (
 _AUGMENTED = 17  # the random stream of augmented views, beside those of `data`
 
 
+MakeFn = Callable[[Any, catalog.Dataset], Method]
+"""(config, training part of the data) -> the method, as `by_name.make`."""
+
+
 class Prepared(NamedTuple):
     """A config brought to life: data, method, mesh."""
 
@@ -75,6 +79,7 @@ def prepare(
     config: ml_collections.ConfigDict,
     category: str = "",
     devices: Sequence[jax.Device] | None = None,
+    make: MakeFn = by_name.make,
 ) -> Prepared:
     """Checks everything that can be checked before a compile.
 
@@ -83,6 +88,7 @@ def prepare(
       category: one to know besides those of the data, for methods that detect in
         products they never saw.
       devices: The devices of the mesh; None: all that are attached.
+      make: Makes the method of a config and a dataset.
 
     Raises:
       UserError: what is wrong, where, and which key to change.
@@ -94,7 +100,7 @@ def prepare(
     dataset, division = open_data(config)
     if category and category not in dataset.categories:
         dataset = dataset._replace(categories=(*dataset.categories, category))
-    method = by_name.make(config, pools.training_part(dataset, division))
+    method = make(config, pools.training_part(dataset, division))
     transforms.check_views(
         method.encode is not None,
         data.num_views,

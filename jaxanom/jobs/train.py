@@ -12,6 +12,7 @@ from jaxanom import record, trees
 from jaxanom.data import pools
 from jaxanom.jobs import prepare
 from jaxanom.jobs.load import PARAMS, Trained, load
+from jaxanom.methods import by_name
 from jaxanom.models.checkpoints.formats import weights
 from jaxanom.parallel import distributed, placement
 from jaxanom.training import loop
@@ -21,6 +22,7 @@ def train(
     config: ml_collections.ConfigDict,
     directory: str | Path,
     on_log: Callable[[dict[str, Any]], None] | None = None,
+    make: prepare.MakeFn = by_name.make,
 ) -> Trained:
     """Trains all phases of a config; called again, it goes on where it stopped.
 
@@ -30,6 +32,7 @@ def train(
       config: A recipe's config.
       directory: The run. One of another config there is refused.
       on_log: Called with every row of metrics.
+      make: Makes the method, see `prepare.prepare`.
 
     Raises:
       UserError: See `prepare.prepare`; or the directory holds another run, or one of
@@ -37,7 +40,7 @@ def train(
     """
     directory = Path(directory)
     # The record keeps folders of the run as they are named: a copied run finds its own.
-    prepared = prepare.prepare(prepare.located(config, directory))
+    prepared = prepare.prepare(prepare.located(config, directory), make=make)
     sources, mixtures = prepare.pools_of(prepared)
     select, selection_facts = prepare.selection_of(prepared, directory)
     # Only now: a config that was refused must not stand in the way of the next one.

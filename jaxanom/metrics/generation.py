@@ -15,19 +15,19 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     """Squared Frechet distance of the Gaussians fitted to [N, D] and [M, D] features.
 
     arXiv 1706.08500: |mu_1 - mu_2|^2 + tr(C_1 + C_2 - 2 (C_1 C_2)^(1/2)), C with N - 1.
-    The trace of the root is computed from C_1^(1/2) C_2 C_1^(1/2), which is symmetric:
-    no complex root, also when there are fewer samples than dimensions. With few samples
-    the distance is biased upwards; compare only at equal numbers, at least 2.
+    With C = R^T R, the trace of the root is the sum of singular values of R_1 R_2^T: no
+    complex root, and no matrix of D x D where there are fewer samples than dimensions.
+    With few samples the distance is biased upwards; compare only at equal numbers, at
+    least 2.
     """
     first, second = _pair(first, second)
     gap = first.mean(0) - second.mean(0)
-    cov_first = np.atleast_2d(np.cov(first, rowvar=False))
-    cov_second = np.atleast_2d(np.cov(second, rowvar=False))
-    values, vectors = np.linalg.eigh(cov_first)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    product = np.linalg.eigvalsh(root @ cov_second @ root)
-    shared = np.sqrt(np.maximum(product, 0)).sum()
-    total = gap @ gap + np.trace(cov_first) + np.trace(cov_second) - 2 * shared
+    roots = [
+        np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r")
+        for x in (first, second)
+    ]
+    shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    total = gap @ gap + sum((root**2).sum() for root in roots) - 2 * shared
     return float(max(total, 0))
 
 

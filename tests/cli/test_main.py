@@ -250,6 +250,7 @@ def test_an_unknown_category_of_the_procedural_dataset(refused, tmp_path):
     [
         ("report", "--run=x", "--out=y"),
         ("data", "foundry", "--out=x"),
+        ("data", "elpv", "--out=x"),
         ("data", "tokenizer", "--out=x"),
         ("data", "tfds", "visa", "--out=x"),
     ],

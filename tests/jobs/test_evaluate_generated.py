@@ -9,7 +9,9 @@ from PIL import Image
 from jaxanom.cli import main
 from jaxanom.data import generated
 from jaxanom.data.foundry import render
+from jaxanom.data.layouts.mvtec import Record
 from jaxanom.jobs import evaluate_generated as job
+from jaxanom.models.features import towers
 
 CATEGORY, KINDS, SIZE = "pill", ("crack", "stain"), 32
 NUM_REAL, FRESH = 6, 1000
@@ -130,6 +132,22 @@ def test_mobilenet_is_a_tower_as_well(sets, real, shared_data):
     told = job.evaluate_generated(sets["copies"], real, tower)
     assert told["tower"] == tower
     assert told["mean"]["generated"]["nearest"] < 1e-3 * told["mean"]["real"]["nearest"]
+
+
+@pytest.mark.parametrize(("size", "num_edges"), [((64, 32), 3), ((32, 32), 1)])
+def test_only_a_square_set_has_real_images_squeezed(tmp_path, size, num_edges):
+    """A wide image with a bright upper half has mirrored copies on a tall canvas."""
+    pixels = np.zeros((16, 32, 3), np.uint8)
+    pixels[:8] = 255
+    save(tmp_path / "0.png", pixels)
+    record = Record(str(tmp_path / "0.png"), None, CATEGORY, "crack", "test", "0")
+    tower = towers.FeatureTower(
+        *("flat", {}, 8, (), (), None),
+        pooled=lambda params, image: image.mean((2, 3)),
+    )
+    features = job._extractor(tower, size)([record])
+    assert features.shape == (1, 8 * size[0] // size[1])  # the tower's own 8 px wide
+    assert np.abs(np.diff((features[0] > 0.5).astype(int))).sum() == num_edges
 
 
 def test_what_is_missing_is_named(sets, real, tmp_path, capsys):

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.quality.few_shot import comparison
+from benchmarks.quality.few_shot import summary
 from jaxanom.data import catalog
 from jaxanom.data.foundry import names
 from jaxanom.methods.adp import model
@@ -57,19 +57,19 @@ def settings(distances: Array) -> Iterator[tuple[str, Predictions]]:
             yield f"sigma {sigma:g}, share {share:g}", Predictions(enlarged, score)
 
 
-def measured(found: Predictions, masks: np.ndarray, images_only: bool) -> dict:
+def measured(predictions: Predictions, masks: np.ndarray, images_only: bool) -> dict:
     """Returns the metrics of one setting; those of pixels do not know the share."""
     batch = {
         "mask": masks,
         "label": masks.any((1, 2)).astype(np.int32),
         "valid": np.ones(len(masks), bool),
     }
-    wanted = [ranking.images()]
+    metrics = [ranking.images()]
     if not images_only:
-        wanted += [ranking.histogram(), regions.per_region_overlap()]
+        metrics += [ranking.histogram(), regions.per_region_overlap()]
     values: dict[str, float] = {}
-    for metric in wanted:
-        values |= metric.finalize(metric.update(metric.init(), found, batch))
+    for metric in metrics:
+        values |= metric.finalize(metric.update(metric.init(), predictions, batch))
     return values
 
 
@@ -89,7 +89,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     look = jax.jit(lambda image: tower.features(tower.params, image, None)["joined"])
     compare = jax.jit(bank.distances)
-    found: dict[tuple[str, int], list[dict[str, float]]] = {}
+    runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     for name in names.TRAIN_CATEGORIES:
         pool, test, masks = images_of(name)
         turns = (0, 1, 2, 3) if name in names.TEXTURES else (0,)
@@ -104,21 +104,21 @@ def main(argv: Sequence[str] | None = None) -> None:
                 nobody = np.full(len(test), bank.NOBODY, np.int32)
                 which = np.zeros(len(test), np.int32)
                 distances = compare(patches, entries, owners, which, nobody)
-                for setting, made in settings(distances):
+                for setting, predictions in settings(distances):
                     pixels = not setting.endswith(
                         tuple(f"share {share:g}" for share in fusion.SHARES[1:])
                     )
-                    row = measured(made, masks, not pixels)
-                    found.setdefault((setting, shots), []).append(row)
+                    row = measured(predictions, masks, not pixels)
+                    runs.setdefault((setting, shots), []).append(row)
         print(name, flush=True)
     lines = [
         {"setting": setting, "K": shots}
         | {
-            shown: f"{100 * np.mean([row[metric] for row in rows]):.2f}"
-            for metric, shown in comparison.METRICS.items()
+            heading: f"{100 * np.mean([row[metric] for row in rows]):.2f}"
+            for metric, heading in summary.METRICS.items()
             if metric in rows[0]
         }
-        for (setting, shots), rows in sorted(found.items(), key=lambda pair: pair[0][1])
+        for (setting, shots), rows in sorted(runs.items(), key=lambda pair: pair[0][1])
     ]
     table = tables.from_records(lines, {key: key for key in lines[0]}, caption="")
     text = tables.to_markdown(table)

@@ -63,8 +63,8 @@ class Case(NamedTuple):
 
     def options(self) -> objective.Options:
         """Default weights for the terms that are on, 0 for the others."""
-        chosen = {f"{term}_weight" for term in self.terms}
-        return _DEFAULT._replace(**{key: 0.0 for key in _OFF if key not in chosen})
+        kept = {f"{term}_weight" for term in self.terms}
+        return _DEFAULT._replace(**{key: 0.0 for key in _OFF if key not in kept})
 
 
 ALL = ("align", "state", "anchor", "prior")
@@ -139,17 +139,17 @@ def pictures(
     return np.stack(drawn).astype(np.float32) / np.float32(255)
 
 
-def unseen(given: Bench, category: str, data_seed: int) -> Unseen:
+def unseen(setup: Bench, category: str, data_seed: int) -> Unseen:
     """Renders and encodes what the tokens of a category are measured on."""
     normal = pictures(category, "test", range(HELD_OUT), data_seed)
     plan = pairs.plan(normal, NUM_PAIRS, 1, seed=data_seed)
     inside = plan.region[..., None] > 0
     pasted = np.where(inside, plan.patch, plan.view)
-    covered = windows.coverage(plan.region, given.towers.grid, WINDOWS) >= COVERED
+    covered = windows.coverage(plan.region, setup.towers.grid, WINDOWS) >= COVERED
     covered[:, 0] = False  # the whole image is no window
 
     def parts(images):
-        return model.batched(lambda x: given.encode.parts(given.params, x), 8, images)
+        return model.batched(lambda x: setup.encode.parts(setup.params, x), 8, images)
 
     kinds = names.defect_types(category)
     good = pictures(category, "test", range(100, 100 + NUM_GOOD), data_seed)
@@ -160,10 +160,10 @@ def unseen(given: Bench, category: str, data_seed: int) -> Unseen:
     images = np.concatenate([good, *bad])
 
     def look(image):
-        return windows.features(given.towers, given.params, image, WINDOWS)
+        return windows.features(setup.towers, setup.params, image, WINDOWS)
 
     return Unseen(
-        token_data(given, Case(()), category, normal, 0),
+        token_data(setup, Case(()), category, normal, 0),
         parts(plan.view)[covered],
         parts(pasted)[covered],
         model.batched(jax.jit(look), 8, images),
@@ -172,22 +172,22 @@ def unseen(given: Bench, category: str, data_seed: int) -> Unseen:
 
 
 def token_data(
-    given: Bench, case: Case, category: str, shots: np.ndarray, seed: int
+    setup: Bench, case: Case, category: str, shots: np.ndarray, seed: int
 ) -> objective.TokenData:
     """Encodes the shots of one token."""
     name = case.name or category
-    plain = wording.lay_out(given.towers, given.words, NUM_VECTORS, name)
+    plain = wording.lay_out(setup.towers, setup.words, NUM_VECTORS, name)
     start = model.class_vectors(
-        given.params, given.towers.tokenizer, name, NUM_VECTORS, seed
+        setup.params, setup.towers.tokenizer, name, NUM_VECTORS, seed
     )
     return inversion.prepare(
-        given.encode,
-        given.params,
+        setup.encode,
+        setup.params,
         (plain.normal, plain.anomalous),
-        given.pyramid,
+        setup.pyramid,
         (shots, np.arange(len(shots))),
         start,
-        (given.towers.size, given.towers.clip_size),
+        (setup.towers.size, setup.towers.clip_size),
         len(shots),
     )
 
@@ -200,7 +200,7 @@ def auroc(normal: np.ndarray, anomalous: np.ndarray) -> float:
 
 
 def measure(
-    given: Bench, seen: Unseen, data: Any, vectors: jax.Array | None
+    setup: Bench, seen: Unseen, data: Any, vectors: jax.Array | None
 ) -> dict[str, float]:
     """Measures one token, [n, D], or where it is None the plain class word."""
     class_normal, class_anomalous = (
@@ -210,8 +210,8 @@ def measure(
     if vectors is not None:
         vectors = model.bounded(vectors, data.limit)
         normal, anomalous = (
-            model.prototype(given.encode.sentences(given.params, layout, vectors))
-            for layout in (given.around.normal, given.around.anomalous)
+            model.prototype(setup.encode.sentences(setup.params, layout, vectors))
+            for layout in (setup.around.normal, setup.around.anomalous)
         )
     prototypes = jnp.stack([normal, anomalous])
     tau = jnp.float32(_DEFAULT.temperature)
@@ -242,21 +242,21 @@ def measure(
     }
 
 
-def noise_loss(given: Bench, name: str | None) -> Any:
+def noise_loss(setup: Bench, name: str | None) -> Any:
     """Makes L_TI on held-out images with the same draws for all tokens.
 
     Args:
-      given: see `Bench`.
+      setup: see `Bench`.
       name: what captions speak of; None: the token.
 
     Returns:
       A jitted (vectors, data of held-out images, weights) -> scalar.
     """
     layouts = wording.training_layouts(
-        given.towers, given.words, given.around, NUM_VECTORS, name
+        setup.towers, setup.words, setup.around, NUM_VECTORS, name
     )
     plain = objective.make_loss(
-        given.towers, layouts, given.pyramid, _DEFAULT._replace(**_OFF)
+        setup.towers, layouts, setup.pyramid, _DEFAULT._replace(**_OFF)
     )
     keys = jax.random.split(jax.random.key(7), NUM_DRAWS)
 
@@ -269,7 +269,7 @@ def noise_loss(given: Bench, name: str | None) -> Any:
 
 
 def run_case(
-    given: Bench,
+    setup: Bench,
     case: Case,
     settings: argparse.Namespace,
     seen: Mapping[str, Unseen],
@@ -286,32 +286,32 @@ def run_case(
         shots = pictures(
             category, "train", range(first, first + case.shots), settings.data_seed
         )
-        rows.append(token_data(given, case, category, shots, seed))
+        rows.append(token_data(setup, case, category, shots, seed))
     data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
     loss = objective.make_loss(
-        given.towers, given.layouts, given.pyramid, case.options()
+        setup.towers, setup.layouts, setup.pyramid, case.options()
     )
     keys = inversion.token_keys(jax.random.key(settings.data_seed), len(marks))
     vectors, trace = inversion.invert_all(
-        loss, data.start, data, given.params, keys, settings.steps
+        loss, data.start, data, setup.params, keys, settings.steps
     )
-    found: dict[str, list[dict[str, Any]]] = {"token": [], CLASS_WORD: []}
-    token_noise = noise_loss(given, None)
-    word_noise = {c: noise_loss(given, case.name or c) for c in settings.categories}
+    rows_of: dict[str, list[dict[str, Any]]] = {"token": [], CLASS_WORD: []}
+    token_noise = noise_loss(setup, None)
+    word_noise = {c: noise_loss(setup, case.name or c) for c in settings.categories}
     for number, ((category, seed), own) in enumerate(zip(marks, rows, strict=True)):
         mark = {"category": category, "seed": seed}
-        learnt = measure(given, seen[category], own, vectors[number])
-        begun = measure(given, seen[category], own, None)
+        learnt = measure(setup, seen[category], own, vectors[number])
+        begun = measure(setup, seen[category], own, None)
         held = seen[category].held
         for row, noise in ((learnt, token_noise), (begun, word_noise[category])):
-            row["noise"] = float(noise(vectors[number], held, given.params))
+            row["noise"] = float(noise(vectors[number], held, setup.params))
         terms = {
             f"{name} fell": float(np.mean(values[number, :20] - values[number, -20:]))
             for name, values in jax.tree.map(np.asarray, trace.terms).items()
         }
-        found["token"].append(mark | learnt | terms)
-        found[CLASS_WORD].append(mark | begun)
-    return found
+        rows_of["token"].append(mark | learnt | terms)
+        rows_of[CLASS_WORD].append(mark | begun)
+    return rows_of
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> tables.Table:
@@ -320,18 +320,18 @@ def table(results: Mapping[str, Mapping[str, Any]]) -> tables.Table:
     The deviation is of the paired difference to the class word.
     """
     lines = []
-    for name, found in results.items():
+    for name, rows_of in results.items():
         line: dict[str, Any] = {"case": name}
         for key, factor in (("noise", 1), ("windows", 100), ("images", 100)):
             token, word = (
-                factor * np.array([row[key] for row in found[kind]])
+                factor * np.array([row[key] for row in rows_of[kind]])
                 for kind in ("token", CLASS_WORD)
             )
             digits = 1 if factor == 100 else 4
             line[key] = f"{token.mean():.{digits}f}"
             gain = tables.mean_std(list(token - word), 1, digits)
             line[f"{key} gained"] = gain
-        line["anchor"] = f"{np.mean([row['anchor'] for row in found['token']]):.2f}"
+        line["anchor"] = f"{np.mean([row['anchor'] for row in rows_of['token']]):.2f}"
         lines.append(line)
     columns = {key: key for key in lines[0]}
     return tables.from_records(lines, columns, caption="Terms of the inversion")
@@ -362,15 +362,15 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
         for name in ("steps", "seeds", "data_seed", "categories")
     }
     results = harness.kept_results(path, facts)
-    given = bench()
+    setup = bench()
     seen = {
-        category: unseen(given, category, settings.data_seed)
+        category: unseen(setup, category, settings.data_seed)
         for category in settings.categories
     }
     for name in settings.cases:
         if name in results:
             continue
-        results[name] = run_case(given, CASES[name], settings, seen)
+        results[name] = run_case(setup, CASES[name], settings, seen)
         record.write_json(path, {"results": results, **harness.surroundings(), **facts})
         print(name, measures.spread([r["windows"] for r in results[name]["token"]]))
     text = tables.to_markdown(table(results))

@@ -2,7 +2,8 @@
 
 A builder copies a dataset into ArrayRecord files of encoded images, which a cluster
 reads faster than many small files. What was unpacked by hand is looked for in
-`manual_dir/<name>`, laid out as `published` says; "foundry" needs no files.
+`manual_dir/<name>`, laid out as `published` says; "elpv" is an installed package, and
+"foundry" needs no files.
 
     builder = builders.make("visa", data_dir, manual_dir)
     builder.download_and_prepare()
@@ -21,12 +22,12 @@ import numpy as np
 from PIL import Image
 
 from jaxanom.data import canvas, images
-from jaxanom.data.layouts import mvtec, published, rendered
+from jaxanom.data.layouts import elpv, mvtec, published, rendered
 from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.errors import UserError, check_known
 
-FOUNDRY = "foundry"
-NAMES = (*published.READERS, FOUNDRY)
+ELPV, FOUNDRY = "elpv", "foundry"
+NAMES = (*published.READERS, ELPV, FOUNDRY)
 FORMAT = "array_record"
 _FIELDS = ("name", "category", "defect_type")
 _ORIENTATION = 274  # of EXIF
@@ -47,16 +48,18 @@ def make(
       data_dir: to write to; the dataset gets its own folder there.
       manual_dir: holds the unpacked dataset in a folder of its name.
       categories: which to take, in this order; empty takes all.
-      size, seed: What "foundry" renders.
+      size: Side of what "foundry" renders.
+      seed: Decides what "foundry" renders, and which cells of "elpv" train.
 
     Raises:
       UserError: an unknown name, a dataset of that name that is there already (with
         which categories, size and seed, its folder does not tell), or
-        tensorflow-datasets is not installed.
+        tensorflow-datasets, or the package of "elpv", is not installed.
     """
     _check_installed()
     check_known("dataset", name, NAMES)
-    arguments = (name, Path(manual_dir) / name, tuple(categories), size, seed)
+    root = elpv.folder() if name == ELPV else Path(manual_dir) / name
+    arguments = (name, root, tuple(categories), size, seed)
     builder_class = _builder_class(name, functools.partial(_rows, *arguments))
     builder = builder_class(data_dir=str(data_dir), file_format=FORMAT)
     if Path(builder.data_path).exists():
@@ -122,7 +125,7 @@ def _builder_class(dataset: str, rows: Callable[[str], Iterator[Any]]) -> type:
 
 
 def _rows(
-    name: str, manual: Path, categories: Sequence[str], size: int, seed: int, split: str
+    name: str, root: Path, categories: Sequence[str], size: int, seed: int, split: str
 ) -> Iterator[tuple[Record, bytes, bytes]]:
     """Yields records of a split with their encoded image and mask."""
     if name == FOUNDRY:
@@ -132,7 +135,11 @@ def _rows(
                 mask = sample.mask.astype(bool).astype(np.uint8) * np.uint8(255)
                 yield record, _png(sample.image), _png(mask)
         return
-    for record in published.read(name, manual, categories):
+    if name == ELPV:
+        records = elpv.read(root, categories, seed)
+    else:
+        records = published.read(name, root, categories)
+    for record in records:
         if record.split != split:
             continue
         image = _encoded_image(Path(record.image))

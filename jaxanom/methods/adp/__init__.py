@@ -27,6 +27,7 @@ training (calibration, self-tuning) is `Method.complete`.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -46,19 +47,24 @@ from jaxanom.methods.adp.channels import evidence as channels
 from jaxanom.methods.adp.channels import fusion, generative
 from jaxanom.methods.adp.memory import bank, crops, windows
 from jaxanom.methods.adp.token import inversion, wording
-from jaxanom.methods.adp.tuning import draw
+from jaxanom.methods.adp.tuning import choose, draw
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Frozen, Params, PRNGKey
 
 PHASE = "invert"
 
 
-def make(config: Any, dataset: catalog.Dataset) -> Method:
+def make(
+    config: Any,
+    dataset: catalog.Dataset,
+    choose_fn: Callable[..., choose.Tuned] = choose.choose,
+) -> Method:
     """Builds the method from its sections of the config.
 
     Args:
       config: Its `model`, `adp`, `seed` and the length of phase "invert" are read.
       dataset: The training part; only its normal images are looked at.
+      choose_fn: The rule by which self-tuning keeps a setting.
 
     Returns:
       A detector with one token, memory and settings per category.
@@ -101,6 +107,9 @@ def make(config: Any, dataset: catalog.Dataset) -> Method:
         names=tuple(categories),
         num_shots=tuple(map(len, shots)),
         options=switches,
+        choose_fn=functools.partial(
+            choose_fn, standard_errors=switches.standard_errors
+        ),
         seed=seed,
     )
 

@@ -37,6 +37,7 @@ class Workshop(NamedTuple):
       names: Names of the categories.
       num_shots: K of every category.
       options: See `options.Options`.
+      choose_fn: See `choose.ChooseFn`.
       seed: Decides the synthetic images.
     """
 
@@ -49,6 +50,7 @@ class Workshop(NamedTuple):
     names: tuple[str, ...]
     num_shots: tuple[int, ...]
     options: Options
+    choose_fn: choose.ChooseFn
     seed: int
 
 
@@ -119,7 +121,7 @@ def _category(
             calibration = _fit(Seen(*(np.concatenate(pair) for pair in both)))
         tuned, facts = choose.tune_accepted(
             shop.detector,
-            (shop.options.num_settings, shop.options.standard_errors),
+            (shop.options.num_settings, shop.choose_fn),
             judged,
             calibration,
             settings,

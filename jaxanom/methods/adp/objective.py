@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxanom.diffusion import targets
+from jaxanom.losses import denoising
 from jaxanom.methods.adp import model
 from jaxanom.methods.adp.memory import crops
 from jaxanom.models.clip import prompts
@@ -135,6 +136,7 @@ def make_loss(
     """
 
     weights = {
+        "inversion": 1.0,
         "align": options.align_weight,
         "state": options.state_weight,
         "anchor": options.anchor_weight,
@@ -170,10 +172,10 @@ def make_loss(
         )
         noised = targets.add_noise(latents, noise, timesteps, towers.alphas_cumprod)
         noise_pred = towers.unet(params["unet"], noised, timesteps, context)
-        error = jnp.mean((noise - noise_pred.astype(jnp.float32)) ** 2, axis=(1, 2, 3))
+        row_weights = None
         if towers.is_velocity:
-            error = error * targets.velocity_weights(timesteps, towers.alphas_cumprod)
-        return jnp.mean(error)
+            row_weights = targets.velocity_weights(timesteps, towers.alphas_cumprod)
+        return denoising.regression(noise, noise_pred, weights=row_weights)
 
     def zero_shot(vectors, data, params, key):
         """The terms that read CLIP, over a few random templates."""
@@ -200,12 +202,12 @@ def make_loss(
         key_noise, key_templates = jax.random.split(key)
         vectors = model.bounded(vectors, data.limit)
         terms = {"inversion": inversion(vectors, data, params, key_noise)}
-        if weights.keys() - {"prior"}:
+        if weights.keys() - {"inversion", "prior"}:
             terms |= zero_shot(vectors, data, params, key_templates)
         if "prior" in weights:
             terms["prior"] = prior(vectors, data.start)
-        terms = {name: terms[name] for name in ("inversion", *weights)}
-        total = sum(weights.get(name, 1.0) * value for name, value in terms.items())
+        terms = {name: terms[name] for name in weights}
+        total = sum(weights[name] * value for name, value in terms.items())
         return total, terms
 
     return loss

@@ -14,7 +14,7 @@ lost on its test images (benchmarks/QUALITY.md); `config.adp` asks for 2.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,6 +31,9 @@ from jaxanom.methods.adp.tuning import pairs
 
 LEAST_IMAGES = 64
 _STEPS_ALONG_SIMPLEX = {1: 1, 2: 10, 3: 6}
+
+ChooseFn = Callable[[Settings, np.ndarray, int], "Tuned"]
+"""(settings, objective per fold, number of images) -> what is kept, as `choose`."""
 
 
 class Tuned(NamedTuple):
@@ -130,7 +133,7 @@ def tune(
     has_language: bool,
     most: int = 4096,
     fits_memory: bool = True,
-    standard_errors: float = 1.0,
+    choose_fn: ChooseFn | None = None,
 ) -> Tuned:
     """Chooses settings on synthetic images.
 
@@ -143,7 +146,7 @@ def tune(
       fits_memory: whether the synthetic images were made of shots that the memory was
         not told of. With one shot they were not: all of them look familiar to it, and
         only smoothing, pooling and C1's temperature can be judged by them.
-      standard_errors: see `choose`.
+      choose_fn: The rule; None is `choose` with its default.
 
     Raises:
       UserError: fewer than 64 images: on 32 the chosen settings look about 0.09 AUROC
@@ -160,7 +163,7 @@ def tune(
     side = synthetic.maps.shape[-1]
     settings = grid(cell_counts, default, has_language, side, most, fits_memory)
     per_fold = np.asarray(grids.objectives(synthetic, cell_counts, settings))  # [H, F]
-    return choose(settings, per_fold, count, standard_errors)
+    return (choose_fn or choose)(settings, per_fold, count)
 
 
 def choose(
@@ -228,7 +231,7 @@ class Judged(NamedTuple):
 
 def tune_accepted(
     detector: Detector,
-    limits: tuple[int, float],
+    limits: tuple[int, ChooseFn],
     drawn: Judged,
     calibration: fusion.Calibration,
     settings: Settings,
@@ -238,7 +241,7 @@ def tune_accepted(
 
     Args:
       detector: Its channels were looked through.
-      limits: (most settings to try, standard errors, see `choose`).
+      limits: (most settings to try, the rule that chooses among them).
       drawn: The synthetic pairs.
       calibration: Statistics of the channels.
       settings: The default.
@@ -276,7 +279,7 @@ def tune_accepted(
             ]
         ),
     )
-    most, standard_errors = limits
+    most, choose_fn = limits
     tuned = tune(
         synthetic,
         detector.cell_counts,
@@ -284,7 +287,7 @@ def tune_accepted(
         detector.has_language,
         most,
         fits_memory,
-        standard_errors,
+        choose_fn,
     )
     return tuned, {**facts, **describe(detector, tuned), "tuned": True}
 

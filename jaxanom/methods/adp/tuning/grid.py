@@ -111,8 +111,8 @@ def _objectives(
 
         # Zeros for the cells left out: a product with all of them, as a few settings
         # share it, takes half the time of gathering C maps for each.
-        def fused(array, chosen):
-            weights = jnp.zeros(len(array)).at[chosen].add(row.weights)
+        def fused(array, cells):
+            weights = jnp.zeros(len(array)).at[cells].add(row.weights)
             return jnp.einsum("n,nmij->mij", weights, array)
 
         cells = starts + row.cells

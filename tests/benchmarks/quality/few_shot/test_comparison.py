@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from benchmarks.quality.few_shot import comparison, published
+from benchmarks.quality.few_shot import comparison, published, summary, variants
 from jaxanom.jobs import config_file
 from jaxanom.methods.adp import options
 from jaxanom.methods.adp.channels import fusion
@@ -43,11 +43,11 @@ def test_text_alone_needs_no_shots():
     assert fusion.default(options.default_weights(plus), True).image_weight < 1
 
 
-def test_one_standard_error_chooses_from_the_grid_that_was_heard():
+def test_one_standard_error_chooses_from_the_grid_that_was_kept():
     first = fusion.default((1.0, 1.0), has_language=True)
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf + 1]), first)
     per_fold = np.array([[0.1, 0.2, 0.3, 0.2, 0.2], [0.25, 0.2, 0.3, 0.2, 0.4]])
-    found = comparison.of_one_error({"pill": (both, per_fold)})
+    found = variants.of_one_error({"pill": (both, per_fold)})
     assert found["pill"].sigma == first.sigma + 1
     assert choose.choose(both, per_fold, 0, 2.0).kept_default
 
@@ -58,7 +58,7 @@ def test_the_table_shows_mean_and_deviation_over_draws():
         "pill-1-1": entry(adp=0.7, plain=0.4),
         "pill-2-0": entry(adp=0.9, plain=0.4),
     }
-    found = comparison.table(results, "image_auroc")
+    found = summary.table(results, "image_auroc")
     rows = [dict(zip(found.columns, row, strict=True)) for row in found.rows]
     assert [row["K"] for row in rows] == [1, 2]
     assert rows[0]["adp"] == "60.0 ± 10.0" and rows[0]["plain"] == "40.0 ± 0.0"
@@ -71,7 +71,7 @@ def test_gains_of_the_tuning_are_paired_by_draw():
         return found | {"tuning": {"x": {"accepted": rates}}, "agreement": agreement}
 
     results = {"pill-2-0": tuned(0.6, 0.5, 0.4), "pill-2-1": tuned(0.9, 0.8, None)}
-    found = comparison.tuning_table(results)
+    found = summary.tuning_table(results)
     row = dict(zip(found.columns, found.rows[0], strict=True))
     assert row["Image AUROC"].startswith("10.0") and row["agreement"] == "0.40"
     assert row["normal accepted"] == "75 %" and row["anomaly accepted"] == "80 %"
@@ -91,16 +91,16 @@ def test_published_lines_are_whole_and_say_where_they_are_from():
     assert "2303.14814" in text and "93.1 ± 2.0" in text
 
 
-def test_the_grid_is_heard_and_chosen_from_all_the_same():
+def test_the_grid_is_kept_and_chosen_from_all_the_same():
     settings = fusion.default((1.0, 1.0), has_language=True)
     both = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), settings)
     per_fold = np.array([[0.1, 0.2], [0.8, 0.9]])
-    with comparison.listening() as heard:
-        chosen = choose.choose(both, per_fold, 64)
-    assert not chosen.kept_default and len(heard) == 1
-    np.testing.assert_array_equal(heard[0][1], per_fold)
+    grids = []
+    kept = variants.keeping(grids)(both, per_fold, 64, standard_errors=1.0)
+    assert not kept.kept_default and len(grids) == 1
+    np.testing.assert_array_equal(grids[0][1], per_fold)
     choose.choose(both, per_fold, 64)
-    assert len(heard) == 1  # it listens no longer
+    assert len(grids) == 1  # the rule itself keeps none
 
 
 @pytest.mark.parametrize("name", comparison.REAL)
