@@ -74,7 +74,7 @@ def measure(folder: Path, row: str, seed: int, directory: Path) -> dict[str, Any
 
 
 def summary(runs: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Returns {metric: [mean, standard deviation]} over seeds, deviation of a sample."""
+    """Returns {metric: [mean, deviation of a sample]} over seeds."""
     values = {key: [run[key] for run in runs] for key in runs[0]}
     return {
         key: [float(np.mean(v)), float(np.std(v, ddof=min(1, len(v) - 1)))]
