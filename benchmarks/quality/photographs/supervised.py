@@ -70,7 +70,8 @@ def measure(folder: Path, row: str, seed: int, directory: Path) -> dict[str, Any
     training.train(config, directory)
     results = evaluate.evaluate_on(directory)
     seconds = record.read_json(directory / record.RECORD)["train_seconds"]
-    return {**{key: results["mean"][key] for key in COLUMNS}, "train_seconds": seconds}
+    percent = {key: 100 * results["mean"][key] for key in COLUMNS}
+    return {**percent, "train_seconds": seconds}
 
 
 def summary(runs: Sequence[dict[str, float]]) -> dict[str, list[float]]:
