@@ -17,12 +17,24 @@ def config(num_steps: int = 600) -> ml_collections.ConfigDict:
 def options():
     """Section `detector`."""
     return {
+        # "none": a U-Net from nothing, of `width` and `depth`. Or a frozen feature
+        # tower, of which a head is trained: efficientnet_lite0 to 2 (extra `photos`),
+        # mobilenet_v2:DIR, clip, clip:NAME.
+        "encoder": "none",
+        # The tower's layers, the finest first; () takes its own.
+        "taps": (),
+        # Hidden channels of the head.
+        "head_width": 64,
+        # Places of an image that a step of the head learns from.
+        "num_places": 64,
+        # Encode images once, `data.num_views` of each, instead of in every step.
+        "cache_features": True,
         # Channels of the first level, and how often the resolution is halved.
         "width": 16,
         "depth": 3,
         # What convolutions compute in; weights and norms stay float32.
         "dtype": "float32",
-        # Focal exponent; 0 is plain cross-entropy.
+        # Focal exponent of the U-Net; 0 is plain cross-entropy.
         "gamma": 2.0,
         # Mirror half of the rows, image and mask alike.
         "flip_horizontal": True,

@@ -4,6 +4,10 @@ A generator is worth what a detector learns from its images (arXiv 2411.16767, i
 detection tables). The data source decides whether this detector sees real defects,
 generated ones or both; nothing here knows which. One phase, "segment".
 
+On photographs it is a small head on a frozen ImageNet tower (`tower`,
+`config.detector.encoder`); without an encoder it is a U-Net from nothing, of which the
+rest of this page speaks.
+
 The papers leave the detector unsaid; the released code of AnomalyDiffusion
 (arXiv 2312.05767), whose table layout they share, trains DRAEM's segmenter. Differences
 from that code:
@@ -26,7 +30,7 @@ import jax.numpy as jnp
 
 from jaxanom.contracts import Method, Phase
 from jaxanom.errors import UserError
-from jaxanom.methods.detector import model, objective, options, predict
+from jaxanom.methods.detector import model, objective, options, predict, tower
 from jaxanom.models.ops import initialise
 
 
@@ -34,14 +38,19 @@ def make(config: Any, dataset: Any) -> Method:
     """Builds the detector from `config.detector`.
 
     Args:
-      config: The run's config, of which only the section `detector` is read.
-      dataset: Its `categories` and `image_size` are read.
+      config: The run's config, of which the section `detector` is read, and whether
+        anything is left to train.
+      dataset: The training part; without an encoder, its `categories` and `image_size`
+        are read.
 
     Raises:
       UserError: An unknown key, an unknown category, or an image size the depth does
         not divide.
     """
     settings = options.read(config.detector)
+    if settings.encoder != options.NO_ENCODER:
+        is_trained = config.phases.segment.num_steps == 0
+        return tower.make(settings, dataset, is_trained)
     unknown = sorted(set(settings.orientation_fixed) - set(dataset.categories))
     if unknown:
         raise UserError(

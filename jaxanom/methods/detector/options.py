@@ -6,10 +6,17 @@ from typing import Any, NamedTuple
 from jaxanom import sections
 from jaxanom.errors import UserError
 
+NO_ENCODER = "none"
+
 
 class Options(NamedTuple):
     """Section `detector`; configs/detector/base.py explains it."""
 
+    encoder: str
+    taps: tuple[str, ...]
+    head_width: int
+    num_places: int
+    cache_features: bool
     width: int
     depth: int
     dtype: str
@@ -30,6 +37,8 @@ def read(section: Mapping[str, Any]) -> Options:
     options = sections.read(section, Options, "config.detector")
     for key, low, high in (
         ("gamma", 0, float("inf")),
+        ("head_width", 1, float("inf")),
+        ("num_places", 2, float("inf")),
         ("brightness", 0, 1),
         ("contrast", 0, 1),
     ):

