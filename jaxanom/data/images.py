@@ -26,8 +26,8 @@ def load_image(path: str | Path) -> np.ndarray:
     """Decodes an image file to uint8 [H, W, 3] in sRGB order.
 
     The EXIF orientation is applied. Grey values are repeated over three channels,
-    palettes resolved and transparency laid over white. Of 16-bit, 32-bit and float files
-    `grey_range` says which value is white. Of several pages the first is read.
+    palettes resolved and transparency laid over white. `grey_range` says which value of
+    16-bit, 32-bit and float files is white. Of several pages the first is read.
 
     Raises:
       UserError: the file cannot be decoded; names it.
