@@ -194,7 +194,7 @@ def _divided(root: Path) -> list[str]:
         f"{folder} has no train and test; of {good.name}/, every "
         f"{mvtec.TEST_EVERY}th image (of fewer, the last) is tested on if defects "
         "lie beside it, the others are trained on; defects are tested on"
-        for folder in (root, *mvtec.folders_in(root))
+        for folder in mvtec.category_folders(root).values()
         if (good := mvtec.good_folder(folder)) is not None
     ]
 

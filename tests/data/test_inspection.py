@@ -134,7 +134,5 @@ def test_an_empty_mask_counts_as_missing_where_defects_are_learned(part):
     defects = catalog.select(dataset(), anomalous=True)
     pools.check_masks(dataset(), defects)
     save(part / "ground_truth/dent/0.png", spot() * 0)
-    with pytest.raises(
-        ValueError, match=r"1 defective images to train on have no mask"
-    ):
+    with pytest.raises(ValueError, match=r"1 defective images .* no mask"):
         pools.check_masks(dataset(), defects)

@@ -80,7 +80,7 @@ def read_folder(
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}; wanted a folder in the MVTec layout")
-    folders = _category_folders(root)
+    folders = category_folders(root)
     records = []
     for category in dict.fromkeys(categories or sorted(folders, key=natural_key)):
         check_known("category", category, folders)
@@ -172,7 +172,12 @@ def mask_files(path: str | Path) -> list[Path]:
     return files
 
 
-def _category_folders(root: Path) -> dict[str, Path]:
+def category_folders(root: Path) -> dict[str, Path]:
+    """Returns {category: folder} of a category folder or a root of many.
+
+    Raises:
+      UserError: there is none; says what is there.
+    """
     if _looks_like_category(root) or good_folder(root):
         return {Path(os.path.abspath(root)).name: root}
     folders = {
@@ -194,7 +199,7 @@ def _looks_like_category(folder: Path) -> bool:
 
 
 def good_folder(folder: Path) -> Path | None:
-    """Returns the folder of normal images in one that has no train or test."""
+    """Returns the folder of normal images in a category without train and test."""
     if _looks_like_category(folder):
         return None
     good = [sub for sub in folders_in(folder) if is_good(sub.name) and images_in(sub)]
