@@ -67,7 +67,7 @@ def _largest(folder: Path, is_float: bool) -> float:
     for values in _wide_images(folder):
         if bool(np.issubdtype(values.dtype, np.floating)) == is_float:
             own = float(values.max())
-            if values.min() >= 0 and own <= RANGES[-1]:  # refused by name when it is its turn
+            if values.min() >= 0 and own <= RANGES[-1]:  # others are refused
                 largest = max(largest, own)
         if largest > RANGES[-2]:
             break

@@ -124,9 +124,7 @@ def notes_of(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     missing = [name for result in results for name in result.get("without_masks", ())]
     if missing:
         folders = ", ".join(dict.fromkeys(missing))
-        notes.append(
-            f"Pixels were not measured where masks are missing or empty: {folders}."
-        )
+        notes.append(f"Pixels were not measured where masks are missing: {folders}.")
     reasons: dict[str, list[str]] = {}
     for result in results:
         for category, lacks in result.get("one_class", {}).items():
