@@ -37,7 +37,7 @@ def mean_around(features: Array) -> Array:
 
 
 def joined(features: Mapping[str, Array]) -> dict[str, Array]:
-    """Layers pooled over 3 x 3 neighbours, put on the finest grid and concatenated.
+    """Layers pooled over 3 x 3 neighbours and concatenated, see `concatenated`.
 
     The manner of PatchCore (arXiv 2106.08265, section 3.1) with layers of equal weight;
     a patch must then match in all layers at one place. Each layer alone comes along.
@@ -48,13 +48,26 @@ def joined(features: Mapping[str, Array]) -> dict[str, Array]:
     Returns:
       {"joined": [B, h', w', sum of D] unit} and, of several, every layer likewise.
     """
+    layers = on_one_grid({name: mean_around(array) for name, array in features.items()})
+    return {"joined": concatenated(layers), **(layers if len(layers) > 1 else {})}
+
+
+def on_one_grid(features: Mapping[str, Array]) -> dict[str, Array]:
+    """Resizes layers [B, h, w, D] to the finest grid among them, and makes them unit."""
     finest = max(array.shape[1:3] for array in features.values())
-    layers = {}
-    for name, array in features.items():
-        shape = (array.shape[0], *finest, array.shape[-1])
-        layers[name] = unit(jax.image.resize(mean_around(array), shape, "linear"))
-    whole = unit(jnp.concatenate(list(layers.values()), axis=-1))
-    return {"joined": whole, **(layers if len(layers) > 1 else {})}
+    return {
+        name: unit(
+            jax.image.resize(
+                array, (array.shape[0], *finest, array.shape[-1]), "linear"
+            )
+        )
+        for name, array in features.items()
+    }
+
+
+def concatenated(layers: Mapping[str, Array]) -> Array:
+    """Joins unit layers [B, h, w, D] of one grid with equal weight; unit again."""
+    return unit(jnp.concatenate(list(layers.values()), axis=-1))
 
 
 def distances(
