@@ -98,9 +98,9 @@ def own_threshold(
     if threshold.false_alarm_rate > false_alarm_rate + 1e-9:
         needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
         print(
-            f"{len(scores)} normal images promise at most {threshold.false_alarm_rate:.0%}"
-            f" false alarms; for {false_alarm_rate:.0%} it takes {needed}, learnt from "
-            "or given by --normal=DIR",
+            f"{len(scores)} normal images bound false alarms by "
+            f"{threshold.false_alarm_rate:.0%}; a bound of {false_alarm_rate:.0%} takes "
+            f"{needed}, learnt from or given by --normal=DIR",
             file=sys.stderr,
         )
     return threshold

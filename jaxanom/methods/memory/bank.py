@@ -15,7 +15,7 @@ from jaxanom.models.features import patches
 from jaxanom.types import Array
 
 PROJECTED = 32
-"""Random dimensions that coverage is measured in; distances survive within a quarter."""
+"""Random dimensions in which coverage is measured."""
 ROUNDS = 512
 """Most passes over the entries while a coreset grows."""
 NEIGHBOURS = 9

@@ -53,7 +53,7 @@ def joined(features: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def on_one_grid(features: Mapping[str, Array]) -> dict[str, Array]:
-    """Resizes layers [B, h, w, D] to the finest grid among them, and makes them unit."""
+    """Resizes layers [B, h, w, D] to the finest grid of them, and makes them unit."""
     finest = max(array.shape[1:3] for array in features.values())
     return {
         name: unit(
