@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config",
-        help="recipe; by default configs/memory/folder.py, and configs/adp/folder.py of "
-        "images of 64 px and less",
+        help="recipe; by default configs/memory/folder.py, of images of 64 px and less "
+        "configs/adp/folder.py",
     )
 
 

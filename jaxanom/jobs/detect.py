@@ -99,8 +99,8 @@ def own_threshold(
         needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
         print(
             f"{len(scores)} normal images bound false alarms by "
-            f"{threshold.false_alarm_rate:.0%}; a bound of {false_alarm_rate:.0%} takes "
-            f"{needed}, learnt from or given by --normal=DIR",
+            f"{threshold.false_alarm_rate:.0%}; {false_alarm_rate:.0%} takes {needed}, "
+            "learnt from or given by --normal=DIR",
             file=sys.stderr,
         )
     return threshold

@@ -79,8 +79,9 @@ def make(
         tower, facts = frozen["tower"], {}
         looks = []
         for number, shots in enumerate(memory.shots):
-            looks.append(_look(look, tower, shots))
-            params = _filled(memory, look, tower, params, number, looks[-1])
+            turned = _turned(memory, look, tower, shots)
+            looks.append(turned[0][0])
+            params = filled(memory, params, number, turned)
         for number, name in enumerate(memory.categories):
             scores = _left_out(memory, score, params, number, looks[number])
             row = np.full(memory.slots, np.nan, np.float32)
@@ -103,42 +104,61 @@ def _look(look: Callable, tower: Params, images: np.ndarray) -> list[np.ndarray]
     return list(trees.batched(lambda rows: look(tower, rows), LOOK_BATCH, images))
 
 
-def _filled(
+def _turned(
+    memory: Memory, look: Callable, tower: Params, shots: np.ndarray
+) -> list[tuple[list[np.ndarray], np.ndarray]]:
+    options = memory.options
+    return [
+        (_look(look, tower, images), owners)
+        for images, owners in copies(shots, options.turns, options.mirrors)
+    ]
+
+
+def filled(
     memory: Memory,
-    look: Callable,
-    tower: Params,
     params: Params,
     number: int,
-    looks: Sequence[np.ndarray],
+    turned: Sequence[tuple[Sequence[np.ndarray], np.ndarray]],
 ) -> Params:
-    """Writes what is remembered of one category."""
-    options, shots = memory.options, memory.shots[number]
-    turned, owners = [looks], [np.arange(len(shots), dtype=np.int32)]
-    for images, owner in copies(shots, options.turns, options.mirrors)[1:]:
-        turned.append(_look(look, tower, images))
-        owners.append(owner)
+    """Writes what is remembered of one category.
+
+    Args:
+      memory: Its options are read.
+      params: What `blank` returned, or this function of another category.
+      number: The category.
+      turned: (one [K, h, w, D] a view, owners [K]) of the shots as they are, which come
+        first, and of each kind of copy.
+
+    Returns:
+      Params with the banks or Gaussians, levels and the cut of this category.
+    """
+    options, looks = memory.options, turned[0][0]
     views = {}
     for place, array in enumerate(looks):
-        key = str(place)
-        old = params["views"][key]
+        old = params["views"][str(place)]
         if options.kind == "padim":
-            new = _fitted(options, array, np.ones(len(array)))
+            new, level = _fitted(options, array, np.ones(len(array))), 1.0
         else:
-            rows = np.concatenate(
-                [one[place].reshape(-1, array.shape[-1]) for one in turned]
-            )
-            cells = array.shape[1] * array.shape[2]
-            every = np.concatenate([np.repeat(owner, cells) for owner in owners])
-            new = bank.fill(rows, every, old["features"].shape[1])._asdict()
-        level = 1.0
-        if options.calibrate and options.kind != "padim":
-            level = max(float(jnp.mean(bank.apart(jnp.asarray(array)))), SMALLEST_LEVEL)
-        views[key] = _put(old, number, {**new, "level": level})
+            cells, depth = array.shape[1] * array.shape[2], array.shape[3]
+            rows = [one[place].reshape(-1, depth) for one, _ in turned]
+            owners = [np.repeat(owner, cells) for _, owner in turned]
+            num_entries = old["features"].shape[1]
+            new = bank.fill(
+                np.concatenate(rows), np.concatenate(owners), num_entries
+            )._asdict()
+            level = _level(options, array)
+        views[str(place)] = _put(old, number, {**new, "level": level})
     cut = 0.0
     if options.foreground:
         cut = otsu(np.asarray(predict.frame_distance(jnp.asarray(looks[0]))))
     cuts = jnp.asarray(params["cut"]).at[number].set(cut)
     return {**params, "views": views, "cut": cuts}
+
+
+def _level(options: Options, array: np.ndarray) -> float:
+    if not options.calibrate:
+        return 1.0
+    return max(float(jnp.mean(bank.apart(jnp.asarray(array)))), SMALLEST_LEVEL)
 
 
 def _fitted(options: Options, array: np.ndarray, weight: np.ndarray) -> dict[str, Any]:
