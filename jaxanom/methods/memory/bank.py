@@ -109,6 +109,7 @@ def _farthest(features: Array, first: Array, rounds: int, each: int) -> Array:
     return jax.lax.scan(one_pass, nearest, None, length=rounds)[1]
 
 
+@functools.partial(jax.jit, static_argnums=1)
 def apart(features: Array, share: float = 1 / 7) -> Array:
     """Distance of patches to the nearest of their own image that is not beside them.
 
