@@ -8,8 +8,8 @@ looks at no shot again. Differences from the papers, each a switch or a baseline
 
 | there                                    | here                                    |
 |------------------------------------------|-----------------------------------------|
-| PatchCore: layers joined, 3 x 3 means    | groups of layers apart, each over its   |
-|                                          | own level; a tap may go without means   |
+| PatchCore: layers joined, 3 x 3 means    | one layer at stride 16, without means;  |
+|                                          | several: apart, each over its level     |
 | PatchCore: coreset of 1 to 25 %          | all patches up to `most_patches`        |
 | PatchCore: reweighted maximum            | mean of the highest share of the map;   |
 |                                          | kind "patchcore" has its equation 7     |
