@@ -1,7 +1,7 @@
 """Every key of the patch memory with its default.
 
 Defaults were chosen on procedural images and on defects pasted into training
-photographs, never on test photographs: benchmarks/records/memory_switches.json.
+photographs, never on test photographs: benchmarks/QUALITY.md.
 """
 
 import ml_collections

@@ -3,8 +3,9 @@
 Command: `jaxanom fewshot --normal=DIR --category=NAME --out=RUN`, then
 `jaxanom detect --weights=RUN IMAGE...`; a dataset in the MVTec layout also trains with
 `jaxanom train --config=configs/memory/folder.py --config.data.directory=DIR --run=RUN`.
-Nothing is trained; the extra `photos` has the tower. Expected: not yet measured;
-seconds on two CPU cores.
+Nothing is trained; the extra `photos` has the tower. Expected with one to four images,
+in percent: image AUROC 84 and pixel AUROC 97 on a grid, 60 and 69 on magnetic tiles
+(benchmarks/QUALITY.md); 15 seconds for 20 images on two CPU cores.
 """
 
 import ml_collections

@@ -29,7 +29,7 @@ def test_a_pasted_defect_changes_its_mask_and_little_else():
     rng = np.random.default_rng(0)
     image = rng.integers(60, 200, (96, 128, 3)).astype(np.uint8)
     for _ in range(8):
-        changed, mask = memory_switches.defect(rng, image, image[::-1])
+        changed, mask = memory_switches.defect(rng, image, 255 - image)
         away = np.abs(changed.astype(int) - image).max(-1)
         inside, outside = away[mask > 0], away[mask == 0]
         assert 0 < mask.mean() < 0.5
