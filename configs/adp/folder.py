@@ -4,7 +4,7 @@ Command: `jaxanom fewshot --config=configs/adp/folder.py --normal=DIR --category
 --out=RUN`, then
 `jaxanom detect --weights=RUN IMAGE...`; a dataset in the MVTec layout also trains with
 `jaxanom train --config=configs/adp/folder.py --config.data.directory=DIR --run=RUN`.
-Images of more than 64 px need `--config=configs/adp/folder.py`. The embedded towers have
+Images of more than 64 px need that `--config`. The embedded towers have
 seen procedural images only; `--tower` names one that has seen photographs.
 Reconstructed from an abstract. Expected with MobileNetV2 and two images, in percent:
 image AUROC 39 (a grid), 79, 80, 100 and 100 on five sets of photographs
