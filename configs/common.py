@@ -163,6 +163,8 @@ def shrink(config, arg):
         if "sweep" in config:
             config.sweep.num_particles, config.sweep.seed = (1, 2), (0, 1)
             config.sweep["update"], config.sweep.num_snapshots = ("svgd", "sgld"), 2
+        if "memory" in config:
+            config.data.shots = 0
         if "adp" in config:
             config.data.shots = 0
             config.adp.num_synthetic, config.adp.num_settings = 4, 8

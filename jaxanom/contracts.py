@@ -129,6 +129,9 @@ class Method(NamedTuple):
       target: batch entry that `Predictions.classes` answers; None of a method without.
       complete: (params, frozen, key) -> (params of the same shapes, JSON facts for the
         run record); what follows the phases without a gradient, such as calibration.
+      normal_scores: (params, category number) -> [n] image scores of training images,
+        each scored as if it had not been seen, by which a run knows a threshold of its
+        own; empty where that cannot be done. None of other methods.
     """
 
     init: Callable[[PRNGKey], tuple[Params, Frozen]]
@@ -146,3 +149,4 @@ class Method(NamedTuple):
     complete: (
         Callable[[Params, Frozen, PRNGKey], tuple[Params, dict[str, Any]]] | None
     ) = None
+    normal_scores: Callable[[Params, int], Any] | None = None

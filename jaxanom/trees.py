@@ -117,6 +117,21 @@ def fixed_batches(count: int, size: int) -> Iterator[tuple[np.ndarray, int]]:
         yield rows, min(size, count - start)
 
 
+def batched(function: Callable[..., Any], batch_size: int, *arrays: Array) -> Any:
+    """Runs a jitted function over rows in batches of one shape; joins on the host.
+
+    Args:
+      function: Arrays [B, ...] -> a tree of arrays [B, ...].
+      batch_size: B; the last batch is filled up with its last row.
+      *arrays: [N, ...] each, N >= 1.
+    """
+    parts = []
+    for rows, count in fixed_batches(len(arrays[0]), batch_size):
+        output = function(*(array[rows] for array in arrays))
+        parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], output))
+    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)
+
+
 def ravel_particles(tree: Any) -> tuple[Array, Callable[[Array], Any]]:
     """Flattens leaves [P, ...] into one matrix [P, D] and returns the way back.
 

@@ -1,12 +1,14 @@
 """Few-shot detection in one's own images, from a handful of normal ones.
 
-Command: `jaxanom fewshot --normal=DIR --category=NAME --out=RUN`, then
+Command: `jaxanom fewshot --config=configs/adp/folder.py --normal=DIR --category=NAME
+--out=RUN`, then
 `jaxanom detect --weights=RUN IMAGE...`; a dataset in the MVTec layout also trains with
 `jaxanom train --config=configs/adp/folder.py --config.data.directory=DIR --run=RUN`.
-With MobileNetV2 weights at hand add `--features=DIR`: the embedded towers have seen
-procedural images only. Reconstructed from an abstract. Expected with them and two
-images, in percent: image AUROC 39 (a grid), 79, 80, 100 and 100 on five sets of
-photographs (benchmarks/QUALITY.md); minutes on two CPU cores.
+Images of more than 64 px need that `--config`. The embedded towers have
+seen procedural images only; `--tower` names one that has seen photographs.
+Reconstructed from an abstract. Expected with MobileNetV2 and two images, in percent:
+image AUROC 39 (a grid), 79, 80, 100 and 100 on five sets of photographs
+(benchmarks/QUALITY.md); minutes on two CPU cores.
 """
 
 import ml_collections

@@ -101,6 +101,14 @@ def config() -> ml_collections.ConfigDict:
             # Put the normal image's pixels back outside the returned mask, so that what
             # is called normal is normal.
             "paste": False,
+            # Where masks lie: "context" turns and shifts a training mask until what
+            # surrounds it agrees with the image; "uniform" flips and shifts it blindly,
+            # as in the paper. Both are the same on textures.
+            "placement": "context",
+            # Names of categories whose masks keep their orientation.
+            "orientation_fixed": (),
+            # Folder of masks to take as they are: <defect type>/*.png.
+            "masks": "",
         }
     )
     # The detector that tells what the generated images are worth.

@@ -12,7 +12,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", default="runs/detect", help="directory to write to")
     parser.add_argument(
         "--normal",
-        help="folder of normal images that set the threshold; none of them trained on",
+        help="folder of normal images that set the threshold, none of them trained on; "
+        "without it a few-shot run has its own",
     )
     parser.add_argument(
         "--false_alarm_rate",

@@ -13,12 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, help="directory of the run")
     parser.add_argument(
-        "--features", default="", help="folder of MobileNetV2 weights for the memory"
+        "--tower",
+        default="",
+        help="network whose features are remembered: efficientnet_lite0 to 2, "
+        "mobilenet_v2:DIR, clip, clip:DIR",
     )
     parser.add_argument(
         "--config",
-        default="configs/adp/folder.py",
-        help="recipe of method adp; the shipped one needs no change",
+        help="recipe; by default configs/memory/folder.py, of images of 64 px and less "
+        "configs/adp/folder.py",
     )
 
 
@@ -27,18 +30,18 @@ def run(arguments: argparse.Namespace) -> None:
     import json
 
     from jaxanom import record
-    from jaxanom.jobs import config_file
-    from jaxanom.jobs.fewshot import fewshot
+    from jaxanom.jobs import config_file, fewshot
     from jaxanom.parallel import distributed
 
     distributed.check_alone("fewshot")
-    config = config_file.load(arguments.config, arguments.overrides)
-    run = fewshot(
+    recipe = arguments.config or fewshot.recipe(arguments.normal)
+    config = config_file.load(recipe, arguments.overrides)
+    run = fewshot.fewshot(
         arguments.normal,
         arguments.category,
         arguments.out,
         config,
-        arguments.features,
+        arguments.tower,
     )
     facts = record.read_json(run.directory / record.RECORD)[config.method]
     print(json.dumps(facts, indent=2))

@@ -19,6 +19,8 @@ LONGEST = 4
 """A canvas is at most this many times as long as wide."""
 STRETCH = 1 / 16
 """Ratios this close to the canvas's are stretched to fill it."""
+VARIED = 1.5
+"""Where ratios differ by more than this factor, images are stretched after all."""
 
 
 class Region(NamedTuple):
@@ -49,6 +51,18 @@ def size_for(shapes: Sequence[tuple[int, int]], side: int) -> tuple[int, int]:
     longer = side * min(max(ratio, 1 / ratio), LONGEST)
     longer = MULTIPLE * max(round(longer / MULTIPLE), 1)
     return (longer, side) if ratio > 1 else (side, longer)
+
+
+def varies(shapes: Sequence[tuple[int, int]]) -> bool:
+    """Whether the ratios of images (height, width) differ too much for one canvas.
+
+    Fitted in, a long image would show its surface at a fraction of the scale of the
+    others, which harms a detector more than stretching does. The outer tenths of the
+    ratios do not count.
+    """
+    ratios = [height / width for height, width in shapes]
+    low, high = np.quantile(ratios, [0.1, 0.9])
+    return bool(high > VARIED * low)
 
 
 def region(shape: tuple[int, int], size: tuple[int, int]) -> Region:

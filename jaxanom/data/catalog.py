@@ -85,7 +85,7 @@ def open_dataset(
       class_subset: "base" opens the first half of the categories, "new" the rest.
       aspect: "square" stretches images to `image_size`; "keep" fits them into a canvas
         with the median ratio of the training images, whose shorter side is
-        `image_size`.
+        `image_size`, unless their ratios are too different (`canvas.varies`).
 
     Raises:
       UserError: what is wrong with the name, the folder or one of its files.
@@ -121,7 +121,9 @@ def open_dataset(
         )
         mvtec.check(records)
     if keeps_aspect:
-        size = canvas.size_for(_shapes(records, shape_of), min(size))
+        shapes = _shapes(records, shape_of)
+        size = canvas.size_for(shapes, min(size))
+        keeps_aspect = not canvas.varies(shapes)
     load = Cached(functools.partial(load_at, size=size, keeps_aspect=keeps_aspect))
     whole = from_records(title, records, size, names, None, load, keeps_aspect)
     return narrowed(whole, class_subset, categories)

@@ -1,5 +1,7 @@
 """Scores images: arrays of a program, or files with heat maps and a verdict."""
 
+import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,47 @@ def predict(
     return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
 
 
+def own_threshold(
+    run: Trained, false_alarm_rate: float, category: str = ""
+) -> calibration.Threshold | None:
+    """Takes a threshold from the training images, each scored as if it were new.
+
+    Each was compared with one image fewer than a new one is, which makes their scores a
+    little higher and the threshold a little safer than the bound says. Says on stderr
+    what few images cannot promise.
+
+    Args:
+      run: A run of a method that detects.
+      false_alarm_rate: Share of normal images that may be called anomalous.
+      category: See `predict`.
+
+    Returns:
+      None of a method that does not know such scores, or of a run without any.
+    """
+    score = run.prepared.method.normal_scores
+    if score is None:
+        return None
+    known = run.prepared.dataset.categories
+    scores = score(run.params, known.index(category) if category in known else 0)
+    if not len(scores):
+        print(
+            "no verdicts: the run knows one normal image and cannot leave it out; give "
+            "--normal=DIR of others, or learn from two or more",
+            file=sys.stderr,
+        )
+        return None
+    threshold = calibration.from_normals(scores, false_alarm_rate)
+    if threshold.false_alarm_rate > false_alarm_rate + 1e-9:
+        needed = math.ceil(round(1 / false_alarm_rate, 9)) - 1
+        print(
+            f"{len(scores)} normal images bound false alarms by "
+            f"{threshold.false_alarm_rate:.0%}; {false_alarm_rate:.0%} takes {needed}, "
+            "learnt from or given by --normal=DIR",
+            file=sys.stderr,
+        )
+    return threshold
+
+
 def detect(
     run: Trained,
     paths: Sequence[str | Path],
@@ -80,7 +123,8 @@ def detect(
       paths: Image files, or folders whose images are meant.
       directory: Where the pictures and `detections.jsonl` go.
       normal: Folder of normal images, not those trained on, that set the threshold;
-        see `evaluation.calibration`. Without it no image is called anomalous.
+        see `evaluation.calibration`. Without it the run's own decides, see
+        `own_threshold`; where it has none, no image is called anomalous.
       false_alarm_rate: Share of normal images that may be called anomalous.
       category: See `predict`.
 
@@ -89,8 +133,9 @@ def detect(
         not detect.
     """
     files = mvtec.image_files(paths)
-    threshold = None
-    if normal is not None:
+    if normal is None:
+        threshold = own_threshold(run, false_alarm_rate, category)
+    else:
         others = mvtec.image_files([normal])
         pools.check_unseen(run.prepared.dataset, run.prepared.division, others)
         scores = predict(run, images.Lazy(others), category).image_score

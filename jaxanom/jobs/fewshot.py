@@ -4,7 +4,7 @@ The run keeps what it learnt from, so that it works wherever it is copied to:
 
     shots/<category>/train/good/000.png ...   copies of the images
     shots/.copies.json                        the names of these copies
-    features/<file of weights>                a copy
+    features/<file of weights>                a copy, of a tower in a folder
 """
 
 import filecmp
@@ -23,9 +23,25 @@ from jaxanom.jobs.load import Trained
 from jaxanom.jobs.train import train
 from jaxanom.models.features import mobilenet_v2
 
-METHOD = "adp"
+RECIPE = "configs/memory/folder.py"
+SMALL_RECIPE = "configs/adp/folder.py"
+SMALL = 64
+"""Shorter side in pixels up to which the embedded towers see an image whole."""
+TOWERS = {"adp": ("feature_tower", "feature_layers"), "memory": ("tower", "taps")}
+"""{few-shot method: keys of its section that name the tower and its layers}."""
+MOBILENET = "mobilenet_v2:"
 SHOTS, FEATURES = "shots", "features"
 COPIES = ".copies.json"
+
+
+def recipe(normal: str | Path | Sequence[str | Path]) -> str:
+    """Returns the recipe for images of this size: half of them decide.
+
+    Args:
+      normal: See `fewshot`.
+    """
+    sizes = [min(images.header_size(file)) for file in _files(normal)]
+    return RECIPE if sorted(sizes)[len(sizes) // 2] > SMALL else SMALL_RECIPE
 
 
 def fewshot(
@@ -33,7 +49,7 @@ def fewshot(
     category: str,
     directory: str | Path,
     config: ml_collections.ConfigDict,
-    features: str | Path = "",
+    tower: str = "",
 ) -> Trained:
     """Copies normal images into a run and trains it on all of them.
 
@@ -42,17 +58,22 @@ def fewshot(
       category: What the product is called, in words.
       directory: The run.
       config: A config of the few-shot method.
-      features: Folder of MobileNetV2 weights for the memory; "" keeps the config's
-        tower.
+      tower: Feature tower of the memory, see `models.features.towers`; "" keeps the
+        config's.
 
     Raises:
       UserError: The config is of another method, or see `keep`.
     """
-    if config.method != METHOD:
-        raise UserError(f"the config is of method {config.method!r}; wanted {METHOD!r}")
-    paths = [normal] if isinstance(normal, str | Path) else normal
-    files = mvtec.image_files(paths)
-    return train(keep(config, files, category, directory, features), directory)
+    if config.method not in TOWERS:
+        raise UserError(
+            f"the config is of method {config.method!r}; wanted one of {list(TOWERS)}"
+        )
+    settings = keep(config, _files(normal), category, directory, tower)
+    return train(settings, directory)
+
+
+def _files(normal: str | Path | Sequence[str | Path]) -> list[Path]:
+    return mvtec.image_files([normal] if isinstance(normal, str | Path) else normal)
 
 
 def keep(
@@ -60,7 +81,7 @@ def keep(
     files: Sequence[Path],
     category: str,
     directory: str | Path,
-    weights: str | Path = "",
+    tower: str = "",
 ) -> ml_collections.ConfigDict:
     """Copies images and weights into a run; returns its config, pointed at them.
 
@@ -72,7 +93,8 @@ def keep(
       files: Normal images of any sizes.
       category: What the product is called, in words.
       directory: The run.
-      weights: Folder of MobileNetV2 weights; "" keeps the config's tower.
+      tower: "mobilenet_v2:DIR", whose weights are copied, or any other; "" keeps the
+        config's.
 
     Raises:
       UserError: A name or a file would not be read back, or the directory holds another
@@ -81,9 +103,11 @@ def keep(
     directory = Path(directory)
     copies = _named(files, category)
     config = with_shots(config, category)
-    if weights:
-        config = with_features(config)
-        weights = _checked(weights, directory)
+    weights = None
+    if tower.startswith(MOBILENET):
+        weights = _checked(tower.removeprefix(MOBILENET), directory)
+    if tower:
+        config = with_tower(config, tower)
     is_there = _holds(directory, copies)
     record.claim(directory, config, write=False)
     if not is_there:
@@ -110,20 +134,27 @@ def with_shots(
     return changed
 
 
-def with_features(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """Returns a config of the few-shot method with the feature tower kept in its run.
+def with_tower(
+    config: ml_collections.ConfigDict, tower: str
+) -> ml_collections.ConfigDict:
+    """Returns a config of a few-shot method with another feature tower.
 
-    The memory then decides unless the self-tuning finds more in the text: the embedded
-    CLIP has seen procedural images only.
+    MobileNetV2 is looked for in the run. The layers are the tower's own. In ADP the
+    memory then decides unless the self-tuning finds more in the text: the embedded CLIP
+    has seen procedural images only.
     """
     changed = ml_collections.ConfigDict(config.to_dict())
-    section = changed[METHOD]
-    section.feature_layers = mobilenet_v2.DEFAULT_LAYERS
-    section.primary = "reference"
-    changed.kept = (
-        *changed.kept,
-        (f"{METHOD}.feature_tower", f"mobilenet_v2:{FEATURES}"),
-    )
+    section, (key, layers) = changed[config.method], TOWERS[config.method]
+    # The recipe's layers are those of this family.
+    if config.method == "adp" or not tower.startswith("efficientnet"):
+        section[layers] = ()
+    if config.method == "adp":
+        section.primary = "reference"
+    if tower.startswith(MOBILENET):
+        kept = (f"{config.method}.{key}", f"{MOBILENET}{FEATURES}")
+        changed.kept = (*changed.kept, kept)
+    else:
+        section[key] = tower
     return changed
 
 

@@ -95,8 +95,8 @@ def fewshot(
     normal: str | Path | Sequence[str | Path],
     category: str,
     directory: str | Path,
-    features: str | Path = "",
-    config: ml_collections.ConfigDict | str | Path = "configs/adp/folder.py",
+    tower: str = "",
+    config: ml_collections.ConfigDict | str | Path = "",
     overrides: Sequence[str] = (),
 ) -> Run:
     """Learns a detector from a few normal images; see `jobs.fewshot.fewshot`.
@@ -105,13 +105,14 @@ def fewshot(
       normal: Image files, or folders whose images are meant.
       category: What the product is called, in words.
       directory: The run.
-      features: Folder of MobileNetV2 weights for the memory; "" keeps the recipe's
-        tower.
-      config: A config of the few-shot method, or a recipe's name.
-      overrides: Changes of a recipe, such as "adp.sigma=0".
+      tower: Network whose features are remembered, see `models.features.towers`; ""
+        keeps the recipe's.
+      config: A config of a few-shot method, or a recipe's name; "" takes the one for
+        images of this size.
+      overrides: Changes of a recipe, such as "memory.kind=padim".
     """
-    settings = _config(config, overrides)
-    return Run(*few_shots.fewshot(normal, category, directory, settings, features))
+    settings = _config(config or few_shots.recipe(normal), overrides)
+    return Run(*few_shots.fewshot(normal, category, directory, settings, tower))
 
 
 def predict(

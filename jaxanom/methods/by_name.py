@@ -14,6 +14,7 @@ METHODS = {
     "bayes_pfl": "jaxanom.methods.bayes_pfl",
     "defect_generation": "jaxanom.methods.defect_generation",
     "detector": "jaxanom.methods.detector",
+    "memory": "jaxanom.methods.memory",
     "pretraining": "jaxanom.methods.pretraining",
 }
 

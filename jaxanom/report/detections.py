@@ -74,7 +74,8 @@ def write(
         rows.append(_row(file, picture, predictions, number, threshold))
         # Listed first: the next call removes what an interrupted one has drawn.
         record.append_metrics(directory / _PARTIAL, rows[-1])
-        Image.fromarray(drawn).save(picture)
+        # Stronger compression would take as long as the detection.
+        Image.fromarray(drawn).save(picture, compress_level=1)
     os.replace(directory / _PARTIAL, directory / RESULTS)
     return rows
 

@@ -194,4 +194,4 @@ def test_a_recipe_of_another_method_is_refused(tmp_path, tiny_folder, capsys):
     words = ["fewshot", f"--normal={tiny_folder / 'bolt/train/good'}", "--category=a"]
     recipe = "--config=configs/detector/folder.py"
     assert main.main([*words, f"--out={tmp_path / 'run'}", recipe]) == 2
-    assert "wanted 'adp'" in capsys.readouterr().err
+    assert "wanted one of ['adp', 'memory']" in capsys.readouterr().err

@@ -95,3 +95,19 @@ def test_a_folder_of_tall_images_opens_tall(tmp_path):
     assert square.image_size == (64, 64) and not square.keeps_aspect
     with pytest.raises(UserError, match="aspect"):
         catalog.open_dataset("folder", tmp_path, image_size=64, aspect="kept")
+
+
+def test_very_different_ratios_are_told_and_a_few_odd_images_are_not():
+    mixed = [(300, 100), (100, 100), (100, 250)] * 5
+    assert canvas.varies(mixed)
+    assert not canvas.varies([(645, 256)] * 20 + [(256, 256)])
+    assert not canvas.varies([(200, 160)])
+
+
+def test_a_folder_of_very_different_ratios_is_stretched(tmp_path):
+    folder = tmp_path / "part" / "train" / "good"
+    folder.mkdir(parents=True)
+    for number, shape in enumerate([(300, 100), (100, 100), (100, 300)]):
+        Image.fromarray(picture(*shape)[0]).save(folder / f"{number}.png")
+    dataset = catalog.open_dataset("folder", tmp_path, image_size=64, aspect="keep")
+    assert dataset.image_size == (64, 64) and not dataset.keeps_aspect

@@ -21,9 +21,10 @@ def photos(directory, names=("a.png", "b.PNG"), value=0):
     return [directory / name for name in names]
 
 
-def keep(files, directory, category="hex nut", weights=""):
-    config = config_file.load("configs/adp/folder.py")
-    return fewshot.keep(config, files, category, directory, weights)
+def keep(files, directory, category="hex nut", weights="", method="adp"):
+    config = config_file.load(f"configs/{method}/folder.py")
+    tower = f"mobilenet_v2:{weights}" if weights else ""
+    return fewshot.keep(config, files, category, directory, tower)
 
 
 def tree(directory):

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.quality.few_shot import summary
+from jaxanom import trees
 from jaxanom.data import catalog
 from jaxanom.data.foundry import names
-from jaxanom.methods.adp import model
 from jaxanom.methods.adp.channels import fusion
 from jaxanom.methods.adp.memory import bank, crops
 from jaxanom.metrics import ranking, regions
-from jaxanom.models.features import mobilenet_v2
+from jaxanom.models.features import mobilenet_v2, patches
 from jaxanom.report import tables
 from jaxanom.types import Array, Predictions
 
@@ -88,22 +88,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         0,
     )
     look = jax.jit(lambda image: tower.features(tower.params, image, None)["joined"])
-    compare = jax.jit(bank.distances)
+    compare = jax.jit(patches.distances)
     runs: dict[tuple[str, int], list[dict[str, float]]] = {}
     for name in names.TRAIN_CATEGORIES:
         pool, test, masks = images_of(name)
         turns = (0, 1, 2, 3) if name in names.TEXTURES else (0,)
-        patches = model.batched(look, BATCH, test)
+        looked_at = trees.batched(look, BATCH, test)
         for shots in arguments.shots:
             for draw in range(NUM_DRAWS):
                 drawn = np.random.default_rng(draw).permutation(len(pool))[:shots]
                 turned, _ = crops.turned([pool[n] for n in drawn], turns)
-                entries = model.batched(look, BATCH, turned)
+                entries = trees.batched(look, BATCH, turned)
                 entries = entries.reshape(1, -1, entries.shape[-1])
                 owners = np.zeros(entries.shape[:2], np.int32)
-                nobody = np.full(len(test), bank.NOBODY, np.int32)
+                nobody = np.full(len(test), patches.NOBODY, np.int32)
                 which = np.zeros(len(test), np.int32)
-                distances = compare(patches, entries, owners, which, nobody)
+                distances = compare(looked_at, entries, owners, which, nobody)
                 for setting, predictions in settings(distances):
                     pixels = not setting.endswith(
                         tuple(f"share {share:g}" for share in fusion.SHARES[1:])

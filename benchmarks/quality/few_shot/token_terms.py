@@ -30,15 +30,16 @@ import numpy as np
 
 from benchmarks import harness
 from benchmarks.quality.defects import measures
-from jaxanom import record
+from jaxanom import record, trees
 from jaxanom.data.foundry import names, render
 from jaxanom.jobs import config_file
 from jaxanom.methods.adp import model, objective, options
 from jaxanom.methods.adp.channels import evidence as channels
-from jaxanom.methods.adp.memory import bank, crops, windows
+from jaxanom.methods.adp.memory import crops, windows
 from jaxanom.methods.adp.token import inversion, wording
 from jaxanom.methods.adp.tuning import pairs
 from jaxanom.metrics import ranking
+from jaxanom.models.features import patches
 from jaxanom.report import tables
 
 NUM_VECTORS = 2
@@ -149,7 +150,7 @@ def unseen(setup: Bench, category: str, data_seed: int) -> Unseen:
     covered[:, 0] = False  # the whole image is no window
 
     def parts(images):
-        return model.batched(lambda x: setup.encode.parts(setup.params, x), 8, images)
+        return trees.batched(lambda x: setup.encode.parts(setup.params, x), 8, images)
 
     kinds = names.defect_types(category)
     good = pictures(category, "test", range(100, 100 + NUM_GOOD), data_seed)
@@ -166,7 +167,7 @@ def unseen(setup: Bench, category: str, data_seed: int) -> Unseen:
         token_data(setup, Case(()), category, normal, 0),
         parts(plan.view)[covered],
         parts(pasted)[covered],
-        model.batched(jax.jit(look), 8, images),
+        trees.batched(jax.jit(look), 8, images),
         np.arange(len(images)) >= len(good),
     )
 
@@ -230,7 +231,7 @@ def measure(
         latents=None,
         contexts=jnp.zeros((count, 0)),
         category_id=nothing,
-        left_out=nothing + bank.NOBODY,
+        left_out=nothing + patches.NOBODY,
     )
     maps, whole = channels.language_maps(evidence, jnp.broadcast_to(tau, (count,)))
     scores = np.asarray((whole + maps.max((1, 2))) / 2)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from jaxanom import trees
 from jaxanom.contracts import PredictFn
 from jaxanom.jobs import evaluate
 from jaxanom.jobs.load import Trained
@@ -15,6 +16,7 @@ from jaxanom.methods.adp import model, options, predict
 from jaxanom.methods.adp.channels import fusion
 from jaxanom.methods.adp.memory import bank, crops, windows
 from jaxanom.methods.adp.tuning import choose, grid
+from jaxanom.models.features import patches
 from jaxanom.types import Predictions
 
 
@@ -60,8 +62,8 @@ def agreement(
     look = jax.jit(predict.every_cell(detector))
     scoring = predict.from_tree(run.params["scoring"])
     images = np.stack([image for image, _ in pairs]).astype(np.float32) / 255
-    nobody = np.full(len(images), bank.NOBODY, np.int32)
-    maps, whole = model.batched(
+    nobody = np.full(len(images), patches.NOBODY, np.int32)
+    maps, whole = trees.batched(
         lambda *rows: look(scoring, run.frozen, *rows),
         8,
         images,
@@ -122,8 +124,8 @@ def plain_predict(run: Trained) -> PredictFn:
         del params, key
         kinds = tower.features(frozen["towers"]["features"], batch["image"], None)
         memory = frozen["memory"][name]
-        nobody = jnp.full_like(batch["category_id"], bank.NOBODY)
-        distance = bank.distances(
+        nobody = jnp.full_like(batch["category_id"], patches.NOBODY)
+        distance = patches.distances(
             kinds[name],
             memory["features"],
             memory["owners"],
@@ -146,9 +148,9 @@ def clip_plain_predict(run: Trained) -> PredictFn:
         del params, key
         seen = windows.features(towers, frozen["towers"], batch["image"], (), (layer,))
         memory = frozen["memory"][f"layer{layer}"]
-        nobody = jnp.full_like(batch["category_id"], bank.NOBODY)
-        distance = bank.distances(
-            bank.unit(seen.layers[layer]),
+        nobody = jnp.full_like(batch["category_id"], patches.NOBODY)
+        distance = patches.distances(
+            patches.unit(seen.layers[layer]),
             memory["features"],
             memory["owners"],
             batch["category_id"],

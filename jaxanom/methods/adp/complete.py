@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom import trees
 from jaxanom.methods.adp import model, predict
 from jaxanom.methods.adp.channels import fusion
 from jaxanom.methods.adp.options import Options
@@ -214,7 +215,7 @@ def _look(
         whole = np.zeros((0, len(detector.temperatures)), np.float32)
         return Seen(np.zeros((0, num_cells, side, side), np.float32), whole)
     return Seen(
-        *model.batched(
+        *trees.batched(
             lambda *rows: shop.look(scoring, frozen, *rows),
             LOOK_BATCH,
             np.asarray(images, np.float32),

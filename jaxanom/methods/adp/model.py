@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxanom import trees
 from jaxanom.errors import UserError
 from jaxanom.methods.adp.memory import crops
 from jaxanom.models import backbones
@@ -250,18 +249,3 @@ def noise_fn(towers: Towers, params: Params, context: Array) -> Callable[..., Ar
         return towers.unet(params["unet"], latents, timesteps, context)
 
     return call
-
-
-def batched(function: Callable[..., Any], batch_size: int, *arrays: Array) -> Any:
-    """Runs a jitted function over rows in batches of one shape; joins on the host.
-
-    Args:
-      function: Arrays [B, ...] -> a tree of arrays [B, ...].
-      batch_size: B; the last batch is filled up with its last row.
-      *arrays: [N, ...] each, N >= 1.
-    """
-    parts = []
-    for rows, count in trees.fixed_batches(len(arrays[0]), batch_size):
-        output = function(*(array[rows] for array in arrays))
-        parts.append(jax.tree.map(lambda x, n=count: np.asarray(x)[:n], output))
-    return jax.tree.map(lambda *rows: np.concatenate(rows), *parts)

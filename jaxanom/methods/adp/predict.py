@@ -7,12 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxanom import trees
 from jaxanom.contracts import PredictFn
 from jaxanom.methods.adp import model
 from jaxanom.methods.adp.channels import evidence as channels
 from jaxanom.methods.adp.channels import fusion, generative
 from jaxanom.methods.adp.channels.evidence import Channel, Evidence
 from jaxanom.methods.adp.memory import bank, windows
+from jaxanom.models.features import patches
 from jaxanom.parallel import mesh as meshes
 from jaxanom.types import Array, Frozen, Params, Predictions
 
@@ -109,7 +111,7 @@ def evidence(
     Args:
       detector, scoring, frozen: as they stand.
       image: [B, H, W, 3] in [0, 1].
-      category_id, left_out: [B] int32, see `bank.distances`.
+      category_id, left_out: [B] int32, see `patches.distances`.
       reads_windows: scalar bool, false where no channel with weight reads windows;
         by default they are there.
     """
@@ -128,7 +130,7 @@ def evidence(
         maps = []
         for name in detector.tower.groups.names:
             memory = frozen["memory"][name]
-            distance = bank.distances(
+            distance = patches.distances(
                 kinds[name],
                 memory["features"],
                 memory["owners"],
@@ -190,7 +192,7 @@ def make_predict(detector: Detector) -> PredictFn:
         del key
         image, category_id = batch["image"], batch["category_id"]
         scoring = from_tree(params["scoring"])
-        nobody = jnp.full_like(category_id, bank.NOBODY)
+        nobody = jnp.full_like(category_id, patches.NOBODY)
         settings = jax.tree.map(lambda leaf: leaf[category_id], scoring.settings)
         reads_windows = detector.remembers_windows | (
             detector.has_language & jnp.any(settings.weights[:, 0] > 0)
@@ -324,7 +326,7 @@ def fill_memory(
     slots = max(len(images) for images, _ in turned)
     banks = []
     for (images, owners), context in zip(turned, neutral, strict=True):
-        features = model.batched(
+        features = trees.batched(
             lambda rows, context=context: kinds(weights, rows, context), 4, images
         )
         banks.append(bank.build(features, owners, slots))

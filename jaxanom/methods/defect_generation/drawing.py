@@ -14,7 +14,7 @@ from jaxanom.data import catalog, generated
 from jaxanom.diffusion import refinement
 from jaxanom.errors import UserError
 from jaxanom.methods.defect_generation.options import Generation
-from jaxanom.methods.defect_generation.placement import Request, plan
+from jaxanom.methods.defect_generation.plan import Request, Rule, plan
 from jaxanom.parallel import mesh as meshes
 from jaxanom.parallel import placement
 from jaxanom.types import Frozen, Params
@@ -60,7 +60,8 @@ def pairs(
     from tqdm import tqdm
 
     per_image = generation.per_image
-    requests = plan(dataset, num_images, generation.seed, per_image)
+    rule = Rule(generation.placement, generation.orientation_fixed, generation.masks)
+    requests = plan(dataset, num_images, generation.seed, per_image, rule)
     source = catalog.source(dataset)
     key = jax.random.key(generation.seed)
     with tqdm(total=num_images, desc="generate", unit="image", disable=None) as bar:

@@ -9,6 +9,7 @@ from jaxanom.errors import UserError, check_choice
 
 BACKGROUND_INPUTS = ("masked", "full")
 BACKGROUNDS = ("recompute", "replay")
+PLACEMENTS = ("context", "uniform")
 POOLINGS = ("max", "nearest", "area")
 STARTS = ("inversion", "noise")
 SPACINGS = ("checkpoint", *schedules.SPACINGS, "log_snr")
@@ -52,6 +53,9 @@ class Generation(NamedTuple):
     otsu: bool
     least_kept: float
     paste: bool
+    placement: str
+    orientation_fixed: tuple[str, ...]
+    masks: str
 
 
 def read_training(section: Mapping[str, Any]) -> Training:
@@ -84,6 +88,7 @@ def read_generation(section: Mapping[str, Any]) -> Generation:
         ("solver", inversion.SOLVERS),
         ("inversion_time", schedules.INVERSION_TIMES),
         ("spacing", SPACINGS),
+        ("placement", PLACEMENTS),
     ):
         check_choice(f"config.generate.{key}", getattr(generation, key), choices)
     for key, low, high in (

@@ -1,7 +1,6 @@
-"""Where defects go: masks drawn from p(m), and the plan of a generated set."""
+"""Masks drawn from p(m), independently of the image they go on."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -80,81 +79,3 @@ def latent_bank(dataset: catalog.Dataset, grid: tuple[int, int], pooling: str) -
             "config.defect_generation.latent_pooling='max'"
         )
     return jnp.asarray(kept)
-
-
-class Request(NamedTuple):
-    """One pair to generate.
-
-    Attributes:
-      number: Place k in the plan, which seeds its noise.
-      category, defect_type: What to draw.
-      normal: Record number of the normal image to draw it on.
-      mask: [H, W] uint8, where.
-    """
-
-    number: int
-    category: str
-    defect_type: str
-    normal: int
-    mask: np.ndarray
-
-
-def plan(
-    dataset: catalog.Dataset, num_images: int, seed: int, per_image: int = 1
-) -> list[Request]:
-    """Chooses images, defect types and masks; entry k depends on (seed, k) alone.
-
-    Every (category, defect type) with a training mask takes its turn. Masks come from
-    that pair's own training defects, flipped and shifted, independently of the image;
-    each normal image is equally likely.
-
-    Args:
-      dataset: The training part.
-      num_images: Length of the plan.
-      seed: Decides all draws.
-      per_image: Entries in a row that share all but their number, and so one inversion.
-
-    Raises:
-      UserError: No training defect has a mask.
-    """
-    banks = _mask_banks(dataset)
-    pairs = list(banks)
-    key = jax.random.key(seed)
-    masks, normals = {}, {}
-    for number, pair in enumerate(pairs):
-        normals[pair] = catalog.select(dataset, None, pair[0], anomalous=False)
-        count = -(-num_images // (per_image * len(pairs)))
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(
-            jax.random.fold_in(key, number), jnp.arange(count)
-        )
-        drawn = _draw_one_each(jnp.asarray(banks[pair]), keys)
-        masks[pair] = np.asarray(drawn, np.uint8)
-    requests = []
-    for number in range(num_images):
-        place = number // per_image
-        turn, which = divmod(place, len(pairs))
-        pair = pairs[which]
-        pool = normals[pair]
-        normal = pool[np.random.default_rng([seed, place]).integers(len(pool))]
-        requests.append(Request(number, *pair, normal, masks[pair][turn]))
-    return requests
-
-
-@jax.jit
-def _draw_one_each(bank: Array, keys: Array) -> Array:
-    """Draws one mask [H, W] per key, [N, H, W]."""
-    return jax.vmap(lambda key: draw_masks(bank, 1, key)[0])(keys)
-
-
-def _mask_banks(dataset: catalog.Dataset) -> dict[tuple[str, str], np.ndarray]:
-    """Returns {(category, defect type): its training masks}; pairs without any miss."""
-    banks = {}
-    for category in dataset.categories:
-        for defect_type in dataset.defect_types[1:]:
-            numbers = catalog.select(dataset, None, category, defect_type)
-            masks = [dataset.load(dataset.records[number])[1] for number in numbers]
-            if any(mask.any() for mask in masks):
-                banks[category, defect_type] = mask_bank(masks)
-    if not banks:
-        mask_bank(())  # raises, and says what is missing
-    return banks

@@ -158,19 +158,28 @@ def draw_places(key: PRNGKey, covered: Array, count: int) -> Array:
       count: Places of an image.
     """
     rows = covered.reshape(covered.shape[0], -1)  # [B, h * w]
-    normal = jnp.where(rows <= 0, 0.0, -jnp.inf)
-    touched = jnp.where(rows > 0, 0.0, -jnp.inf)
-    touched = jnp.where(jnp.any(rows > 0, axis=1, keepdims=True), touched, normal)
-    # Of an image that is one defect, all places are touched.
-    normal = jnp.where(jnp.any(rows <= 0, axis=1, keepdims=True), normal, touched)
     half = count // 2
-    places = [
-        jax.random.categorical(part, logits[:, None], shape=(len(rows), number))
-        for part, logits, number in zip(
-            jax.random.split(key), (touched, normal), (half, count - half), strict=True
-        )
-    ]
-    return jnp.concatenate(places, axis=1)
+    keys = jax.random.split(key, 3)
+    touched = _draw_members(keys[0], rows > 0, half)
+    normal = _draw_members(keys[1], rows <= 0, count - half)
+    # Of an image that is all normal, or one defect, all places are of its only kind.
+    share = jnp.mean(rows > 0, axis=1, keepdims=True)
+    anywhere = jax.random.randint(keys[2], normal.shape, 0, rows.shape[1])
+    touched = jnp.where(share > 0, touched, anywhere[:, :half])
+    normal = jnp.where(share < 1, normal, anywhere)
+    return jnp.concatenate([touched, normal], axis=1)
+
+
+def _draw_members(key: PRNGKey, members: Array, count: int) -> Array:
+    """Draws cells of a set [B, N] bool, with replacement, [B, count] int32.
+
+    The n-th member is where the members counted so far reach n.
+    """
+    counted = jnp.cumsum(members, axis=1)  # [B, N]
+    draws = jax.random.uniform(key, (members.shape[0], count))
+    numbers = 1 + jnp.floor(draws * counted[:, -1:]).astype(counted.dtype)
+    places = jax.vmap(jnp.searchsorted)(counted, numbers)
+    return jnp.minimum(places, members.shape[1] - 1).astype(jnp.int32)
 
 
 def loss_of(parts: Parts, options: Options) -> LossFn:

@@ -1,7 +1,7 @@
 import numpy as np
 
 from jaxanom.methods.adp.channels import fusion
-from jaxanom.methods.adp.memory import bank
+from jaxanom.models.features import patches
 
 RNG = np.random.default_rng(3)
 
@@ -37,5 +37,5 @@ def test_one_shot_is_never_shown_itself():
     shots = RNG.uniform(size=(1, 8, 8, 3)).astype(np.float32)
     images, left_out = fusion.calibration_images(shots)
     assert len(images) == fusion.LEAST_VIEWS
-    assert set(left_out.tolist()) == {bank.NOBODY}
+    assert set(left_out.tolist()) == {patches.NOBODY}
     assert min(np.abs(image - shots[0]).max() for image in images) > 0.05

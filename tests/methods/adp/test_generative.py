@@ -8,7 +8,7 @@ import pytest
 from jaxanom.diffusion import walks
 from jaxanom.methods.adp.channels import evidence as channels
 from jaxanom.methods.adp.channels import generative
-from jaxanom.methods.adp.memory import bank
+from jaxanom.models.features import patches
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def seen(parts):
         latents=jnp.asarray(rng.normal(size=(2, 4, 4, 4)), jnp.float32),
         contexts=jnp.asarray(rng.normal(size=(2, 4, length, depth)), jnp.float32),
         category_id=jnp.zeros(2, jnp.int32),
-        left_out=jnp.full(2, bank.NOBODY),
+        left_out=jnp.full(2, patches.NOBODY),
     )
 
 

@@ -9,6 +9,7 @@ from jaxanom.methods.adp import predict
 from jaxanom.methods.adp.channels import evidence as channels
 from jaxanom.methods.adp.channels import fusion
 from jaxanom.methods.adp.memory import bank, windows
+from jaxanom.models.features import patches
 
 SIZES = (2,)
 SIDE = 4
@@ -20,7 +21,7 @@ def of_colours() -> bank.FeatureTower:
     def features(params, image, found):
         del params, found
         small = jax.image.resize(image, (len(image), SIDE, SIDE, 3), "linear")
-        return {"colours": bank.unit(small)}
+        return {"colours": patches.unit(small)}
 
     groups = bank.separate_groups(["colours"])
     return bank.FeatureTower({}, (), groups, features, ("mean",))
@@ -57,7 +58,7 @@ def predictions(parts, tower, weights):
     for name, array in tower.features({}, image, found).items():
         rows = rng.normal(size=(1, 6, array.shape[-1])).astype(np.float32)
         owners = jnp.zeros((1, 6), jnp.int32)
-        memory[name] = {"features": bank.unit(jnp.asarray(rows)), "owners": owners}
+        memory[name] = {"features": patches.unit(jnp.asarray(rows)), "owners": owners}
     frozen = {"towers": parts.params, "memory": memory}
     batch = {"image": image, "category_id": jnp.zeros(2, jnp.int32)}
     params = {"scoring": predict.as_tree(scoring)}

@@ -5,8 +5,8 @@ from jaxanom.data import regions
 from jaxanom.diffusion import walks
 from jaxanom.methods.adp import complete, model
 from jaxanom.methods.adp.channels import generative
-from jaxanom.methods.adp.memory import bank
 from jaxanom.methods.adp.tuning import draw, pairs
+from jaxanom.models.features import patches
 
 RNG = np.random.default_rng(9)
 
@@ -51,7 +51,7 @@ def test_sources_take_turns_and_shots_are_left_out():
     met = set(zip(rows.kind.tolist(), rows.source.tolist(), strict=True))
     assert met == {(kind, source) for kind in range(3) for source in (1, 2, 3)}
     assert rows.is_free.sum() == 6
-    assert (rows.left_out[rows.is_free] == bank.NOBODY).all()
+    assert (rows.left_out[rows.is_free] == patches.NOBODY).all()
     assert set(rows.left_out[~rows.is_free].tolist()) <= {0, 1}
     assert (rows.base.level[rows.is_free] == -1).all()
     kept = rows.kind == pairs.BASES.index("kept")
@@ -59,7 +59,7 @@ def test_sources_take_turns_and_shots_are_left_out():
     assert (rows.base.level[~rows.is_free & ~kept] > 0).all()
     assert rows.defect.context.max() < 4 + 2 + len(pairs.WRONG_WORDS)
     # One shot is in the memory whichever view of it is shown.
-    assert (plan(num_shots=1).left_out == bank.NOBODY).all()
+    assert (plan(num_shots=1).left_out == patches.NOBODY).all()
 
 
 def test_a_plan_is_a_function_of_its_seed():

@@ -8,7 +8,7 @@ from tiny_defect_generation import drawing as options_of_drawing
 
 from jaxanom.data import pools
 from jaxanom.jobs import prepare
-from jaxanom.methods.defect_generation import drawing, placement
+from jaxanom.methods.defect_generation import drawing, plan
 from jaxanom.parallel import mesh as meshes
 
 
@@ -44,7 +44,7 @@ def test_a_set_is_drawn_with_one_image_for_its_defects(dataset):
     assert len(shapes) == 2 and shapes[0] == shapes[1]
     assert shapes[0]["seed"] == shapes[0]["defect_id"] == (2, 2)
     assert shapes[0]["image"][0] == shapes[0]["mask"][0] == 2
-    requests = placement.plan(dataset, 5, 3, per_image=2)
+    requests = plan.plan(dataset, 5, 3, per_image=2)
     for (row, pictures), request in zip(found, requests, strict=True):
         normal = dataset.records[request.normal]
         assert row.source_name == normal.name and row.seed == request.number
@@ -81,7 +81,7 @@ def test_pixels_that_the_final_mask_drops_are_the_normal_ones_again(dataset, pas
         }
 
     found = rows(generate, dataset, 2, batch_size=2, least_kept=1.0, paste=paste)
-    for (row, _), request in zip(found, placement.plan(dataset, 2, 3), strict=True):
+    for (row, _), request in zip(found, plan.plan(dataset, 2, 3), strict=True):
         normal = dataset.load(dataset.records[request.normal])[0]
         assert not row.mask.any() and request.mask.sum() > 4
         assert np.array_equal(row.image, normal) == paste

@@ -1,4 +1,4 @@
-"""Masks drawn from p(m), and the plan: which image, which defect, where."""
+"""Masks drawn from p(m)."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,7 @@ import numpy as np
 import pytest
 from tiny_defect_generation import masks
 
-from jaxanom.data import pools
-from jaxanom.jobs import prepare
 from jaxanom.methods.defect_generation import placement
-
-
-@pytest.fixture(scope="module")
-def dataset(generation_config):
-    """The training part of the tiny folder."""
-    return pools.training_part(*prepare.open_data(generation_config()))
 
 
 def test_drawn_masks_keep_their_area_and_stay_binary():
@@ -66,48 +58,3 @@ def test_the_bank_leaves_out_empty_masks_and_thins_evenly():
 def test_a_bank_without_any_mask_says_what_to_add():
     with pytest.raises(ValueError, match="ground_truth"):
         placement.mask_bank([np.zeros((4, 4), np.uint8)])
-
-
-def test_more_images_leave_the_first_ones_as_they_are(dataset):
-    short = placement.plan(dataset, 3, seed=5)
-    long = placement.plan(dataset, 9, seed=5)
-    for one, other in zip(short, long, strict=False):
-        assert one[:4] == other[:4]
-        np.testing.assert_array_equal(one.mask, other.mask)
-    assert [request.number for request in long] == list(range(9))
-    assert any(
-        one.normal != other.normal or np.any(one.mask != other.mask)
-        for one, other in zip(long, placement.plan(dataset, 9, 6), strict=True)
-    )
-
-
-def test_defect_types_take_turns_and_masks_come_from_their_own_training_masks(dataset):
-    requests = placement.plan(dataset, 6, seed=0)
-    kinds = [request.defect_type for request in requests]
-    assert kinds == ["dent", "scratch"] * 3
-    for request in requests:
-        record = dataset.records[request.normal]
-        assert record.defect_type == "good" and record.category == request.category
-        assert request.mask.dtype == np.uint8 and request.mask.sum() == 20  # 5 x 4
-
-
-def test_a_defect_type_without_masks_is_left_out(dataset):
-    def load(record):
-        image, mask = dataset.load(record)
-        return image, np.zeros_like(mask) if record.defect_type == "dent" else mask
-
-    half = dataset._replace(load=load)
-    assert {r.defect_type for r in placement.plan(half, 4, 0)} == {"scratch"}
-    none = half._replace(load=lambda r: (load(r)[0], np.zeros_like(load(r)[1])))
-    with pytest.raises(ValueError, match="no training defect has a mask"):
-        placement.plan(none, 4, 0)
-
-
-def test_entries_of_a_plan_that_share_an_image_share_its_mask_and_type(dataset):
-    shared = placement.plan(dataset, 7, seed=5, per_image=3)
-    single = placement.plan(dataset, 3, seed=5)
-    assert [request.number for request in shared] == list(range(7))
-    for request in shared:
-        wanted = single[request.number // 3]
-        assert request[1:4] == wanted[1:4]
-        np.testing.assert_array_equal(request.mask, wanted.mask)

@@ -29,7 +29,7 @@ class Evidence(NamedTuple):
       distances: [B, G, m, m], to the memory, by kind of feature.
       latents: [B, h, w, C] mean of the posterior, or None without C3 to C5.
       contexts: [B, 4, L, D]: normal, neutral, anomalous, empty.
-      category_id, left_out: [B] int32, see `bank.distances`.
+      category_id, left_out: [B] int32, see `patches.distances`.
     """
 
     clip: windows.Features

@@ -14,9 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.stats import norm
 
-from jaxanom.methods.adp.memory import bank, crops
+from jaxanom.methods.adp.memory import crops
+from jaxanom.models.features import patches
 from jaxanom.types import Array
 
 SIGMA_AT = 256
@@ -73,28 +73,13 @@ def default(
 
 
 def smoothing(side: int, sigma: Array) -> Array:
-    """Returns the matrix [side, side] of a Gaussian along one axis, rows sum to one.
-
-    A map is enlarged, linearly between its cells, and smoothed at its full size; this
-    is what that gives at the cells, in closed form: a cell's weight at distance d is
-    the mean of the tent max(0, 1 - |d - u|) over u ~ N(0, s^2), with s in cells. Rows
-    are renormalised at the border, so that a constant map stays constant.
+    """Returns `patches.smoothing` of a map `side` wide.
 
     Args:
       side: Side of the map.
       sigma: scalar, in pixels of a map `SIGMA_AT` wide; 0 is the identity.
     """
-    spread = jnp.maximum(sigma * side / SIGMA_AT, 1e-6)
-
-    def ramp(x: Array) -> Array:  # mean of max(0, x - u)
-        return x * norm.cdf(x / spread) + spread * norm.pdf(x / spread)
-
-    place = jnp.arange(side, dtype=jnp.float32)
-    # Distances only, or the differences of large numbers would lose digits.
-    apart = jnp.abs(place[:, None] - place)
-    weights = ramp(1 - apart) - 2 * ramp(-apart) + ramp(-1 - apart)
-    weights = jnp.maximum(weights, 0)
-    return weights / weights.sum(1, keepdims=True)
+    return patches.smoothing(side, sigma * side / SIGMA_AT)
 
 
 def smooth(values: Array, sigma: Array) -> Array:
@@ -178,7 +163,7 @@ def calibration_images(
     per_shot = max(1, math.ceil(least / count))
     parts, left_out = [], []
     for number, shot in enumerate(shots):
-        own = bank.NOBODY if count == 1 else number
+        own = patches.NOBODY if count == 1 else number
         num_views = per_shot if count == 1 else per_shot - 1
         if count > 1:
             parts.append(shot[None])

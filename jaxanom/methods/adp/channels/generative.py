@@ -15,7 +15,8 @@ from jaxanom.diffusion import targets, walks
 from jaxanom.methods.adp import model
 from jaxanom.methods.adp.channels import evidence as channels
 from jaxanom.methods.adp.channels.evidence import Channel, Evidence
-from jaxanom.methods.adp.memory import bank, windows
+from jaxanom.methods.adp.memory import windows
+from jaxanom.models.features import patches
 from jaxanom.types import Array, Params
 
 NORMAL, NEUTRAL, ANOMALOUS, EMPTY = range(4)
@@ -99,7 +100,7 @@ def _token_change(towers, params, layers, latents, clean, side):
     def tokens(z):
         image = model.decode(towers, params, z)
         features = windows.features(towers, params, image, (), layers)
-        return [bank.unit(array) for array in features.layers.values()]
+        return [patches.unit(array) for array in features.layers.values()]
 
     before = tokens(latents)
 
@@ -172,7 +173,7 @@ def unet_features(
         capture_intermediates=lambda module, method: module.name == name,
         mutable=["intermediates"],
     )
-    return bank.unit(kept["intermediates"][name]["__call__"][0])
+    return patches.unit(kept["intermediates"][name]["__call__"][0])
 
 
 def unet_memory(towers: model.Towers, side: int) -> Channel:
@@ -187,7 +188,7 @@ def unet_memory(towers: model.Towers, side: int) -> Channel:
         context = frozen["class_contexts"][evidence.category_id]
         features = unet_features(towers, frozen["towers"], evidence.latents, context)
         memory = frozen["memory"][UNET]
-        distance = bank.distances(
+        distance = patches.distances(
             features,
             memory["features"],
             memory["owners"],

@@ -1,28 +1,19 @@
-"""Memory of the shots' features: whose they are, and the distance to the nearest.
+"""Memory of the shots' features, and the towers that can fill it.
 
-WinCLIP's reference score (arXiv 2303.14814, section 4.3): (1 - max cos) / 2 to all
-remembered features of the same kind. Every entry knows the shot it came from, so that
-a shot can be scored as if it had not been seen. The memory needs no text, so any
-feature tower can fill it: CLIP's patches and windows, or another tower's layers.
+The memory needs no text, so any feature tower can fill it: CLIP's patches and windows,
+or another tower's layers. How far a patch is from it: `models.features.patches`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxanom.errors import UserError
 from jaxanom.methods.adp.memory import crops, windows
-from jaxanom.models.features import towers
+from jaxanom.models.features import patches, towers
 from jaxanom.types import Array, Params
-
-PADDING = -2
-"""Owner of rows that fill a bank up; never matched."""
-NOBODY = -1
-"""Shot to leave out where none is."""
 
 
 class Groups(NamedTuple):
@@ -37,16 +28,9 @@ class Groups(NamedTuple):
     mixtures: np.ndarray
 
 
-def unit(features: Array) -> Array:
-    """Scales features [..., D] to length one; zeros stay zeros."""
-    features = features.astype(jnp.float32)
-    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.maximum(norm, 1e-12)
-
-
 def separate(features: Mapping[str, Array]) -> dict[str, Array]:
     """Every kind for itself, as WinCLIP keeps them."""
-    return {name: unit(array) for name, array in features.items()}
+    return {name: patches.unit(array) for name, array in features.items()}
 
 
 def separate_groups(names: Sequence[str]) -> Groups:
@@ -56,24 +40,6 @@ def separate_groups(names: Sequence[str]) -> Groups:
     mean = np.full((1, count), 1 / count, np.float32)
     mixtures = np.concatenate([mean, alone]) if count > 1 else mean
     return Groups(tuple(names), mixtures)
-
-
-def joined(features: Mapping[str, Array]) -> dict[str, Array]:
-    """Layers pooled over 3 x 3 neighbours, put on the finest grid and concatenated.
-
-    The manner of PatchCore (arXiv 2106.08265, section 3.1) with layers of equal weight;
-    a patch must then match in all layers at one place. Each layer alone comes along.
-    """
-    finest = max(array.shape[1] for array in features.values())
-    layers = {}
-    for name, array in features.items():
-        pooled = nn.avg_pool(
-            array.astype(jnp.float32), (3, 3), padding="SAME", count_include_pad=False
-        )
-        shape = (array.shape[0], finest, finest, array.shape[-1])
-        layers[name] = unit(jax.image.resize(pooled, shape, "linear"))
-    whole = unit(jnp.concatenate(list(layers.values()), axis=-1))
-    return {"joined": whole, **(layers if len(layers) > 1 else {})}
 
 
 def joined_groups(names: Sequence[str]) -> Groups:
@@ -103,41 +69,11 @@ def build(
         owner = np.repeat(np.asarray(owners, np.int32), height * width)
         banks[name] = {
             "features": jnp.asarray(np.pad(rows, ((0, missing), (0, 0)))),
-            "owners": jnp.asarray(np.pad(owner, (0, missing), constant_values=PADDING)),
+            "owners": jnp.asarray(
+                np.pad(owner, (0, missing), constant_values=patches.PADDING)
+            ),
         }
     return banks
-
-
-def distances(
-    features: Array,
-    bank: Array,
-    owners: Array,
-    category_id: Array,
-    left_out: Array,
-) -> Array:
-    """Distance of every patch to its nearest remembered one.
-
-    Args:
-      features: [B, h, w, D] unit.
-      bank: [T, N, D] unit, one bank a category.
-      owners: [T, N] int32.
-      category_id: [B] int32.
-      left_out: [B] int32, a shot whose entries do not count; `NOBODY` for none.
-
-    Returns:
-      [B, h, w] in [0, 1], (1 - max cos) / 2. A row without any entry left has 1.
-    """
-
-    def row(inputs):
-        patches, category, shot = inputs
-        entries, owner = bank[category], owners[category]
-        usable = (owner != PADDING) & (owner != shot)
-        cosine = patches.reshape(-1, patches.shape[-1]) @ entries.T  # [h * w, N]
-        best = jnp.max(jnp.where(usable, cosine, -1.0), axis=1)
-        return jnp.clip((1 - best) / 2, 0, 1).reshape(patches.shape[:2])
-
-    # One image at a time: the products of a whole batch with its banks would not fit.
-    return jax.lax.map(row, (features, category_id, left_out))
 
 
 class FeatureTower(NamedTuple):
@@ -195,7 +131,7 @@ def from_network(name: str, layers: Sequence[str], size: int) -> FeatureTower:
         del clip_features
         image = crops.resize(image, size) if size else image
         arrays = network.features(params, image, layers)
-        return joined(dict(zip(layers, arrays, strict=True)))
+        return patches.joined(dict(zip(layers, arrays, strict=True)))
 
     return FeatureTower(network.params, (), groups, features, groups.names)
 

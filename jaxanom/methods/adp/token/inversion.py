@@ -17,6 +17,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from jaxanom import trees
 from jaxanom.contracts import LossFn
 from jaxanom.errors import UserError
 from jaxanom.methods.adp import model
@@ -234,11 +235,11 @@ def prepare(
     for image in images:
         cut = crops.crop(image, pyramid.boxes, sizes[0])
         moments.append(
-            model.batched(lambda x: encode.moments(params, x), ENCODE_BATCH, cut)
+            trees.batched(lambda x: encode.moments(params, x), ENCODE_BATCH, cut)
         )
         small = crops.crop(image, pyramid.boxes, sizes[1])
         whole = encode.parts(params, small[:1])[0]
-        parts = model.batched(lambda x: encode.crop(params, x), ENCODE_BATCH, small)
+        parts = trees.batched(lambda x: encode.crop(params, x), ENCODE_BATCH, small)
         features.append(np.concatenate([whole, parts[1:]]))
     per_shot, width = features[0].shape
     weights = support(np.concatenate(features), np.repeat(owners, per_shot))

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
+from jaxanom import trees
 from jaxanom.diffusion import walks
 from jaxanom.methods.adp import model
 from jaxanom.methods.adp.channels import generative
@@ -113,10 +114,10 @@ def draw(
         return np.concatenate([crops.crop(x, _WHOLE, towers.size) for x in images])
 
     def encode(images: np.ndarray) -> np.ndarray:
-        return model.batched(partial(steps.encode, params), DRAW_BATCH, images)
+        return trees.batched(partial(steps.encode, params), DRAW_BATCH, images)
 
     def decode(latents: np.ndarray) -> np.ndarray:
-        return model.batched(partial(steps.decode, params), DRAW_BATCH, latents)
+        return trees.batched(partial(steps.decode, params), DRAW_BATCH, latents)
 
     plain = encode(small(rows.view))
     noise = np.stack(
@@ -188,7 +189,7 @@ def _walk(
         return steps.walk(params, slots)
 
     walked = latents.copy()
-    walked[row] = model.batched(
+    walked[row] = trees.batched(
         call, SLOTS, row, level, context, share
     )  # both slots of a pair hold the same
     return walked

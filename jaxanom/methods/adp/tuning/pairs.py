@@ -28,8 +28,9 @@ import numpy as np
 
 from jaxanom.data import regions
 from jaxanom.methods.adp.channels import fusion
-from jaxanom.methods.adp.memory import bank, crops
+from jaxanom.methods.adp.memory import crops
 from jaxanom.methods.adp.token.wording import WRONG_WORDS
+from jaxanom.models.features import patches
 
 BASES = ("kept", "redrawn", "free")
 ANOMALIES = ("redrawn", "pasted", "misnamed")
@@ -68,7 +69,7 @@ class Plan(NamedTuple):
 
     Attributes:
       view: [N, H, W, 3] float32, views of shots.
-      left_out: [N] int32, the shot a pair was made of, or `bank.NOBODY`.
+      left_out: [N] int32, the shot a pair was made of, or `patches.NOBODY`.
       base: how the base is drawn.
       region: [N, H, W] uint8, where the anomaly is.
       patch: [N, H, W, 3], what is pasted there; used where `source` says so.
@@ -116,7 +117,7 @@ def plan(shots: np.ndarray, num_pairs: int, num_defects: int, seed: int) -> Plan
         rows.append(
             (
                 crops.crop(shots[shot], box, side)[0],
-                bank.NOBODY if is_free or len(shots) == 1 else shot,
+                patches.NOBODY if is_free or len(shots) == 1 else shot,
                 (rng.choice(BASE_LEVELS[kind]), 0, GUIDANCE if is_free else 1.0),
                 regions.draw(where, rng),
                 _patch(shots[rng.integers(len(shots))], rng),
