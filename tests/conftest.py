@@ -324,7 +324,7 @@ def detection_config(tiny_folder):
     """() -> config of the detector, tiny, with changes by "a.b" key."""
 
     def make(**changes):
-        config = config_file.load("configs/detector/folder.py")
+        config = config_file.load("configs/detector/folder.py:unet")
         changes = {key.replace("__", "."): value for key, value in changes.items()}
         paths = {"data.directory": str(tiny_folder)}
         return with_values(config, TINY_DETECTION | paths | changes)

@@ -73,7 +73,7 @@ def test_a_recipe_is_trained_by_its_name_and_a_wrong_key_is_the_users(
         "data.shots=4",
         *("detector.width=4", "detector.depth=1", "phases.segment.num_steps=1"),
     ]
-    recipe = "configs/detector/folder.py"
+    recipe = "configs/detector/folder.py:unet"
     run = jaxanom.train(recipe, tmp_path / "run", changes)
     assert run.prepared.config.data.image_size == 16
     assert (tmp_path / "run" / "params.safetensors").is_file()

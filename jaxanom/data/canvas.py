@@ -5,16 +5,16 @@ in, and the rest of the canvas shows its mirrored content, mask alike: what a ne
 sees there is as ordinary as the image, and every pixel of it carries its true label.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxanom.data import images
-from jaxanom.errors import UserError
 
 MULTIPLE = 32
-"""Sides are multiples of the coarsest stride of the feature towers."""
+"""The coarsest stride of the feature towers."""
 LONGEST = 4
 """A canvas is at most this many times as long as wide."""
 STRETCH = 1 / 16
@@ -37,19 +37,13 @@ def size_for(shapes: Sequence[tuple[int, int]], side: int) -> tuple[int, int]:
 
     Args:
       shapes: (height, width) of images, at least one.
-      side: The canvas's shorter side, a multiple of 32.
-
-    Raises:
-      UserError: The side is no such multiple.
+      side: The canvas's shorter side. The longer one is a multiple of all powers of
+        two up to 32 that divide it, so that networks can halve both as often.
     """
-    if side < 1 or side % MULTIPLE:
-        raise UserError(
-            f"config.data.image_size={side} times config.data.tiles; with "
-            f"config.data.aspect='keep' it must be a multiple of {MULTIPLE}"
-        )
+    multiple = math.gcd(side, MULTIPLE)
     ratio = float(np.median([height / width for height, width in shapes]))
     longer = side * min(max(ratio, 1 / ratio), LONGEST)
-    longer = MULTIPLE * max(round(longer / MULTIPLE), 1)
+    longer = multiple * max(round(longer / multiple), 1)
     return (longer, side) if ratio > 1 else (side, longer)
 
 

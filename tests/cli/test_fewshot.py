@@ -192,6 +192,6 @@ def test_a_wrong_option_is_refused_before_training(
 
 def test_a_recipe_of_another_method_is_refused(tmp_path, tiny_folder, capsys):
     words = ["fewshot", f"--normal={tiny_folder / 'bolt/train/good'}", "--category=a"]
-    recipe = "--config=configs/detector/folder.py"
+    recipe = "--config=configs/detector/folder.py:unet"
     assert main.main([*words, f"--out={tmp_path / 'run'}", recipe]) == 2
     assert "wanted one of ['adp', 'memory']" in capsys.readouterr().err

@@ -13,7 +13,7 @@ from jaxanom.jobs import defects_to_detector
 from jaxanom.parallel import distributed
 from jaxanom.training import loop
 
-DETECTOR = "--config=configs/detector/folder.py"
+DETECTOR = "--config=configs/detector/folder.py:unet"
 GENERATOR = "--config=configs/defect_generation/folder.py"
 SIZE = 16
 

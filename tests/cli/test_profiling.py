@@ -34,7 +34,7 @@ def test_a_training_leaves_a_trace_and_one_without_the_flag_none(
 ):
     command = [
         "train",
-        "--config=configs/detector/folder.py",
+        "--config=configs/detector/folder.py:unet",
         f"--config.data.directory={tiny_folder}",
         "--config.data.image_size=16",
         "--config.data.shots=4",

@@ -24,7 +24,7 @@ PATIENCE_S = 600  # a machine shared with others may take long to import jax
 def command(run, folder):
     return [
         "train",
-        "--config=configs/detector/folder.py",
+        "--config=configs/detector/folder.py:unet",
         f"--run={run}",
         f"--config.data.directory={folder}",
         "--config.data.image_size=16",

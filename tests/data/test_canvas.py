@@ -30,11 +30,9 @@ def test_a_canvas_has_the_median_ratio_and_its_side_is_the_shorter(shapes, size)
     assert canvas.size_for(shapes, 224) == size
 
 
-def test_a_side_that_towers_cannot_halve_five_times_is_refused():
-    with pytest.raises(
-        UserError, match=r"config\.data\.image_size=100.*multiple of 32"
-    ):
-        canvas.size_for([(10, 10)], 100)
+def test_both_sides_can_be_halved_as_often():
+    assert canvas.size_for([(645, 256)], 112) == (288, 112)
+    assert canvas.size_for([(645, 256)], 100) == (252, 100)
 
 
 def proportions(mask):
