@@ -53,10 +53,10 @@ CORE = {
     "scipy",
 }
 # Needed by few files, imported inside the function that needs them. Progress bars are
-# drawn in two places: over training steps and over generated images.
+# drawn over training steps, generated images and images that are checked.
 LAZY = {
     "tokenizers": {"models/clip/tokenizer.py"},
-    "tqdm": {"training/loop.py", "methods/defect_generation/drawing.py"},
+    "tqdm": {"training/loop.py", "methods/defect_generation/drawing.py", "cli/data.py"},
     "matplotlib": {"report/figures.py"},
     "huggingface_hub": {"models/checkpoints/hub.py"},
     "grain": {"data/workers.py"},

@@ -2,6 +2,8 @@
 
 import argparse
 
+from jaxanom.errors import UserError
+
 PARTS = ("foundry", "elpv", "check", "tokenizer", "tfds")
 
 
@@ -39,6 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "check", help="check a folder of images and say what is in it"
     )
     check.add_argument("directory")
+    check.add_argument(
+        "--image-size",
+        type=int,
+        default=256,
+        help="shorter side in training; smaller defects are named",
+    )
     tokenizer = parts.add_parser(
         "tokenizer", help="train the small tokenizer on the procedural captions"
     )
@@ -97,10 +105,32 @@ def _elpv(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    import sys
+
+    import tqdm
+
+    from jaxanom.data import inspection
     from jaxanom.data.layouts import mvtec
 
+    if arguments.image_size < 1:
+        raise UserError(f"--image-size={arguments.image_size}; wanted at least 1")
+
+    def shown(results, total):
+        return tqdm.tqdm(results, "decoding", total, disable=not sys.stderr.isatty())
+
     records = mvtec.read_folder(arguments.directory)
-    mvtec.check(records)
+    report = inspection.inspect(
+        arguments.directory, records, arguments.image_size, progress=shown
+    )
+    for error in report.errors:
+        print(f"error: {error}")
+    for warning in report.warnings:
+        print(f"warning: {warning}")
+    if report.errors:
+        listed = "\n  ".join(report.errors[:5])
+        raise UserError(
+            f"{len(report.errors)} of {len(records)} images are bad:\n  {listed}"
+        )
     counts: dict[tuple[str, str, str], int] = {}
     for item in records:
         key = item.category, item.split, item.defect_type

@@ -354,7 +354,7 @@ def select(
 
 
 def unmasked(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str, int]:
-    """Counts the defective records (of those given) without a mask.
+    """Counts the defective records (of those given) without a mask, or an empty one.
 
     Where there are any, pixel metrics have no ground truth.
 
@@ -362,7 +362,20 @@ def unmasked(dataset: Dataset, indices: Sequence[int] | None = None) -> dict[str
       {folder that lacks the masks: images}, see `mvtec.unmasked`.
     """
     numbers = range(len(dataset.records)) if indices is None else indices
-    return mvtec.unmasked(dataset.records[number] for number in numbers)
+    records = (dataset.records[number] for number in numbers)
+    return mvtec.unmasked(
+        record._replace(mask=None) if _is_empty(record, dataset.load) else record
+        for record in records
+    )
+
+
+def _is_empty(record: Record, load: Load) -> bool:
+    """Whether a mask marks nothing."""
+    if record.mask is None or record.defect_type == GOOD:
+        return False
+    if Path(record.mask).exists():
+        return not images.load_mask(mvtec.mask_files(record.mask)).any()
+    return not load(record)[1].any()
 
 
 def _rendered(

@@ -8,6 +8,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageOps
 
+from jaxanom.data import grey_range, mask_values
 from jaxanom.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
@@ -25,15 +26,16 @@ def load_image(path: str | Path) -> np.ndarray:
     """Decodes an image file to uint8 [H, W, 3] in sRGB order.
 
     The EXIF orientation is applied. Grey values are repeated over three channels,
-    palettes resolved and transparency laid over white. 16-bit values use the full range
-    (65535 -> 255); float files must lie in [0, 1]. Of several pages the first is read.
+    palettes resolved and transparency laid over white. `grey_range` says which value of
+    16-bit, 32-bit and float files is white. Of several pages the first is read.
 
     Raises:
       UserError: the file cannot be decoded; names it.
     """
     image = _open(path)
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return np.repeat(_wide_values(np.asarray(image), path)[..., None], 3, axis=2)
+        grey = grey_range.to_uint8(np.asarray(image), path)
+        return np.repeat(grey[..., None], 3, axis=2)
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -59,12 +61,12 @@ class Lazy(Sequence):
 def load_mask(files: Sequence[str | Path]) -> np.ndarray:
     """Decodes the union of mask files to uint8 {0, 1} [H, W].
 
-    Any non-zero value of any colour channel is a defect; transparency does not count.
+    See `mask_values` for which pixels are defects.
 
     Raises:
       UserError: a file cannot be decoded, or the files differ in size.
     """
-    masks = [_binary(_open(file)) for file in files]
+    masks = [mask_values.binary(_open(file)) for file in files]
     for file, mask in zip(files, masks, strict=True):
         if mask.shape != masks[0].shape:
             raise UserError(
@@ -161,6 +163,28 @@ def _ends_whole(path: Path, marker: bytes | None) -> bool:
         return marker in file.read()
 
 
+def orientation(path: str | Path) -> int:
+    """Returns the EXIF orientation, 1 where there is none.
+
+    Raises:
+      UserError: the file is no image; names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return _orientation(image)
+    except _DAMAGE as error:
+        raise UserError(f"cannot read image {path}: {error}") from error
+
+
+def open_upright(path: str | Path) -> Image.Image:
+    """Opens and decodes; upright by its EXIF orientation.
+
+    Raises:
+      UserError: the file cannot be decoded; names it.
+    """
+    return _open(path)
+
+
 def _orientation(image: Image.Image) -> int:
     if image.format == "PNG" and "exif" not in image.info:
         return 1  # Pillow would decode the whole file to look for a late EXIF block.
@@ -175,28 +199,6 @@ def _open(path: str | Path) -> Image.Image:
             return ImageOps.exif_transpose(image)
     except _DAMAGE as error:
         raise UserError(f"cannot read image {path}: {error}") from error
-
-
-def _wide_values(values: np.ndarray, path: str | Path) -> np.ndarray:
-    """Maps 16-bit or float grey values [H, W] to uint8."""
-    top = 1.0 if np.issubdtype(values.dtype, np.floating) else 65535.0
-    if not (np.all(values >= 0) and np.all(values <= top)):
-        raise UserError(
-            f"{path} has values {values.min()} to {values.max()}; wanted 0 to {top:g} "
-            f"for {values.dtype}"
-        )
-    return np.rint(values.astype(np.float64) * (255.0 / top)).astype(np.uint8)
-
-
-def _binary(mask: Image.Image) -> np.ndarray:
-    """Returns bool [H, W]: any channel but transparency is non-zero."""
-    if mask.mode == "P" or mask.mode == "PA":
-        # The colours count, not the indices: entry 0 may be any colour.
-        mask = mask.convert("RGB")
-    values = np.asarray(mask)
-    if values.ndim == 3 and mask.mode in ("LA", "RGBA"):
-        values = values[..., :-1]
-    return values != 0 if values.ndim == 2 else np.any(values != 0, axis=-1)
 
 
 def _size(shape: tuple[int, ...]) -> str:

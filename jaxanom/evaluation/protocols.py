@@ -1,9 +1,11 @@
 """What each protocol measures, and in which order tables show it."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxanom.contracts import Metric
+from jaxanom.evaluation import runner
 from jaxanom.metrics import ranking, recognition, regions, uncertainty
 
 COLUMNS = {
@@ -23,6 +25,14 @@ COLUMNS = {
     "mutual_information": "Mutual information (0.01 nat)",
 }
 """Key of a result -> heading, in table order."""
+
+
+IMAGE_KEYS = ("image_auroc", "image_ap", "image_f1_max")
+LACKS = {
+    "good": "the test images hold no good one, so ranking images is undefined",
+    "defective": "the test images hold no defective one, so ranking is undefined",
+}
+"""Class that the test images of a category lack -> what a dash means there."""
 
 
 class Protocol(NamedTuple):
@@ -109,9 +119,51 @@ def columns_of(results: Sequence[Mapping[str, Any]]) -> dict[str, str]:
 
 
 def notes_of(results: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Returns what a table of evaluations has to say about columns that it lacks."""
+    """Returns what a table of evaluations has to say about numbers that it lacks."""
+    notes = []
     missing = [name for result in results for name in result.get("without_masks", ())]
-    if not missing:
-        return ()
-    folders = ", ".join(dict.fromkeys(missing))
-    return (f"Pixels were not measured where masks are missing: {folders}.",)
+    if missing:
+        folders = ", ".join(dict.fromkeys(missing))
+        notes.append(f"Pixels were not measured where masks are missing: {folders}.")
+    reasons: dict[str, list[str]] = {}
+    for result in results:
+        for category, lacks in result.get("one_class", {}).items():
+            reasons.setdefault(lacks, []).append(category)
+    for lacks, categories in reasons.items():
+        notes.append(
+            f"A dash (–): {LACKS[lacks]}; {', '.join(dict.fromkeys(categories))}."
+        )
+    return tuple(notes)
+
+
+def undefined_without_both(results: dict[str, Any], labels: Mapping[str, set]) -> None:
+    """Blanks, in place, what ranks images of a category that has one class only.
+
+    AP and F1-max of defective images alone are 100 % for any detector.
+
+    Args:
+      results: From `runner.evaluate`; gains `one_class`, {category: key of `LACKS`},
+        where there is such a category.
+      labels: {category: labels of its test images, 0 or 1}.
+    """
+    one_class = {
+        name: "good" if 1 in labels[name] else "defective"
+        for name in results["per_category"]
+        if len(labels.get(name, {0, 1})) == 1
+    }
+    if not one_class:
+        return
+    for name in one_class:
+        values = results["per_category"][name]
+        values.update({key: math.nan for key in IMAGE_KEYS if key in values})
+        results["curves"].get(name, {}).pop("image/precision_recall", None)
+    results["mean"].update(
+        {
+            key: value
+            for key, value in runner.mean_over_categories(
+                results["per_category"]
+            ).items()
+            if key in IMAGE_KEYS
+        }
+    )
+    results["one_class"] = one_class

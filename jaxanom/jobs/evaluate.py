@@ -10,6 +10,7 @@ import jax
 from jaxanom import record
 from jaxanom.contracts import Metric, PredictFn
 from jaxanom.data import catalog, pipeline, pools
+from jaxanom.data.layouts.mvtec import GOOD
 from jaxanom.errors import UserError
 from jaxanom.evaluation import protocols, runner
 from jaxanom.jobs import config_file, prepare
@@ -82,6 +83,12 @@ def evaluate(
     if rescale is not None:  # scores depend on the other test images: say so
         results["transductive"] = True
     select = selection.read(prepared.config.get("selection"))
+    labels: dict[str, set] = {}
+    for number in division.test:
+        item = dataset.records[number]
+        labels.setdefault(item.category, set()).add(int(item.defect_type != GOOD))
+    if not pooled:
+        protocols.undefined_without_both(results, labels)
     if without_masks:  # pixels were not measured: say why
         results["without_masks"] = without_masks
     if select.rule != "last":  # parameters were chosen by labels of test images

@@ -12,6 +12,8 @@ from jaxanom.errors import UserError
 
 Cell = str | float | int | None
 UNDEFINED = "–"
+NO_CLASS = ("no good", "no defective")
+"""Stand for numbers of a category whose test images lack one of the classes."""
 _NUMBER = re.compile(r"[-+−]?[\d.]+(e[-+]?\d+)?( ?[±%].*)?")
 
 
@@ -59,13 +61,21 @@ def per_category(
     """Lists one evaluation by category, in percent, with the mean as last row.
 
     Args:
-      result: from `evaluation.runner.evaluate`.
+      result: from `evaluation.runner.evaluate`. Where its `one_class` names a category,
+        the table says which class is missing in place of the number.
       columns: metric -> heading.
       **options: further fields of `Table`.
     """
     records = {**result["per_category"], "Mean": result["mean"]}
+    lacks = result.get("one_class", {})
+
+    def cell(name: str, key: str, value: float | None) -> str:
+        text = percent(value)
+        ranks_images = key.startswith("image_") and name in lacks
+        return f"no {lacks[name]}" if ranks_images and text == UNDEFINED else text
+
     rows = tuple(
-        (name, *(percent(values.get(key)) for key in columns))
+        (name, *(cell(name, key, values.get(key)) for key in columns))
         for name, values in records.items()
     )
     headings = ("Category", *columns.values())
@@ -200,11 +210,15 @@ def _formatted(table: Table) -> tuple[list[str], list[list[str]], list[bool]]:
             )
     rows = [[format_cell(cell, table.digits) for cell in row] for row in table.rows]
     numeric = [
-        bool(rows)
-        and all(row[k] == UNDEFINED or _NUMBER.fullmatch(row[k]) for row in rows)
+        bool(rows) and all(_is_numeric(row[k]) for row in rows)
         for k in range(len(table.columns))
     ]
     return list(table.columns), rows, numeric
+
+
+def _is_numeric(cell: str) -> bool:
+    stands_for_number = cell in (UNDEFINED, *NO_CLASS)
+    return stands_for_number or bool(_NUMBER.fullmatch(cell))
 
 
 def _widths(rows: Sequence[Sequence[str]]) -> list[int]:

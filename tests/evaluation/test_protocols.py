@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from jaxanom.evaluation import protocols
+from jaxanom.report import tables
 from jaxanom.types import Predictions
 
 
@@ -50,3 +51,22 @@ def test_categories_as_classes_leave_detection_out(target):
     names = {"image"} if target is None else {"image", "classes"}
     assert pooled == (target == "category_id")
     assert set(protocol.metrics) == names - ({"image"} if pooled else set())
+
+
+def test_a_category_of_one_class_has_no_trivial_number_and_says_why():
+    def values(number):
+        return {"image_auroc": number, "image_ap": number, "pixel_ap": 0.5}
+
+    results = {
+        "per_category": {"nut": values(1.0), "cap": values(0.8)},
+        "mean": values(0.9),
+        "curves": {"nut": {"image/precision_recall": {}}},
+    }
+    protocols.undefined_without_both(results, {"nut": {1}, "cap": {0, 1}})
+    assert np.isnan(results["per_category"]["nut"]["image_ap"])
+    assert results["per_category"]["nut"]["pixel_ap"] == 0.5
+    assert results["mean"] == values(0.8) and not results["curves"]["nut"]
+    (note,) = protocols.notes_of([results])
+    assert "no good one" in note and "nut" in note and "cap" not in note
+    table = tables.per_category(results, {"image_ap": "AP"})
+    assert table.rows == (("nut", "no good"), ("cap", "80.0"), ("Mean", "80.0"))

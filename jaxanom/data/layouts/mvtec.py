@@ -7,6 +7,13 @@
         <stem>_mask.png or <stem>.png       one file, or
         <stem>/*.png                        several files whose union is the mask
 
+`test/ok`, `test/Good` and the like hold normal images too (`is_good`). Without `train`
+and `test`, a folder `good/` beside folders of defects is a category as well:
+
+    <category>/good/*                       normal: every fifth is tested on, the others
+                                            are trained on; all, where nothing is beside
+    <category>/<defect>/*                   defective images, with masks as above
+
 Folders are read in place. Hidden files, files that are not images and folders outside
 `train`, `test` and `ground_truth` (for example `validation`) are left alone, and so is
 `ground_truth/good`. Order is natural by name ("2.png" before "10.png"), so it is the
@@ -24,6 +31,9 @@ from jaxanom.data import images
 from jaxanom.errors import UserError, check_known
 
 GOOD = "good"
+TEST_EVERY = 5
+_GOOD_NAMES = ("good", "ok", "okay", "normal", "pass", "passed", "no_defect")
+_MASK_NAMES = ("ground_truth", "mask", "masks")
 
 
 class Record(NamedTuple):
@@ -70,7 +80,7 @@ def read_folder(
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise UserError(f"{root} {what}; wanted a folder in the MVTec layout")
-    folders = _category_folders(root)
+    folders = category_folders(root)
     records = []
     for category in dict.fromkeys(categories or sorted(folders, key=natural_key)):
         check_known("category", category, folders)
@@ -81,6 +91,8 @@ def read_folder(
 def image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Lists the images meant by files and folders; each one's header is read.
 
+    Of a folder, those in its folders count too, at any depth; hidden ones do not.
+
     Raises:
       UserError: nothing there, a folder without images, or a damaged image.
     """
@@ -88,13 +100,18 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
             raise UserError(f"no such image or folder: {path}")
-        inside = images_in(path) if path.is_dir() else [path]
+        inside = _images_below(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(f"{_describe(path)}; wanted images")
         files += inside
     for file in files:
         images.header_size(file)
     return files
+
+
+def is_good(folder: str) -> bool:
+    """Whether a folder of test images is named as normal ones are, in any case."""
+    return re.sub(r"[\s-]+", "_", folder.strip().lower()) in _GOOD_NAMES
 
 
 def natural_key(name: str) -> tuple:
@@ -155,18 +172,24 @@ def mask_files(path: str | Path) -> list[Path]:
     return files
 
 
-def _category_folders(root: Path) -> dict[str, Path]:
-    if _looks_like_category(root):
+def category_folders(root: Path) -> dict[str, Path]:
+    """Returns {category: folder} of a category folder or a root of many.
+
+    Raises:
+      UserError: there is none; says what is there.
+    """
+    if _looks_like_category(root) or good_folder(root):
         return {Path(os.path.abspath(root)).name: root}
     folders = {
         folder.name: folder
         for folder in folders_in(root)
-        if _looks_like_category(folder)
+        if _looks_like_category(folder) or good_folder(folder)
     }
     if not folders:
         raise UserError(
             f"no train/good in {root}, nor in any folder in it; {_describe(root)}; put "
-            "normal images into <category>/train/good"
+            "normal images into <category>/train/good, or into good/ beside a folder "
+            "of each kind of defect"
         )
     return folders
 
@@ -175,7 +198,50 @@ def _looks_like_category(folder: Path) -> bool:
     return (folder / "train").is_dir() or (folder / "test").is_dir()
 
 
+def good_folder(folder: Path) -> Path | None:
+    """Returns the folder of normal images in a category without train and test."""
+    if _looks_like_category(folder):
+        return None
+    good = [sub for sub in folders_in(folder) if is_good(sub.name) and images_in(sub)]
+    return good[0] if good else None
+
+
+def _read_siblings(folder: Path, good: Path, category: str) -> list[Record]:
+    """Reads normal images beside defective ones, and divides the normal ones."""
+    others = [sub for sub in folders_in(folder) if sub != good]
+    masks = [sub.name for sub in others if sub.name.lower() in _MASK_NAMES[1:]]
+    if masks:
+        raise UserError(
+            f"{folder} holds {', '.join(masks)} beside {good.name}; put masks into "
+            f"{folder / 'ground_truth'}/<defect>"
+        )
+    defects = [
+        sub
+        for sub in others
+        if sub.name != _MASK_NAMES[0] and (is_good(sub.name) or images_in(sub))
+    ]
+    kept = _read_images(good, None, category, "train")
+    if defects:
+        kept = [
+            record._replace(
+                split="test", name=record.name.replace("/train/", "/test/", 1)
+            )
+            if number % TEST_EVERY == TEST_EVERY - 1
+            or (number == len(kept) - 1 and 1 < len(kept) < TEST_EVERY)
+            else record
+            for number, record in enumerate(kept)
+        ]
+    kept.sort(key=lambda record: record.split != "train")
+    for sub in sorted(defects, key=lambda sub: not is_good(sub.name)):
+        masks_at = None if is_good(sub.name) else folder / "ground_truth" / sub.name
+        kept += _read_images(sub, masks_at, category, "test")
+    return kept
+
+
 def _read_category(folder: Path, category: str, require_train: bool) -> list[Record]:
+    good = good_folder(folder)
+    if good is not None:
+        return _read_siblings(folder, good, category)
     train, test = folder / "train", folder / "test"
     if not (train / GOOD).is_dir() and (require_train or train.is_dir()):
         where = train if train.is_dir() else folder
@@ -190,8 +256,10 @@ def _read_category(folder: Path, category: str, require_train: bool) -> list[Rec
     if (train / GOOD).is_dir():
         records += _read_images(train / GOOD, None, category, "train")
     defect_types = [sub.name for sub in folders_in(test)]
-    for defect_type in sorted(defect_types, key=lambda name: name != GOOD):
-        masks = None if defect_type == GOOD else folder / "ground_truth" / defect_type
+    for defect_type in sorted(
+        defect_types, key=lambda name: (name != GOOD, not is_good(name))
+    ):
+        masks = None if is_good(defect_type) else folder / "ground_truth" / defect_type
         records += _read_images(test / defect_type, masks, category, "test")
     return records
 
@@ -211,7 +279,7 @@ def _read_images(
             image=str(file),
             mask=masks.get(file),
             category=category,
-            defect_type=folder.name,
+            defect_type=GOOD if is_good(folder.name) else folder.name,
             split=split,
             name=f"{category}/{split}/{folder.name}/{file.name}",
         )
@@ -265,6 +333,11 @@ def images_in(folder: Path) -> list[Path]:
     ]
 
 
+def _images_below(folder: Path) -> list[Path]:
+    below = [file for sub in folders_in(folder) for file in _images_below(sub)]
+    return images_in(folder) + below
+
+
 def _describe(folder: Path) -> str:
     entries = _visible(folder)
     names = [f"{entry.name}/" if entry.is_dir() else entry.name for entry in entries]
@@ -280,4 +353,12 @@ def _check_record(record: Record) -> None:
             raise UserError(
                 f"mask {file} is {mask_size[0]} x {mask_size[1]}, its image "
                 f"{record.image} is {size[0]} x {size[1]}; they must be equal"
+                + _turned(record.image, file)
             )
+
+
+def _turned(image: str, mask: Path) -> str:
+    """Returns what to add where only the image carries an EXIF orientation."""
+    if images.orientation(image) == 1 or images.orientation(mask) != 1:
+        return ""
+    return " (the image is turned by its EXIF orientation and the mask is not)"
