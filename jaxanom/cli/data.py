@@ -109,7 +109,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
     import tqdm
 
-    from jaxanom.data import inspection
+    from jaxanom.data.decoding import inspection
     from jaxanom.data.layouts import mvtec
 
     if arguments.image_size < 1:

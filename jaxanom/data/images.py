@@ -8,7 +8,7 @@ import numpy as np
 import scipy.ndimage
 from PIL import Image, ImageOps
 
-from jaxanom.data import grey_range, mask_values
+from jaxanom.data.decoding import grey_range, mask_values
 from jaxanom.errors import UserError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")

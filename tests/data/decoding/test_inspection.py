@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxanom.data import catalog, inspection, pools
+from jaxanom.data import catalog, pools
+from jaxanom.data.decoding import inspection
 from jaxanom.data.layouts import mvtec
 
 

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.ndimage
 
-from jaxanom.data import images, mask_values
+from jaxanom.data import images
+from jaxanom.data.decoding import mask_values
 from jaxanom.data.layouts import mvtec
 from jaxanom.data.layouts.mvtec import GOOD, Record
 from jaxanom.errors import UserError
