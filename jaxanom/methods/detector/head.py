@@ -22,11 +22,13 @@ class Head(nn.Module):
     Attributes:
       channels: C of each layer.
       width: Hidden channels.
+      coarse: Cells of the finest layer along a side of one that is read.
       dtype: What products compute in.
     """
 
     channels: tuple[int, ...]
     width: int
+    coarse: int = 1
     dtype: Any = jnp.float32
 
     def setup(self):
@@ -50,26 +52,30 @@ class Head(nn.Module):
         self.logit = nn.Dense(1, dtype=jnp.float32)
 
     def __call__(self, layers: Sequence[Array]) -> Array:
-        """Reads every place: layers [B, h_i, w_i, C_i] -> log-odds [B, h_0, w_0]."""
-        height, width = layers[0].shape[1:3]
+        """Reads every place: layers [B, h_i, w_i, C_i] -> log-odds [B, h, w]."""
+        height, width = self.grid(layers)
 
-        def enlarged(projected: Array) -> Array:
+        def resized(projected: Array) -> Array:
             shape = (projected.shape[0], height, width, self.width)
-            return jax.image.resize(projected, shape, "linear")
+            return jax.image.resize(projected, shape, "linear", antialias=False)
 
-        return self._read([enlarged(one) for one in self._projected(layers)])
+        return self._read([resized(one) for one in self._projected(layers)])
+
+    def grid(self, layers: Sequence[Array]) -> tuple[int, int]:
+        """Returns (h, w) of what is read: the first layer's, made coarser."""
+        return tuple(side // self.coarse for side in layers[0].shape[1:3])
 
     def at(self, layers: Sequence[Array], places: Array) -> Array:
         """Reads some places.
 
         Args:
           layers: [B, h_i, w_i, C_i].
-          places: [B, K] int32, row-major numbers of cells of the first layer's grid.
+          places: [B, K] int32, row-major numbers of cells of `grid`.
 
         Returns:
           Log-odds [B, K].
         """
-        height, width = layers[0].shape[1:3]
+        height, width = self.grid(layers)
         sampled = []
         for layer in layers:
             scale = layer.shape[1] / height, layer.shape[2] / width

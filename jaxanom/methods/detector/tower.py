@@ -1,8 +1,11 @@
 """The detector on a frozen feature tower: layers once, then a head in seconds.
 
 Trained on a few places of each image, as many of them defective as normal where an
-image has a defect: the rest of a normal surface repeats itself. What is learnt of a
-cell is the share of it that is defective, so that outlines end where they should.
+image has a defect: the rest of a normal surface repeats itself. Two heads learn two
+things. "outline", on the finest grid, learns the share of a cell that is defective, so
+that outlines end where they should. "presence", on cells twice as large, learns whether
+a cell is defective at all: a thin or small defect counts as much as a broad one, and
+the image's score is of these.
 """
 
 from typing import NamedTuple
@@ -24,8 +27,10 @@ from jaxanom.methods.detector.options import Options
 from jaxanom.models.features import towers
 from jaxanom.types import Array, Batch, Frozen, Params, Predictions, PRNGKey
 
+PRESENT = 0.2
+"""Least share of a cell at which a defect is present in it; less teaches nothing."""
 TOP_SHARE = 0.004
-"""Share of the cells whose mean log-odds are the image's."""
+"""Share of the cells whose mean log-odds of presence are the image's."""
 KEPT = ("label", "category_id", "defect_id", "valid")
 _MEASURED_ON = 40  # normal images that means and deviations are measured on
 _BATCH_SIZE = 8
@@ -37,14 +42,14 @@ class Parts(NamedTuple):
     Attributes:
       tower: Its weights travel in `frozen["tower"]`.
       taps: Its layers, the finest first.
-      head: Reads them.
+      heads: "outline" and "presence", which read them.
       image_size: (H, W).
       num_places: Places of an image that a step learns from.
     """
 
     tower: towers.FeatureTower
     taps: tuple[str, ...]
-    head: Head
+    heads: dict[str, Head]
     image_size: tuple[int, int]
     num_places: int
 
@@ -79,21 +84,26 @@ def make(options: Options, dataset: catalog.Dataset, is_trained: bool) -> Method
             "config.data.flips what no category may have"
         )
     channels = tuple(layer.shape[-1] for layer in shapes)
-    head = Head(channels, options.head_width, dtype)
-    parts = Parts(tower, taps, head, tuple(dataset.image_size), options.num_places)
+    can_halve = all(side % 2 == 0 for side in grids[0])
+    heads = {
+        "outline": Head(channels, options.head_width, 1, dtype),
+        "presence": Head(channels, options.head_width, 2 if can_halve else 1, dtype),
+    }
+    parts = Parts(tower, taps, heads, tuple(dataset.image_size), options.num_places)
 
     def init(key: PRNGKey) -> tuple[Params, Frozen]:
         blank = [jnp.zeros(layer.shape) for layer in shapes]
-        params = head.init(key, blank)["params"]
-        if not is_trained:
-            params = {**params, **measured(parts, dataset)}
+        constants = {} if is_trained else measured(parts, dataset)
+        params = {}
+        for name, part in zip(heads, jax.random.split(key), strict=True):
+            fresh = heads[name].init(part, blank)["params"]
+            params[name] = {**fresh, **constants}
         return params, {"tower": tower.params}
 
+    phase = Phase("segment", loss_of(parts, options), (r".*/(projections|logit).*",))
     return Method(
         init=init,
-        phases=(
-            Phase("segment", loss_of(parts, options), (r"(projections|logit).*",)),
-        ),
+        phases=(phase,),
         predict=predict_of(parts),
         encode=encode_of(parts) if options.cache_features else None,
         learns_pixels=True,
@@ -147,27 +157,31 @@ def coverage(mask: Array, grid: tuple[int, int]) -> Array:
     return jnp.mean(cells, axis=(2, 4))
 
 
-def draw_places(key: PRNGKey, covered: Array, count: int) -> Array:
+def draw_places(key: PRNGKey, covered: Array, count: int, least: float) -> Array:
     """Draws cells to learn from, [B, count] int32.
 
-    The first half are touched by a defect where an image has one; all others are not.
+    The first half hold a defect where an image has one; no other is touched by any.
 
     Args:
       key: Decides the draws.
-      covered: [B, h, w], see `coverage`.
+      covered: [B, N], see `coverage`.
       count: Places of an image.
+      least: Cells of the first half are covered by more than this share.
     """
-    rows = covered.reshape(covered.shape[0], -1)  # [B, h * w]
     half = count // 2
-    keys = jax.random.split(key, 3)
-    touched = _draw_members(keys[0], rows > 0, half)
-    normal = _draw_members(keys[1], rows <= 0, count - half)
-    # Of an image that is all normal, or one defect, all places are of its only kind.
-    share = jnp.mean(rows > 0, axis=1, keepdims=True)
-    anywhere = jax.random.randint(keys[2], normal.shape, 0, rows.shape[1])
-    touched = jnp.where(share > 0, touched, anywhere[:, :half])
-    normal = jnp.where(share < 1, normal, anywhere)
-    return jnp.concatenate([touched, normal], axis=1)
+    keys = jax.random.split(key)
+    is_defect, is_normal = covered > least, covered <= 0
+    defective = _draw_members(keys[0], is_defect, half)
+    normal = _draw_members(keys[1], is_normal, count - half)
+    # Of an image without the one kind, all places are of the other.
+    has_defect, has_normal = (
+        jnp.any(kind, axis=1, keepdims=True) for kind in (is_defect, is_normal)
+    )
+    first = jnp.where(has_defect, defective, normal[:, :half])
+    second = jnp.where(
+        has_normal, normal, defective[:, jnp.arange(count - half) % half]
+    )
+    return jnp.concatenate([first, second], axis=1)
 
 
 def _draw_members(key: PRNGKey, members: Array, count: int) -> Array:
@@ -199,28 +213,44 @@ def loss_of(parts: Parts, options: Options) -> LossFn:
             )
             layers = look(parts, frozen, image)
             covered = coverage(mask, layers[0].shape[1:3])
-        places = draw_places(key_places, covered, parts.num_places)
-        share = jnp.take_along_axis(covered.reshape(len(covered), -1), places, axis=1)
-        logits = parts.head.apply({"params": params}, layers, places, method="at")
-        losses = optax.sigmoid_binary_cross_entropy(logits, share)  # [B, K]
-        loss = denoising.row_mean(jnp.mean(losses, axis=1), batch["valid"])
-        return loss, {"cross_entropy": loss}
+        losses = {}
+        for name, part in zip(parts.heads, jax.random.split(key_places), strict=True):
+            least = PRESENT if name == "presence" else 0.0
+            cells = _coarser(covered, parts.heads[name].coarse)
+            places = draw_places(part, cells, parts.num_places, least)
+            share = jnp.take_along_axis(cells, places, axis=1)
+            truth = (share > 0).astype(jnp.float32) if name == "presence" else share
+            logits = parts.heads[name].apply(
+                {"params": params[name]}, layers, places, method="at"
+            )
+            entropy = optax.sigmoid_binary_cross_entropy(logits, truth)  # [B, K]
+            rows = jnp.mean(entropy, axis=1)
+            losses[name] = denoising.row_mean(rows, batch["valid"])
+        return sum(losses.values()), losses
 
     return loss_fn
 
 
+def _coarser(covered: Array, factor: int) -> Array:
+    """Averages blocks of `factor` x `factor` cells, [B, h, w] -> [B, N]."""
+    pooled = nn.avg_pool(covered[..., None], (factor, factor), (factor, factor))
+    return pooled.reshape(covered.shape[0], -1)
+
+
 def predict_of(parts: Parts) -> PredictFn:
-    """Returns predict: defect probability per pixel, and of the image's top cells."""
+    """Returns predict: defective share of each pixel, presence in the top cells."""
 
     def predict(params, frozen, batch, key):
         del key
         layers = layers_of(parts, frozen, batch)
-        logits = parts.head.apply({"params": params}, layers)  # [B, h, w]
-        shape = (logits.shape[0], *parts.image_size)
-        anomaly_map = jax.nn.sigmoid(jax.image.resize(logits, shape, "linear"))
-        rows = logits.reshape(logits.shape[0], -1)
-        count = max(1, round(TOP_SHARE * rows.shape[1]))
-        top, _ = jax.lax.top_k(rows, count)
+        outline, presence = (
+            parts.heads[name].apply({"params": params[name]}, layers)  # [B, h, w]
+            for name in ("outline", "presence")
+        )
+        shape = (len(outline), *parts.image_size)
+        anomaly_map = jax.nn.sigmoid(jax.image.resize(outline, shape, "linear"))
+        rows = presence.reshape(len(presence), -1)
+        top, _ = jax.lax.top_k(rows, max(1, round(TOP_SHARE * rows.shape[1])))
         return Predictions(anomaly_map, jax.nn.sigmoid(jnp.mean(top, axis=1)))
 
     return predict

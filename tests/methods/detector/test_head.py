@@ -41,3 +41,14 @@ def test_measured_constants_standardise_their_layer():
     plain = HEAD.apply({"params": PARAMS}, data)
     np.testing.assert_allclose(HEAD.apply({"params": means}, shifted), plain, atol=1e-5)
     assert np.abs(HEAD.apply({"params": PARAMS}, shifted) - plain).max() > 0.1
+
+
+def test_a_coarser_head_reads_the_middle_of_four_cells():
+    coarse = Head((5, 7, 3), 6, coarse=2)
+    whole = coarse.apply({"params": PARAMS}, layers())
+    assert whole.shape == (2, 4, 6)
+    places = jnp.asarray([[0, 23, 9], [5, 6, 17]])
+    some = coarse.apply({"params": PARAMS}, layers(), places, method="at")
+    expected = np.take_along_axis(np.asarray(whole).reshape(2, -1), places, axis=1)
+    # float32 sums in another order.
+    np.testing.assert_allclose(some, expected, atol=1e-5)

@@ -75,16 +75,23 @@ def state(method):
     return method.init(jax.random.key(0))
 
 
-def test_half_of_the_places_are_touched_by_the_defect_and_the_rest_are_not():
-    covered = np.zeros((3, 4, 5), np.float32)
-    covered[0, 1, 2:4] = 1, 0.1
+def test_half_of_the_places_hold_a_defect_and_the_rest_is_untouched():
+    covered = np.zeros((3, 20), np.float32)
+    covered[0, 7:9] = 1, 0.1
     covered[2] = 1
-    places = tower.draw_places(jax.random.key(0), jnp.asarray(covered), 40)
-    cells = np.take_along_axis(covered.reshape(3, -1), np.asarray(places), axis=1)
-    assert set(cells[0, :20]) == {1, np.float32(0.1)}
-    assert not cells[0, 20:].any() and not cells[1].any()
-    np.testing.assert_array_equal(cells[2], 1)
-    assert len(np.unique(places[1])) > 10
+
+    def cells(least):
+        key = jax.random.key(0)
+        places = tower.draw_places(key, jnp.asarray(covered), 40, least)
+        return np.take_along_axis(covered, np.asarray(places), axis=1), places
+
+    drawn, places = cells(0.0)
+    assert set(drawn[0, :20]) == {1, np.float32(0.1)} and not drawn[0, 20:].any()
+    assert not drawn[1].any() and len(np.unique(places[1])) > 10
+    np.testing.assert_array_equal(drawn[2], 1)
+    # A cell that is hardly covered is neither present nor absent.
+    drawn, _ = cells(tower.PRESENT)
+    assert set(drawn[0, :20]) == {1} and not drawn[0, 20:].any()
 
 
 def test_coverage_is_the_share_of_a_cell():
@@ -152,18 +159,18 @@ def test_the_tower_and_the_measured_constants_are_not_trained(method, state):
     (phase,) = method.phases
     trained, kept = trees.split(params, phase.trainable)
     names = [set(trees.flatten(part)) for part in (trained, kept)]
-    assert all(name.startswith(("projections", "logit")) for name in names[0])
-    assert {name.split("_")[0] for name in names[1]} == {"mean", "std"}
+    assert all(name.split("/")[1][:5] in ("proje", "logit") for name in names[0])
+    assert {name.split("/")[1][:4] for name in names[1]} == {"mean", "std_"}
 
 
 def test_constants_are_measured_for_training_and_left_to_be_read_afterwards(state):
     params, _ = state
-    assert np.abs(params["mean_0"]).max() > 0 and np.all(
-        np.asarray(params["std_0"]) > 0
+    assert np.abs(params["outline"]["mean_0"]).max() > 0 and np.all(
+        np.asarray(params["outline"]["std_0"]) > 0
     )
     fresh, _ = make(num_steps=0).init(jax.random.key(0))
     trees.check_same_shapes(fresh, params, "a run")
-    np.testing.assert_array_equal(fresh["mean_0"], 0)
+    np.testing.assert_array_equal(fresh["outline"]["mean_0"], 0)
 
 
 @pytest.mark.parametrize(
@@ -187,4 +194,4 @@ def test_without_caching_images_are_augmented_in_the_loss():
     loss, metrics = method.phases[0].loss_fn(
         params, frozen, batch(2), jax.random.key(1)
     )
-    assert np.isfinite(loss) and set(metrics) == {"cross_entropy"}
+    assert np.isfinite(loss) and set(metrics) == {"outline", "presence"}
