@@ -5,8 +5,11 @@ detection tables). The data source decides whether this detector sees real defec
 generated ones or both; nothing here knows which. One phase, "segment".
 
 On photographs it is a small head on a frozen ImageNet tower (`tower`,
-`config.detector.encoder`); without an encoder it is a U-Net from nothing, of which the
-rest of this page speaks.
+`config.detector.encoder`), trained by cross-entropy with the defective share of drawn
+cells, as many defective as normal ones: a focal exponent and a Dice term balance what
+drawing has balanced already, and hard labels cost outlines four points of pixel AP on
+procedural leather. Without an encoder it is a U-Net from nothing, of which the rest of
+this page speaks.
 
 The papers leave the detector unsaid; the released code of AnomalyDiffusion
 (arXiv 2312.05767), whose table layout they share, trains DRAEM's segmenter. Differences
