@@ -38,8 +38,8 @@ FLOORS = {
     "hazelnut_toy": {"image_auroc": 100.0, "pixel_auroc": 99.7, "pixel_ap": 88.6},
 }
 """The same tower in PyTorch: a head of 64 units on the 28 x 28 grid of images squeezed
-to squares, the same counts of images, at most 160 tested. Its three seeds share one draw
-of the ten defects, where each seed here has its own."""
+to squares, the same counts of images, at most 160 tested. Its three seeds share one
+draw of the ten defects, where each seed here has its own."""
 COLUMNS = {
     "image_auroc": "image AUROC",
     "pixel_auroc": "pixel AUROC",

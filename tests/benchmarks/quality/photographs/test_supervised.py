@@ -1,4 +1,4 @@
-"""The benchmark of the detector on photographs: its sums, its table, its absent sets."""
+"""The benchmark of the detector on photographs: sums, table, absent sets."""
 
 import json
 
@@ -13,8 +13,8 @@ def run(**changes):
 
 
 def test_runs_are_summed_up_by_mean_and_deviation_of_a_sample():
-    told = supervised.summary([run(pixel_ap=30.0), run(pixel_ap=34.0)])
-    assert told["pixel_ap"] == pytest.approx([32.0, 8**0.5])
+    summed = supervised.summary([run(pixel_ap=30.0), run(pixel_ap=34.0)])
+    assert summed["pixel_ap"] == pytest.approx([32.0, 8**0.5])
     assert supervised.summary([run()])["pixel_ap"] == [50.0, 0.0]
 
 
@@ -35,10 +35,9 @@ def test_absent_sets_are_left_out_and_results_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(supervised, "measure", measure)
     record = tmp_path / "record.json"
-    supervised.main(
-        [f"--data={tmp_path / 'data'}", "--rows=tower", "--seeds=2"]
-        + [f"--out={tmp_path / 'out'}", f"--record={record}"]
-    )
+    places = {"data": tmp_path / "data", "out": tmp_path / "out", "record": record}
+    words = [f"--{name}={place}" for name, place in places.items()]
+    supervised.main([*words, "--rows=tower", "--seeds=2"])
     assert seen == [
         ("hazelnut_toy", "tower", seed, f"hazelnut_toy_tower_{seed}")
         for seed in range(2)
