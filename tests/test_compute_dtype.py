@@ -48,7 +48,7 @@ BY_DESIGN = {
     ("methods/adp/objective.py", "state"): "cosines",
     ("methods/adp/objective.py", "align"): "cosines",
     ("methods/adp/channels/evidence.py", "*"): "cosines and distances",
-    ("methods/adp/memory/bank.py", "*"): "distances: differences of large products",
+    ("models/features/patches.py", "*"): "distances: differences of large products",
     ("methods/adp/channels/fusion.py", "smooth"): "smoothed maps",
     ("losses/orthogonality.py", "*"): "loss",
     ("jax", "_resize"): "enlarged maps, by `jax.image.resize`",

@@ -132,6 +132,6 @@ def test_other_extras_are_installed_anew(tmp_path):
 
     assert "pip install" not in told("quickstart") + told("test")
     installed = told("quickstart", "EXTRAS=cuda,data")
-    assert "--editable '.[cuda,data]'" in installed
+    assert "--editable '.[photos,cuda,data]'" in installed
     assert f"touch {tmp_path}/.installed.cuda.data\n" in installed
-    assert "--editable '.[cuda,test,hf]'" in told("test", "EXTRAS=cuda")
+    assert "--editable '.[photos,cuda,test,hf]'" in told("test", "EXTRAS=cuda")

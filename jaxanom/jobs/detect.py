@@ -132,7 +132,7 @@ def detect(
       UserError: A path is no image, a normal image was trained on, or the method does
         not detect.
     """
-    files = mvtec.image_files(paths)
+    files = mvtec.image_files(paths, nested=True)
     if normal is None:
         threshold = own_threshold(run, false_alarm_rate, category)
     else:

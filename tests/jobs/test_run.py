@@ -207,8 +207,10 @@ def test_a_category_is_named_where_there_are_several(detector):
 def test_detect_names_the_path_that_is_no_image(detector, tiny_folder, tmp_path):
     with pytest.raises(ValueError, match=r"no such image or folder: .*nowhere"):
         jaxanom.detect(detector, [tiny_folder / "nowhere"], tmp_path / "out")
+    empty = tmp_path / "empty"
+    empty.mkdir()
     with pytest.raises(ValueError, match=r"holds .*wanted images"):
-        jaxanom.detect(detector, [tiny_folder / "bolt"], tmp_path / "out")
+        jaxanom.detect(detector, [empty], tmp_path / "out")
     (tmp_path / "x.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"cannot read image .*x\.png"):
         jaxanom.detect(detector, [tmp_path / "x.png"], tmp_path / "out")

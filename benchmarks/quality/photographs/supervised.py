@@ -103,7 +103,9 @@ def table(results: dict[str, Any]) -> tables.Table:
 
 def main(words: Sequence[str] | None = None) -> None:
     """Runs what is missing, prints the table, writes the record."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.quality.photographs.supervised"
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/supervised"))
     parser.add_argument("--sets", nargs="+", default=SETS)

@@ -88,10 +88,13 @@ def read_folder(
     return records
 
 
-def image_files(paths: Sequence[str | Path]) -> list[Path]:
+def image_files(paths: Sequence[str | Path], nested: bool = False) -> list[Path]:
     """Lists the images meant by files and folders; each one's header is read.
 
-    Of a folder, those in its folders count too, at any depth; hidden ones do not.
+    Args:
+      paths: Image files, or folders of images.
+      nested: Whether images in the folders of a folder count too, at any depth; of
+        images to learn from they do not, as some may hold defects.
 
     Raises:
       UserError: nothing there, a folder without images, or a damaged image.
@@ -100,7 +103,9 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     for path in (Path(path).expanduser() for path in paths):
         if not path.exists():
             raise UserError(f"no such image or folder: {path}")
-        inside = _images_below(path) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = _images_below(path) if nested else images_in(path)
         if not inside:
             raise UserError(f"{_describe(path)}; wanted images")
         files += inside

@@ -125,7 +125,9 @@ def test_good_beside_defects_is_divided_and_said(tmp_path):
 
 def test_folders_of_folders_are_walked_and_hidden_ones_are_not(part):
     shutil.copytree(part / "train", part / "train/.hidden")
-    assert len(mvtec.image_files([part / "train"])) == 3
+    assert len(mvtec.image_files([part / "train"], nested=True)) == 3
+    with pytest.raises(ValueError, match="wanted images"):
+        mvtec.image_files([part / "train"])
 
 
 def test_an_empty_mask_counts_as_missing_where_defects_are_learned(part):
