@@ -5,8 +5,8 @@ Command:
 --run=RUN`; add `--config.data.generated=SET --config.mixture.segment.generated=0.25`
 for a generated set. The features are EfficientNet-Lite's, frozen (extra `photos`);
 `configs/detector/folder.py:unet` trains a network from nothing instead. Expected, as in
-benchmarks/QUALITY.md: pixel AP 36, 48 and 92 from ten defects of three sets; about a minute on
-two CPU cores. 6 MB of memory an image; where that is too much, set
+benchmarks/QUALITY.md: pixel AP 36, 48 and 92 from ten defects of three sets; a quarter
+of a minute on two CPU cores. 6 MB of memory an image; where that is too much, set
 `detector.cache_features=False`, `data.num_views=1` and `data.flips=()`: images are then
 looked at in every step.
 """
